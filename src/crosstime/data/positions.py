@@ -1,0 +1,39 @@
+"""What a run does with position 0: one policy that every stage obeys."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Positions:
+    """The policy for the first position of every sequence and every prompt.
+
+    The first position is an attention sink with an activation of its own kind (far larger, the same for every text),
+    so by default each sequence starts with BOS and position 0 is never encoded: its activation passes unchanged.
+    """
+
+    bos: bool = True
+    """Put BOS before every sequence and prompt."""
+    encode_first: bool = False
+    """Encode position 0 like any other. The paper trains without position 0 but encodes it in every analysis."""
+
+    @property
+    def first_encoded(self) -> int:
+        """Index of the first position that the crosscoder reads and replaces."""
+        return 0 if self.encode_first else 1
+
+    def bos_ids(self, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+        """The ids that stand before every text: BOS, or EOS where a tokenizer has no BOS, or nothing.
+
+        Raises:
+            ValueError: the policy asks for BOS and the tokenizer has neither token.
+        """
+        if not self.bos:
+            return []
+        for token_id in (tokenizer.bos_token_id, tokenizer.eos_token_id):
+            if isinstance(token_id, int):
+                return [token_id]
+        raise ValueError("the tokenizer has neither a BOS nor an EOS token: set `bos = false` under [positions]")
