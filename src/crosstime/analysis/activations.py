@@ -1,0 +1,75 @@
+"""Where every analysis begins: the residual streams of all checkpoints on the same tokens, and their features."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from crosstime.crosscoder.crosscoder import Crosscoder
+from crosstime.lm.split import SplitLM
+
+
+def check_models(crosscoder: Crosscoder, models: Sequence[SplitLM]) -> None:
+    """Refuse models that are not the checkpoints of this crosscoder, in its order.
+
+    Raises:
+        ValueError: another number of models, or one with another name, width or layer.
+    """
+    config = crosscoder.config
+    if len(models) != len(config.checkpoints):
+        raise ValueError(f"the crosscoder reads {len(config.checkpoints)} checkpoints; got {len(models)} models")
+    for name, model in zip(config.checkpoints, models, strict=True):
+        for what, expected, found in (
+            ("name", name, model.name or name),  # a model made in memory may have no name
+            ("width", config.width, model.width),
+            ("layer", config.layer, model.layer),
+        ):
+            if found != expected:
+                raise ValueError(
+                    f"model {model.name!r} is not checkpoint {name!r} of the crosscoder: its {what} is {found!r}, "
+                    f"not {expected!r}; pass the models in the order {list(config.checkpoints)}"
+                )
+
+
+def residuals(
+    crosscoder: Crosscoder, models: Sequence[SplitLM], tokens: Int[Tensor, "B S"]
+) -> Float[Tensor, "B S M D"]:
+    """What the crosscoder reads: the output of its layer at every checkpoint, float32, on the crosscoder's device.
+
+    Raises:
+        ValueError: a checkpoint gives NaN or infinity; names it and the first such row and token.
+    """
+    device = crosscoder.W_enc.device
+    x = torch.stack([model.lower(tokens.to(model.device)).to(device, torch.float32) for model in models], dim=2)
+    # The sum over D is not finite where an entry is not, and is cheaper to look through than the entries.
+    if not bool(x.sum(-1).isfinite().all()):
+        _refuse(crosscoder, models, x, tokens)
+    return x
+
+
+def encode(crosscoder: Crosscoder, x: Float[Tensor, "B S M D"]) -> Float[Tensor, "B S F"]:
+    """The features at every position; zero at a position that the crosscoder's policy leaves alone."""
+    f = crosscoder.encode(x)
+    f[:, : crosscoder.config.positions.first_encoded] = 0
+    return f
+
+
+def _refuse(
+    crosscoder: Crosscoder,
+    models: Sequence[SplitLM],
+    x: Float[Tensor, "B S M D"],
+    tokens: Int[Tensor, "B S"],
+) -> None:
+    """Name the first activation that is not finite, if there is one (a sum of finite entries may overflow)."""
+    bad = (~x.isfinite().all(-1)).nonzero()
+    if len(bad) == 0:
+        return
+    row, position, m = bad[0].tolist()
+    raise ValueError(
+        f"checkpoint {crosscoder.config.checkpoints[m]!r} gives activations that are not finite after block "
+        f"{models[m].layer}: first in row {row} of the batch at token position {position} (token id "
+        f"{int(tokens[row, position])}); load it in float32 or leave it out"
+    )

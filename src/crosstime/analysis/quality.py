@@ -1,0 +1,200 @@
+"""How well a crosscoder stands for its checkpoints, on text that it was not trained on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from tqdm import tqdm
+
+from crosstime.analysis.activations import check_models, encode, residuals
+from crosstime.crosscoder.crosscoder import Crosscoder
+from crosstime.data.corpus import Corpus
+from crosstime.lm.split import SplitLM
+
+LOGITS_AT_ONCE = 2**25
+"""Logits held in memory at a time (128 MiB in float32); fewer than one sequence's cannot be made."""
+
+
+@dataclass(frozen=True)
+class Quality:
+    """Quality of a crosscoder on held-out text (METHOD: arXiv 2509.05291, section on crosscoder evaluation).
+
+    Per-checkpoint values (length M) stand in the order of `checkpoints`; cross-entropies are in nats per token,
+    over the predictions made at encoded positions.
+    """
+
+    checkpoints: list[str]
+    n_tokens: int
+    """Encoded tokens looked at; `dead`, `l0` and `frequency` are over these."""
+    l0: float
+    """Mean number of features above zero per encoded token."""
+    dead: int
+    """Features that fired on none of the tokens."""
+    frequency: np.ndarray
+    """[F] share of the tokens on which each feature fires."""
+    explained_variance: np.ndarray
+    """[M] 1 - sum ||x - xhat||^2 / sum ||x - mean||^2: a ratio of sums, so no token near the mean dominates."""
+    ce_clean: np.ndarray
+    """[M] cross-entropy of the model as it is."""
+    ce_spliced: np.ndarray
+    """[M] with the reconstruction in place of the activation at encoded positions."""
+    ce_zero: np.ndarray
+    """[M] with zeros in place of the activation at encoded positions."""
+
+    @property
+    def dead_fraction(self) -> float:
+        """Share of the features that fired on none of the tokens."""
+        return self.dead / len(self.frequency)
+
+    @property
+    def delta_ce(self) -> np.ndarray:
+        """[M] nats per token that the reconstruction costs."""
+        return self.ce_spliced - self.ce_clean
+
+    @property
+    def loss_recovered(self) -> np.ndarray:
+        """[M] share of the cost of zero ablation that the reconstruction saves; NaN where zeros cost nothing."""
+        cost = self.ce_zero - self.ce_clean
+        return 1 - np.divide(self.delta_ce, cost, out=np.full_like(cost, np.nan), where=cost != 0)
+
+    def save(self, folder: Path) -> None:
+        """Write metrics.json and frequency.parquet into an existing folder."""
+        metrics = {
+            "checkpoints": self.checkpoints,
+            "n_tokens": self.n_tokens,
+            "l0": self.l0,
+            "dead": self.dead,
+            "dead_fraction": self.dead_fraction,
+            **{name: _to_json(getattr(self, name)) for name in (*_PER_CHECKPOINT, "delta_ce", "loss_recovered")},
+        }
+        (folder / "metrics.json").write_text(json.dumps(metrics, indent=2, allow_nan=False), encoding="utf-8")
+        features = np.arange(len(self.frequency), dtype=np.int32)
+        pq.write_table(pa.table({"feature": features, "frequency": self.frequency}), folder / "frequency.parquet")
+
+    @classmethod
+    def load(cls, folder: Path) -> Quality:
+        """Read what `save` wrote."""
+        metrics: dict[str, Any] = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+        return cls(
+            checkpoints=metrics["checkpoints"],
+            n_tokens=metrics["n_tokens"],
+            l0=metrics["l0"],
+            dead=metrics["dead"],
+            frequency=pq.read_table(folder / "frequency.parquet")["frequency"].to_numpy(),
+            # null, which stands for NaN in the file, becomes NaN again
+            **{name: np.array(metrics[name], dtype=np.float64) for name in _PER_CHECKPOINT},
+        )
+
+
+_PER_CHECKPOINT = ("explained_variance", "ce_clean", "ce_spliced", "ce_zero")
+
+
+@torch.inference_mode()
+def evaluate(
+    crosscoder: Crosscoder,
+    models: Sequence[SplitLM],
+    heldout: Corpus,
+    *,
+    max_blocks: int = 256,
+    batch_blocks: int = 16,
+) -> Quality:
+    """Measure a crosscoder on held-out text. Changes nothing: neither the crosscoder, nor the models, nor any seed.
+
+    Args:
+        crosscoder: the crosscoder.
+        models: its checkpoints, in its order.
+        heldout: text that it was not trained on.
+        max_blocks: look at the first so many blocks of the text at most.
+        batch_blocks: blocks harvested and encoded at a time; the numbers do not depend on it.
+
+    Raises:
+        ValueError: the models are not the crosscoder's, the text holds no block, or an activation is not finite.
+    """
+    check_models(crosscoder, models)
+    if min(max_blocks, batch_blocks) < 1:
+        raise ValueError(f"max_blocks and batch_blocks must be at least 1; got {max_blocks} and {batch_blocks}")
+    first = crosscoder.config.positions.first_encoded
+    blocks = torch.from_numpy(heldout.blocks[:max_blocks].astype(np.int64))
+    if len(blocks) == 0 or blocks.shape[1] < first + 2:
+        raise ValueError(f"held-out text {heldout.name!r} has no block in which a token is predicted: give more text")
+    fired = np.zeros(crosscoder.config.features, dtype=np.int64)
+    errors = np.zeros(len(models))
+    spread = _Spread()
+    nats = np.zeros((3, len(models)))  # clean, spliced, zero
+    for tokens in tqdm(blocks.split(batch_blocks), desc="evaluate", unit="batch", leave=False, disable=None):
+        x = residuals(crosscoder, models, tokens)
+        f = encode(crosscoder, x)[:, first:]
+        fired += (f > 0).sum(dim=(0, 1)).cpu().numpy()
+        xhat = crosscoder.decode(f)
+        rows = x[:, first:]
+        errors += (rows - xhat).square().sum(dim=(0, 1, 3)).cpu().numpy()
+        spread.add(rows.flatten(0, 1))
+        for m, model in enumerate(models):
+            for kind, encoded in enumerate((rows[:, :, m], xhat[:, :, m], torch.zeros_like(xhat[:, :, m]))):
+                spliced = torch.cat([x[:, :first, m], encoded], dim=1)
+                nats[kind, m] += _cross_entropy_sum(model, spliced, tokens, first)
+    n_tokens = len(blocks) * (blocks.shape[1] - first)
+    clean, spliced, zero = nats / (len(blocks) * (blocks.shape[1] - first - 1))
+    total = spread.squares
+    return Quality(
+        checkpoints=list(crosscoder.config.checkpoints),
+        n_tokens=n_tokens,
+        l0=float(fired.sum() / n_tokens),
+        dead=int((fired == 0).sum()),
+        frequency=fired / n_tokens,
+        explained_variance=1 - np.divide(errors, total, out=np.full_like(total, np.nan), where=total > 0),
+        ce_clean=clean,
+        ce_spliced=spliced,
+        ce_zero=zero,
+    )
+
+
+class _Spread:
+    """sum ||x - mean||^2 per checkpoint, in one pass: batches are joined as in Chan, Golub, LeVeque 1979.
+
+    Unlike sum ||x||^2 - n ||mean||^2 this loses nothing where the mean is large beside the spread, and it needs
+    float64 only for the sums on the CPU, so that it works on devices without float64.
+    """
+
+    def __init__(self) -> None:
+        self.n = 0
+        self.mean: np.ndarray = np.zeros(())
+        self.squares: np.ndarray = np.zeros(())
+
+    def add(self, rows: Float[Tensor, "N M D"]) -> None:
+        n = len(rows)
+        mean = rows.mean(dim=0)
+        squares = (rows - mean).square().sum(dim=(0, 2)).cpu().double().numpy()
+        shift = mean.cpu().double().numpy() - self.mean
+        joined = self.n + n
+        self.squares = self.squares + squares + (shift**2).sum(axis=1) * (self.n * n / joined)
+        self.mean = self.mean + shift * (n / joined)
+        self.n = joined
+
+
+def _cross_entropy_sum(
+    model: SplitLM, residual: Float[Tensor, "B S D"], tokens: Int[Tensor, "B S"], first: int
+) -> float:
+    """Nats over all predictions made at positions `first` .. S-2, given the residual stream after the model's layer."""
+    rows_at_once = max(1, LOGITS_AT_ONCE // (residual.shape[1] * model.vocab_size))
+    nats = 0.0
+    for part, ids in zip(residual.split(rows_at_once), tokens.split(rows_at_once), strict=True):
+        logits = model.upper(part.to(model.device))[:, first:-1].float()
+        right = logits.gather(-1, ids[:, first + 1 :, None].to(logits.device))[..., 0]
+        nats += float((logits.logsumexp(-1) - right).sum())
+    return nats
+
+
+def _to_json(values: np.ndarray) -> list[float | None]:
+    """JSON has no NaN: null stands for it."""
+    return [None if np.isnan(value) else float(value) for value in values]

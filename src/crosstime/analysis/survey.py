@@ -1,0 +1,259 @@
+"""Survey: what every checkpoint of a suite can do and how much its representation differs, each run once.
+
+From it follows which checkpoints to compare: `Survey.propose`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm import tqdm
+
+from crosstime.analysis.choice import Proposal, choose, find_broken
+from crosstime.analysis.task_scores import TaskReader, finite_residual
+from crosstime.data.corpus import Corpus
+from crosstime.data.positions import Positions
+from crosstime.data.task import Task
+from crosstime.lm.split import SplitLM
+from crosstime.lm.suite import Suite
+
+SIMILARITY_TOKENS = 20_000
+"""Activations are compared on at most this many tokens of the tasks. Kept in bfloat16 for all checkpoints at once."""
+
+
+@dataclass(frozen=True)
+class Survey:
+    """C checkpoints, in order of training, on T tasks."""
+
+    checkpoints: list[str]
+    tokens: list[int | None]
+    """Tokens seen in pretraining, where known."""
+    tasks: list[str]
+    n_pairs: list[int]
+    """Pairs of each task, all of which are read as sentences."""
+    n_prompts: list[int]
+    """Of these, the pairs that the next token decides."""
+    sentence_accuracy: Float[np.ndarray, "C T"]
+    """Share of pairs in which the good sentence has the higher log-likelihood (a tie is wrong)."""
+    token_accuracy: Float[np.ndarray, "C T"]
+    """Share of prompts after which the right answer is likelier than the wrong one; nan where there are no prompts."""
+    logit_difference: Float[np.ndarray, "C T"]
+    """Mean over prompts of logit(right) - logit(wrong); nan where there are no prompts."""
+    perplexity: Float[np.ndarray, " C"]
+    """On held-out text; infinite where it overflows or is not a number."""
+    cosine: Float[np.ndarray, "C C"]
+    """Mean over tokens of the cosine of two checkpoints' activations."""
+    pearson: Float[np.ndarray, "C C"]
+    """The same after each activation's own mean over D is taken from it."""
+    layer: int
+    """Of the activations: the output of this block, counted from 0."""
+
+    @cached_property
+    def broken(self) -> dict[str, str]:
+        """Checkpoints that look broken, and why."""
+        return find_broken(self.checkpoints, self.perplexity, self.cosine)
+
+    def propose(self, k: int) -> Proposal:
+        """The `k` checkpoints with the largest shifts in performance and representation, in order of training.
+
+        `crosstime.analysis.choice` states the rule.
+
+        Raises:
+            ValueError: `k` is below 2, or above the number of checkpoints that are neither broken nor at chance.
+        """
+        accuracy = np.where(np.isnan(self.token_accuracy), self.sentence_accuracy, self.token_accuracy)
+        n = np.where(self.n_prompts, self.n_prompts, self.n_pairs)
+        return choose(self, k)
+
+    def save(self, folder: Path | str) -> None:
+        """Write `accuracy.parquet`, `similarity.parquet` and `survey.json` into an existing folder."""
+        folder = Path(folder)
+        pq.write_table(self._accuracy_table(), folder / "accuracy.parquet")
+        pq.write_table(self._similarity_table(), folder / "similarity.parquet")
+        summary = {
+            "checkpoints": self.checkpoints,
+            "tokens": self.tokens,
+            "tasks": self.tasks,
+            "n_pairs": self.n_pairs,
+            "n_prompts": self.n_prompts,
+            "layer": self.layer,
+            # JSON knows no infinity.
+            "perplexity": [value if np.isfinite(value) else None for value in self.perplexity.tolist()],
+            "broken": self.broken,
+        }
+        (folder / "survey.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: Path | str) -> Survey:
+        """Read what `save` wrote."""
+        folder = Path(folder)
+        summary = json.loads((folder / "survey.json").read_text(encoding="utf-8"))
+        names, tasks = summary["checkpoints"], summary["tasks"]
+        accuracy = pq.read_table(folder / "accuracy.parquet")
+        similarity = pq.read_table(folder / "similarity.parquet")
+
+        def grid(table: pa.Table, column: str, width: int) -> np.ndarray:
+            return table[column].to_numpy().reshape(len(names), width).copy()
+
+        return cls(
+            checkpoints=names,
+            tokens=summary["tokens"],
+            tasks=tasks,
+            n_pairs=summary["n_pairs"],
+            n_prompts=summary["n_prompts"],
+            sentence_accuracy=grid(accuracy, "sentence_accuracy", len(tasks)),
+            token_accuracy=grid(accuracy, "token_accuracy", len(tasks)),
+            logit_difference=grid(accuracy, "logit_difference", len(tasks)),
+            perplexity=np.array([np.inf if value is None else value for value in summary["perplexity"]]),
+            cosine=grid(similarity, "cosine", len(names)),
+            pearson=grid(similarity, "pearson", len(names)),
+            layer=summary["layer"],
+        )
+
+    def _accuracy_table(self) -> pa.Table:
+        """One row per checkpoint and task."""
+        n_checkpoints, n_tasks = self.sentence_accuracy.shape
+        return pa.table(
+            {
+                "checkpoint": np.repeat(self.checkpoints, n_tasks),
+                "tokens": pa.array(chain.from_iterable([seen] * n_tasks for seen in self.tokens), pa.int64()),
+                "task": self.tasks * n_checkpoints,
+                "n_pairs": self.n_pairs * n_checkpoints,
+                "n_prompts": self.n_prompts * n_checkpoints,
+                "sentence_accuracy": self.sentence_accuracy.reshape(-1),
+                "token_accuracy": self.token_accuracy.reshape(-1),
+                "logit_difference": self.logit_difference.reshape(-1),
+            }
+        )
+
+    def _similarity_table(self) -> pa.Table:
+        """One row per ordered pair of checkpoints."""
+        n = len(self.checkpoints)
+        return pa.table(
+            {
+                "a": np.repeat(self.checkpoints, n),
+                "b": self.checkpoints * n,
+                "cosine": self.cosine.reshape(-1),
+                "pearson": self.pearson.reshape(-1),
+            }
+        )
+
+
+def survey(
+    suite: Suite,
+    tasks: Sequence[Task],
+    heldout: Corpus,
+    *,
+    layer: int,
+    positions: Positions = Positions(),  # noqa: B008
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    max_tokens_per_batch: int = 4096,
+    max_blocks: int = 128,
+) -> Survey:
+    """Run every checkpoint of a suite once, one at a time, on the texts of all tasks and on held-out text.
+
+    Args:
+        suite: the checkpoints; any number.
+        tasks: with different names.
+        heldout: text that no checkpoint was trained on, made with the suite's tokenizer and the same policy.
+        layer: of the activations that are compared, 0 <= layer < n_layers.
+        positions: the policy for position 0: whether texts start with BOS, and whether its activation is compared.
+        dtype, device: of the models. Probabilities are computed in float32.
+        max_tokens_per_batch: tokens that go through a model at once.
+        max_blocks: of the held-out text, from its beginning.
+
+    Raises:
+        ValueError: there are no tasks, two have one name, or an activation is not finite (checkpoint and token named).
+    """
+    names = [task.name for task in tasks]
+    if not names:
+        raise ValueError("a survey needs at least one task")
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise ValueError(f"two tasks are named {min(twice)}: give them different names")
+    reader = TaskReader(
+        tasks, suite.tokenizer, positions, max_tokens_per_batch=max_tokens_per_batch, sample=SIMILARITY_TOKENS
+    )
+    blocks = torch.from_numpy(heldout.take(max_blocks).blocks.astype(np.int64))
+    block_batches = blocks.split(max(max_tokens_per_batch // heldout.context, 1))
+    total = len(suite) * (sum(batch.tokens.numel() for batch in reader.batches) + blocks.numel())
+
+    scores, perplexities = [], []
+    with tqdm(total=total, desc="survey", unit="tok", unit_scale=True, leave=False, disable=None) as bar:
+        for checkpoint in suite:
+            bar.set_postfix_str(checkpoint.name)
+            lm = suite.load(checkpoint.name, layer=layer, dtype=dtype, device=device)
+            scores.append(reader.read(lm, bar.update))
+            nats = []
+            for batch in block_batches:
+                residual = finite_residual(lm, batch, suite.tokenizer)
+                nats.append(_cross_entropy(lm, batch, residual, int(positions.bos)))
+                bar.update(batch.numel())
+            perplexities.append(_perplexity(torch.cat(nats)))
+
+    cosine, pearson = similarity(torch.stack([score.activations for score in scores]))
+    logit_margins = [score.logit_margins for score in scores]
+    return Survey(
+        checkpoints=[checkpoint.name for checkpoint in suite],
+        tokens=[checkpoint.tokens for checkpoint in suite],
+        tasks=names,
+        n_pairs=reader.n_pairs,
+        n_prompts=reader.n_prompts,
+        sentence_accuracy=np.array([[_mean(margin > 0) for margin in score.sentence_margins] for score in scores]),
+        token_accuracy=np.array([[_mean(margin > 0) for margin in margins] for margins in logit_margins]),
+        logit_difference=np.array([[_mean(margin) for margin in margins] for margins in logit_margins]),
+        perplexity=np.array(perplexities),
+        cosine=cosine,
+        pearson=pearson,
+        layer=layer,
+    )
+
+
+def similarity(activations: Float[Tensor, "C n D"]) -> tuple[Float[np.ndarray, "C C"], Float[np.ndarray, "C C"]]:
+    """Mean cosine and mean Pearson correlation, over tokens, of every pair of checkpoints (arXiv 2509.05291, its code).
+
+    The correlation of two activations is the cosine after each one's mean over D is taken from it.
+
+    Args:
+        activations: of C checkpoints at the same n tokens, of any floating dtype.
+    """
+    n_checkpoints, n_tokens, _ = activations.shape
+    sums = torch.zeros(2, n_checkpoints, n_checkpoints, dtype=torch.float64)
+    for part in activations.split(1024, dim=1):
+        x = part.transpose(0, 1).float()
+        for kind, vectors in enumerate((x, x - x.mean(-1, keepdim=True))):
+            unit = torch.nn.functional.normalize(vectors, dim=-1)
+            sums[kind] += (unit @ unit.transpose(1, 2)).double().sum(0)
+    means = (sums / n_tokens).clamp(-1, 1)
+    cosine, pearson = means.numpy()
+    return cosine, pearson
+
+
+def _cross_entropy(
+    lm: SplitLM, tokens: Float[Tensor, "B S"], residual: Float[Tensor, "B S D"], first: int
+) -> Float[Tensor, " n"]:
+    """Nats of each token given those before it, for predictions made at position `first` and later."""
+    logits = lm.upper(residual)[:, first:-1].float()
+    targets = tokens[:, first + 1 :].to(logits.device)
+    return torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").cpu()
+
+
+def _perplexity(nats: Float[Tensor, " n"]) -> float:
+    """Infinite where it is no number, so that there is one value for "broken"."""
+    value = nats.double().mean().exp().item()
+    return value if np.isfinite(value) else float("inf")
+
+
+def _mean(values: np.ndarray) -> float:
+    return float(values.mean()) if len(values) else float("nan")

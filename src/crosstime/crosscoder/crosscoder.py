@@ -1,0 +1,153 @@
+"""The crosscoder: one sparse code for the activations of several checkpoints.
+
+Lindsey et al. 2024 (sparse crosscoders); Bayazit, Mueller, Bosselut, arXiv 2509.05291, for checkpoints of pretraining.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from crosstime.crosscoder import files
+from crosstime.data.positions import Positions
+
+
+@dataclass(frozen=True)
+class CrosscoderConfig:
+    """What a crosscoder was made for, and on what; stored as config.json beside its weights."""
+
+    checkpoints: tuple[str, ...]
+    """Names of the checkpoints, in the order of training."""
+    layer: int
+    """The block whose output it reads, counted from 0."""
+    width: int
+    """D, the model's width."""
+    features: int
+    """F, the size of the dictionary."""
+    tokens: tuple[int | None, ...] = ()
+    """Tokens that each checkpoint had seen, where known."""
+    sources: tuple[str, ...] = ()
+    """Where each checkpoint came from: a folder, or repository@commit."""
+    weights: tuple[str, ...] = ()
+    """SHA-256 of each checkpoint's weights."""
+    positions: Positions = field(default_factory=Positions)
+    """The policy for position 0 that it was trained under."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError where the configuration describes no crosscoder."""
+        if len(self.checkpoints) < 2:
+            raise ValueError(f"a crosscoder compares at least two checkpoints; got {list(self.checkpoints)}")
+        if len(set(self.checkpoints)) < len(self.checkpoints):
+            raise ValueError(f"the checkpoints of a crosscoder need different names; got {list(self.checkpoints)}")
+        if min(self.width, self.features) < 1:
+            raise ValueError(f"width and features must be positive; got {self.width} and {self.features}")
+
+
+class Crosscoder(nn.Module):
+    """ReLU crosscoder. It reads and writes raw activations; inside, each checkpoint is scaled to a common size.
+
+    Parameters (M checkpoints, D width, F features), all in scaled units:
+        W_enc [M, D, F], b_enc [F], W_dec [F, M, D], b_dec [M, D]; and the scale factors c, `scale` [M].
+
+        f      = ReLU(sum_m c_m x_m W_enc[m] + b_enc)
+        xhat_m = (f W_dec[:, m] + b_dec[m]) / c_m
+    """
+
+    scale: Tensor
+
+    def __init__(self, config: CrosscoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        m, d, f = len(config.checkpoints), config.width, config.features
+        self.W_enc = nn.Parameter(torch.zeros(m, d, f))
+        self.b_enc = nn.Parameter(torch.zeros(f))
+        self.W_dec = nn.Parameter(torch.zeros(f, m, d))
+        self.b_dec = nn.Parameter(torch.zeros(m, d))
+        self.register_buffer("scale", torch.ones(m))
+
+    def encode(self, x: Float[Tensor, "*b M D"]) -> Float[Tensor, "*b F"]:
+        """The features of raw activations of all checkpoints at the same tokens."""
+        scaled = x.to(self.W_enc.dtype) * self.scale[:, None]
+        return torch.relu(scaled.flatten(-2) @ self.W_enc.flatten(0, 1) + self.b_enc)
+
+    def decode(self, f: Float[Tensor, "*b F"]) -> Float[Tensor, "*b M D"]:
+        """The raw activations of all checkpoints that the features stand for."""
+        scaled = (f @ self.W_dec.flatten(1)).unflatten(-1, self.b_dec.shape) + self.b_dec
+        return scaled / self.scale[:, None]
+
+    def forward(self, x: Float[Tensor, "*b M D"]) -> Float[Tensor, "*b M D"]:
+        """The reconstruction of raw activations."""
+        return self.decode(self.encode(x))
+
+    def raw_decoder(self, m: int) -> Float[Tensor, "F D"]:
+        """What one unit of each feature adds to the activation of checkpoint m."""
+        return self.W_dec[:, m] / self.scale[m]
+
+    def raw_bias(self) -> Float[Tensor, "M D"]:
+        """What the crosscoder decodes when no feature fires; initialised at the mean activation."""
+        return self.b_dec / self.scale[:, None]
+
+    def decoder_norms(self) -> Float[Tensor, "F M"]:
+        """||d_i,m|| in scaled units, in which checkpoints can be compared (arXiv 2509.05291, RelDec)."""
+        return self.W_dec.norm(dim=-1)
+
+    @torch.no_grad()
+    def initialise(
+        self,
+        mean: Float[Tensor, "M D"],
+        scale: Float[Tensor, " M"],
+        *,
+        decoder_norm: float,
+        tied: bool,
+        generator: torch.Generator,
+    ) -> None:
+        """Start values: random decoder directions of one norm, the encoder their transpose, b_dec the mean activation.
+
+        Args:
+            mean: mean raw activation of each checkpoint. With b_dec there, the integrated gradients of the effects
+                end at a point where the model is well behaved.
+            scale: c_m, which brings the mean norm of each checkpoint's activations to sqrt(D).
+            decoder_norm: norm of each d_i,m (0.08 in the paper).
+            tied: give a feature the same direction at every checkpoint. Independent directions, the paper's choice,
+                favour features that belong to one checkpoint only.
+            generator: source of the random directions.
+        """
+        shape = self.W_dec.shape
+        directions = torch.randn(shape[0], 1 if tied else shape[1], shape[2], generator=generator).expand(shape)
+        self.W_dec.copy_(decoder_norm * directions / directions.norm(dim=-1, keepdim=True))
+        self.W_enc.copy_(self.W_dec.permute(1, 2, 0))
+        self.b_enc.zero_()
+        self.scale.copy_(scale)
+        self.b_dec.copy_(mean * scale[:, None])
+
+    def save_pretrained(self, folder: Any) -> None:
+        """Write model.safetensors, config.json and a model card into `folder`, which is made if need be.
+
+        Raises:
+            OSError: the folder cannot be written; an earlier crosscoder in it then stays whole.
+        """
+        files.save(self, folder)
+
+    @classmethod
+    def from_pretrained(cls, source: Any, *, revision: str | None = None) -> Crosscoder:
+        """Read a crosscoder from a folder, or from a repository of the hub.
+
+        Raises:
+            ValueError: nothing is there, it is no crosscoder, or its weights were truncated or altered.
+        """
+        config, tensors = files.load(source, revision=revision)
+        crosscoder = cls(CrosscoderConfig(**config))
+        files.fill(crosscoder, tensors, source)
+        return crosscoder
+
+    def push_to_hub(self, repo: str, *, private: bool = False, token: str | None = None) -> str:
+        """Upload the crosscoder with its card to the hub; returns the address of the commit.
+
+        Raises:
+            ValueError: the hub refused the upload.
+        """
+        return files.push(self, repo, private=private, token=token)

@@ -1,0 +1,124 @@
+"""Checkpoints on the Hugging Face hub: exactly the revision that was asked for, or an error."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from crosstime.lm.nearest import nearest
+from crosstime.lm.weights import WEIGHT_NAMES, check_blob, find_weights
+
+RETRY_WAITS = (1.0, 2.0, 4.0)
+"""Seconds to wait before each new attempt. (The client itself does not repeat all of its requests.)"""
+
+PASSING_STATUS = (408, 429, 500, 502, 503, 504)
+"""Answers of a server that another attempt may better."""
+
+METADATA_PATTERNS = ["*.json", "*.txt", "*.model", "*.tiktoken", "*.jinja"]
+"""Configuration, tokenizer, and indices of shards: all that is needed to refuse a checkpoint before its weights."""
+
+
+def fetch_metadata(repo: str, revision: str, *, code: bool = False) -> tuple[Path, str]:
+    """Download all but the weights of a revision, or find it in the cache if the hub cannot be reached.
+
+    Args:
+        code: also fetch the repository's own modelling code.
+
+    Returns:
+        The folder in the hub's cache, and the commit that the revision stands for.
+
+    Raises:
+        ValueError: no such repository or revision; or the hub cannot be reached and the cache does not hold it.
+    """
+    patterns = [*METADATA_PATTERNS, *(["*.py"] if code else [])]
+    folder = _download(repo, revision, patterns)
+    return folder, folder.name
+
+
+def fetch_weights(repo: str, commit: str, folder: Path) -> list[Path]:
+    """Download the weights of a commit into its folder of the cache, and compare them with their hashes on the hub.
+
+    Raises:
+        ValueError: there are none; the download failed; or a file in the cache was damaged.
+    """
+    for name in WEIGHT_NAMES:
+        _download(repo, commit, _weight_patterns(folder / f"{name}.index.json", name))
+        if (folder / name).exists() or (folder / f"{name}.index.json").exists():
+            break
+    files = find_weights(folder)
+    for file in files:
+        check_blob(file)
+    return files
+
+
+def _weight_patterns(index: Path, name: str) -> list[str]:
+    """The file of the weights itself, and the shards where there is an index of them."""
+    shards = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values() if index.exists() else ()
+    return [name, *sorted(set(shards))]
+
+
+def _download(repo: str, revision: str, patterns: list[str]) -> Path:
+    """Files in the root folder of a revision."""
+    try:
+        return _with_retries(
+            lambda: Path(snapshot_download(repo, revision=revision, allow_patterns=patterns, ignore_patterns=["*/*"]))
+        )
+    except RevisionNotFoundError:
+        raise ValueError(f"{repo} has no revision {revision!r}{nearest(revision, _revisions(repo))}") from None
+    except GatedRepoError:
+        raise ValueError(f"{repo} is gated: ask for access on its page, then log in with `hf auth login`") from None
+    except RepositoryNotFoundError:
+        raise ValueError(f"there is no repository {repo} on the hub, or it is private (`hf auth login`)") from None
+    except LocalEntryNotFoundError as error:
+        reason = _first_line(error.__cause__ or error)
+        raise ValueError(
+            f"{repo} at {revision!r} is not in the cache and the hub cannot be reached: {reason}"
+        ) from None
+    except HfHubHTTPError as error:
+        raise ValueError(f"{repo} at {revision!r} could not be downloaded: {_first_line(error)}") from None
+
+
+def _with_retries(download: Callable[[], Path]) -> Path:
+    for wait in RETRY_WAITS:
+        try:
+            return download()
+        except (HfHubHTTPError, LocalEntryNotFoundError) as error:
+            if not _may_pass(error):
+                raise
+            time.sleep(wait)
+    return download()
+
+
+def _may_pass(error: BaseException | None) -> bool:
+    """Whether another attempt may do better: the server is overloaded, or the connection failed."""
+    if isinstance(error, HfHubHTTPError):
+        return error.response.status_code in PASSING_STATUS
+    if isinstance(error, LocalEntryNotFoundError):
+        # The client looks into its cache when a request fails. The cause says why it failed.
+        return _may_pass(error.__cause__)
+    return error is not None and not isinstance(error, OfflineModeIsEnabled)
+
+
+def _revisions(repo: str) -> list[str]:
+    """Branches and tags; empty if the hub does not answer, for this only improves an error message."""
+    try:
+        refs = HfApi().list_repo_refs(repo)
+    except (HfHubHTTPError, OSError):
+        return []
+    return [ref.name for ref in [*refs.branches, *refs.tags]]
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

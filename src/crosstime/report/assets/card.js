@@ -1,0 +1,188 @@
+/* The card of one feature: opened by #feature-123, wherever the link stands. */
+"use strict";
+
+(function () {
+  const { element } = crosstime;
+  const state = { card: null, task: 0 };
+
+  /** A bar from zero, with the interval on it. `low` and `high` span the scale. */
+  function gauge(value, interval, scale, colour, digits, note) {
+    const place = (x) => (100 * (x - scale.low)) / (scale.high - scale.low);
+    const zero = place(0);
+    const box = element("span", { class: "scale", style: { "--zero": zero / 100 } });
+    if (value !== null) {
+      const end = place(value);
+      box.append(element("i", { class: "fill", style: { "--c": colour, left: `${Math.min(zero, end)}%`, width: `${Math.abs(end - zero)}%` } }));
+    }
+    const known = interval && interval[0] !== null && interval[1] !== null;
+    if (known && value !== null) {
+      const [low, high] = interval.map(place);
+      box.append(element("i", { class: "whisker", style: { left: `${low}%`, width: `${Math.max(high - low, 0)}%` } }));
+    }
+    const words = element("span", { class: "value" }, crosstime.number(value, digits));
+    if (known) words.append(element("small", {}, `${crosstime.number(interval[0], digits)} to ${crosstime.number(interval[1], digits)}`));
+    if (note) words.append(element("small", {}, note));
+    return element("div", { class: "gauge" }, box, words);
+  }
+
+  function span(values) {
+    const known = values.filter((value) => value !== null);
+    const low = Math.min(0, ...known), high = Math.max(0, ...known);
+    return high > low ? { low, high } : { low: 0, high: 1 };
+  }
+
+  function gauges(card, effects) {
+    const { checkpoints } = crosstime.report;
+    const ie = effects && span([...effects.ie, ...effects.ie_low, ...effects.ie_high]);
+    const norm = span(card.norm);
+    const head = ["Checkpoint", effects ? "IE (95 % interval)" : null, effects ? "RelIE (95 % interval)" : null, "Decoder norm"];
+    const rows = checkpoints.map((checkpoint, m) => element("tr", {},
+      element("th", { scope: "row" }, crosstime.checkpoint(checkpoint)),
+      effects ? element("td", {}, gauge(effects.ie[m], [effects.ie_low[m], effects.ie_high[m]], ie, checkpoint.colour, 3)) : null,
+      effects ? element("td", {}, gauge(effects.rel[m], [effects.rel_low[m], effects.rel_high[m]], { low: 0, high: 1 }, checkpoint.colour, 2)) : null,
+      element("td", {}, gauge(card.norm[m], null, norm, checkpoint.colour, 2, `RelDec ${crosstime.share(card.rel_dec[m])}`))));
+    return element("div", { class: "scroll" }, element("table", { class: "gauges" },
+      element("thead", {}, element("tr", {}, ...head.filter(Boolean).map((text) => element("th", { scope: "col" }, text)))),
+      element("tbody", {}, ...rows)));
+  }
+
+  function words(card, effects) {
+    const { checkpoints, tasks } = crosstime.report;
+    const parts = [];
+    if (effects) {
+      const [life, meaning] = effects.lifecycle.split(": ");
+      const at = checkpoints.map((checkpoint, m) => `${crosstime.percent(effects.share[m])} at ${checkpoint.name}`).join(", ");
+      parts.push("On ", element("b", {}, tasks[state.task]), ": ", element("b", {}, effects.class), "; ", element("b", {}, life),
+        meaning ? ` (${meaning}). ` : ". ", `Its part of all features’ effect: ${at}. `);
+    }
+    parts.push(`It fires on ${crosstime.percent(card.frequency)} of held-out tokens.`);
+    return element("p", { class: "card-words" }, ...parts);
+  }
+
+  function taskSwitch(card) {
+    const known = Object.keys(card.tasks).map(Number);
+    if (known.length < 2) return null;
+    const buttons = known.map((task) => element("button",
+      { type: "button", "aria-pressed": String(task === state.task), onclick: () => { state.task = task; show(); } },
+      crosstime.report.tasks[task]));
+    return element("div", { class: "switch", role: "group", "aria-label": "Task" }, ...buttons);
+  }
+
+  function context(item, largest) {
+    const text = element("div", { class: "text", dir: "auto" });
+    item.t.forEach((token, i) => {
+      const part = item.a[i] / largest;
+      const attributes = { class: i === item.p ? "peak" : null, title: item.a[i] > 0 ? crosstime.number(item.a[i], 2) : null };
+      if (part > 0) attributes.style = { "--a": (0.1 + 0.75 * Math.min(part, 1)).toFixed(3) };
+      const node = element("bdi", attributes);
+      // In running text spaces speak for themselves; line breaks and tabs would not be seen.
+      for (const piece of token.split(/(\r\n|\r|\n|\t)/)) {
+        if (/^[\r\n\t]/.test(piece)) node.append(element("span", { class: "glyph" }, piece === "\t" ? "→" : "↵"));
+        else if (piece) node.append(i === item.p && piece.trim() === "" ? element("span", { class: "glyph" }, "·".repeat(piece.length)) : piece);
+      }
+      text.append(node);
+    });
+    return element("li", {}, element("span", { class: "peak-value" }, crosstime.number(item.a[item.p], 2)), text);
+  }
+
+  function contexts(card) {
+    if (!card.contexts || !card.contexts.length) return [element("p", { class: "card-words" }, "No contexts were collected for this feature.")];
+    const largest = card.max || Math.max(...card.contexts.map((item) => item.a[item.p]));
+    return [
+      element("h3", {}, "Where it fires most"),
+      element("ol", { class: "contexts" }, ...card.contexts.map((item) => context(item, largest))),
+    ];
+  }
+
+  function changes(card) {
+    if (!card.promoted) return [];
+    const list = (pairs) => element("ol", {}, ...pairs.map(([token, value]) =>
+      element("li", { class: "pair" }, crosstime.token(token), element("span", {}, (value > 0 ? "+" : "") + crosstime.number(value, 2)))));
+    const columns = crosstime.report.checkpoints.map((checkpoint, m) => element("div", { style: { "--c": checkpoint.colour } },
+      element("p", { class: "column-head" }, crosstime.checkpoint(checkpoint)),
+      element("dl", {},
+        element("div", {}, element("dt", {}, "promotes"), element("dd", {}, list(card.promoted[m]))),
+        element("div", {}, element("dt", {}, "suppresses"), element("dd", {}, list(card.suppressed[m]))))));
+    return [
+      element("h3", {}, "What its decoder does to the next token"),
+      element("div", { class: "changes" }, ...columns),
+      element("p", { class: "caption" }, "Change of the logit through the final norm and the unembedding alone, when the feature is added to the mean activation."),
+    ];
+  }
+
+  function neighbour(step) {
+    const order = crosstime.order || [];
+    const place = order.indexOf(state.card.id);
+    return place < 0 ? undefined : order[place + step];
+  }
+
+  function bar(title) {
+    const move = (step, label, sign) => {
+      const other = state.card ? neighbour(step) : undefined;
+      if (other === undefined) return null;
+      return element("button", { type: "button", "aria-label": label, onclick: () => { location.hash = `feature-${other}`; } }, sign);
+    };
+    return element("div", { class: "card-bar" },
+      element("h2", { id: "card-title", tabindex: "-1", autofocus: "" }, title),
+      move(-1, "Previous feature of the table", "←"),
+      move(1, "Next feature of the table", "→"),
+      element("button", { type: "button", "data-close": "", onclick: close }, "Close"));
+  }
+
+  function show() {
+    const { card } = state;
+    const effects = card.tasks[state.task];
+    const dialog = document.getElementById("card");
+    const body = element("div", { class: "card-body" }, taskSwitch(card), words(card, effects), gauges(card, effects), ...contexts(card), ...changes(card));
+    dialog.replaceChildren(bar(`Feature ${card.id}`), body);
+  }
+
+  function open() {
+    const dialog = document.getElementById("card");
+    document.body.classList.add("card-open");
+    if (!dialog.open) dialog.showModal();
+    dialog.scrollTop = 0;
+  }
+
+  /** Closes the card and takes it out of the address, without jumping to the top of the page. */
+  function close() {
+    document.getElementById("card").close();
+  }
+
+  function forget() {
+    document.body.classList.remove("card-open");
+    if (location.hash.startsWith("#feature-")) history.pushState(null, "", location.pathname + location.search);
+  }
+
+  async function follow() {
+    const match = /^#feature-(\d+)$/.exec(location.hash);
+    const dialog = document.getElementById("card");
+    if (!match) {
+      if (dialog.open) dialog.close();
+      return;
+    }
+    const feature = Number(match[1]);
+    try {
+      state.card = await crosstime.loadCard(feature);
+      if (state.card) {
+        const known = Object.keys(state.card.tasks).map(Number);
+        state.task = known.includes(crosstime.state.task) ? crosstime.state.task : known[0];
+        show();
+      } else {
+        const text = "It is not among the features listed for any task, and no contexts were collected for it.";
+        dialog.replaceChildren(bar(`Feature ${feature}`), element("div", { class: "card-body" }, element("p", {}, text)));
+      }
+    } catch (error) {
+      crosstime.complain(dialog, error);
+    }
+    open();
+  }
+
+  crosstime.startCards = function () {
+    const dialog = document.getElementById("card");
+    dialog.addEventListener("close", forget);
+    dialog.addEventListener("click", (event) => { if (event.target === dialog) close(); });
+    window.addEventListener("hashchange", follow);
+    follow();
+  };
+})();

@@ -1,0 +1,36 @@
+/* Starts the parts of the page, and what joins them: the task in view, and the place in the page. */
+"use strict";
+
+(function () {
+  function startTasks() {
+    const switches = [...document.querySelectorAll("[data-task-switch]")];
+    for (const container of switches) {
+      container.addEventListener("click", (event) => {
+        const button = event.target.closest("button");
+        if (!button) return;
+        crosstime.state.task = Number(button.dataset.task);
+        for (const other of switches) crosstime.press(other, other.querySelector(`[data-task="${crosstime.state.task}"]`));
+        document.dispatchEvent(new CustomEvent("crosstime:task"));
+      });
+    }
+  }
+
+  /** Marks in the bar at the top which section is on the screen. */
+  function startPlaces() {
+    const links = [...document.querySelectorAll(".toc a")];
+    const sections = links.map((link) => document.querySelector(link.getAttribute("href")));
+    const mark = () => {
+      let here = -1;
+      sections.forEach((section, i) => { if (section.getBoundingClientRect().top < 0.4 * innerHeight) here = i; });
+      links.forEach((link, i) => link.classList.toggle("here", i === here));
+    };
+    addEventListener("scroll", mark, { passive: true });
+    mark();
+  }
+
+  startTasks();
+  startPlaces();
+  crosstime.startFigures();
+  crosstime.startTable();
+  crosstime.startCards();
+})();

@@ -1,0 +1,198 @@
+/* The table of features: sorts, filters, and shows a screenful at a time. */
+"use strict";
+
+(function () {
+  const STEP = 40;
+  const view = { sort: "rank", down: true, limit: STEP, task: null, order: [] };
+  const { element } = crosstime;
+
+  function columns() {
+    const { checkpoints } = crosstime.report;
+    return [
+      { key: "id", title: "Feature", value: (rows, i) => rows.id[i], number: false },
+      ...checkpoints.map((checkpoint, m) => ({
+        key: `ie-${m}`, title: "IE at ", checkpoint, value: (rows, i) => rows.ie[m][i], number: true,
+      })),
+      { key: "relie", title: "RelIE", value: (rows, i) => centre(rows, i), number: false },
+      { key: "class", title: "Class, lifecycle", value: (rows, i) => crosstime.report.classes[rows.class[i]].words },
+      { key: "frequency", title: "Frequency", value: (rows, i) => rows.frequency[i], number: true },
+      { key: null, title: "Peaks on" },
+      { key: null, title: "Promotes" },
+    ];
+  }
+
+  /** Where in training the effect lies: the mean checkpoint, weighted by RelIE. */
+  function centre(rows, i) {
+    return rows.rel.reduce((sum, column, m) => sum + m * (column[i] ?? 0), 0);
+  }
+
+  /** Size of the effect at the checkpoint of the switch, or the largest at any. */
+  function strength(rows, i) {
+    const m = crosstime.state.checkpoint;
+    if (m >= 0) return Math.abs(rows.ie[m][i] ?? 0);
+    return Math.max(...rows.ie.map((column) => Math.abs(column[i] ?? 0)));
+  }
+
+  function text(rows, i) {
+    const promoted = rows.promotes[i].flat();
+    const parts = [rows.id[i], crosstime.report.classes[rows.class[i]].words, rows.lifecycle[i], ...rows.fires[i], ...promoted];
+    return parts.join("\n").toLowerCase();
+  }
+
+  function arrange() {
+    const rows = view.task.rows;
+    const wanted = document.getElementById("find").value.trim().toLowerCase();
+    const label = document.getElementById("class-filter").value;
+    const life = document.getElementById("life-filter").value;
+    const column = columns().find((item) => item.key === view.sort);
+    const value = column ? column.value : strength;
+    view.order = rows.id.map((_, i) => i).filter((i) =>
+      (!label || rows.class[i] === label) && (!life || rows.lifecycle[i] === life) && (!wanted || text(rows, i).includes(wanted)));
+    const keys = new Map(view.order.map((i) => [i, value(rows, i)]));
+    const sign = view.down ? -1 : 1;
+    view.order.sort((a, b) => {
+      const x = keys.get(a), y = keys.get(b);
+      const order = typeof x === "string" ? x.localeCompare(y) : (x ?? -Infinity) - (y ?? -Infinity);
+      return sign * order || a - b;
+    });
+  }
+
+  function head() {
+    const cells = columns().map((column) => {
+      const label = column.checkpoint ? [column.title, crosstime.checkpoint(column.checkpoint)] : [column.title];
+      if (!column.key) return element("th", { scope: "col" }, ...label);
+      const state = view.sort === column.key ? (view.down ? "descending" : "ascending") : "none";
+      const button = element("button", { type: "button", "data-sort": column.key }, ...label);
+      return element("th", { scope: "col", "aria-sort": state, class: column.number ? "number" : null }, button);
+    });
+    document.querySelector("#feature-table thead").replaceChildren(element("tr", {}, ...cells));
+  }
+
+  /** A bar to the right of the middle for a positive effect, to the left for a negative one; a root brings up the small. */
+  function signed(value, largest, colour) {
+    const half = 50 * Math.sqrt(Math.abs(value ?? 0) / largest);
+    const style = { "--c": colour, width: `${half}%`, left: value < 0 ? `${50 - half}%` : "50%" };
+    return element("span", { class: "signed" }, element("i", { style }));
+  }
+
+  function effect(value, largest, colour) {
+    const text = crosstime.number(value);
+    const small = Number(text.replace("−", "-")) === 0;
+    return element("td", { class: `number effect${small ? " none" : ""}`, title: value === null ? null : String(value) },
+      text, signed(value, largest, colour));
+  }
+
+  function stack(rows, i) {
+    const { checkpoints } = crosstime.report;
+    const shares = rows.rel.map((column) => column[i]);
+    if (shares.some((share) => share === null)) return element("span", { class: "quiet" }, "–");
+    const title = checkpoints.map((checkpoint, m) => `${checkpoint.name} ${crosstime.share(shares[m])}`).join(" · ");
+    const bars = checkpoints.map((checkpoint, m) =>
+      element("i", { style: { "--c": checkpoint.colour, width: `${100 * shares[m]}%` } }));
+    return element("span", { class: "stack", title, role: "img", "aria-label": `RelIE: ${title}` }, ...bars);
+  }
+
+  function tokens(list) {
+    const nodes = list.flatMap((token, i) => [i ? " " : null, element("bdi", { class: "token" }, token)]);
+    return element("td", { class: "tokens" }, ...(list.length ? nodes : [element("span", { class: "quiet" }, "–")]));
+  }
+
+  function promoted(rows, i) {
+    const m = crosstime.state.checkpoint;
+    const lists = rows.promotes[i];
+    if (!lists.length) return [];
+    if (m >= 0) return lists[m];
+    const strongest = rows.ie.reduce((best, column, k) => (Math.abs(column[i] ?? 0) > Math.abs(rows.ie[best][i] ?? 0) ? k : best), 0);
+    return lists[strongest];
+  }
+
+  function row(rows, i, largest) {
+    const { checkpoints, classes } = crosstime.report;
+    const kind = classes[rows.class[i]];
+    const link = element("a", { href: `#feature-${rows.id[i]}`, class: "feature-link" }, String(rows.id[i]));
+    return element("tr", { "data-feature": rows.id[i] },
+      element("th", { scope: "row" }, link),
+      ...checkpoints.map((checkpoint, m) => effect(rows.ie[m][i], largest, checkpoint.colour)),
+      element("td", {}, stack(rows, i)),
+      element("td", { class: "class" }, crosstime.dot(kind.colour), kind.words, element("small", {}, rows.lifecycle[i])),
+      element("td", { class: "number" }, crosstime.percent(rows.frequency[i])),
+      tokens(rows.fires[i]),
+      tokens(promoted(rows, i)));
+  }
+
+  function show() {
+    const rows = view.task.rows;
+    const largest = Math.max(1e-12, ...rows.ie.map((column) => column.reduce((top, v) => Math.max(top, Math.abs(v ?? 0)), 0)));
+    head();
+    const kept = view.order.slice(0, view.limit);
+    document.querySelector("#feature-table tbody").replaceChildren(...kept.map((i) => row(rows, i, largest)));
+    document.getElementById("more").hidden = view.order.length <= view.limit;
+    const all = view.order.length === rows.id.length;
+    const count = (value) => value.toLocaleString("en");
+    document.getElementById("count").textContent =
+      `${all ? "" : `${count(view.order.length)} of `}${count(rows.id.length)} features`;
+    crosstime.order = view.order.map((i) => rows.id[i]);
+  }
+
+  function refresh() {
+    arrange();
+    show();
+  }
+
+  function options(select, values) {
+    const chosen = select.value;
+    const nodes = values.map(([value, words]) => element("option", { value }, words));
+    select.replaceChildren(element("option", { value: "" }, "all"), ...nodes);
+    if (values.some(([value]) => value === chosen)) select.value = chosen;
+  }
+
+  async function changeTask() {
+    try {
+      view.task = await crosstime.loadTask(crosstime.state.task);
+    } catch (error) {
+      crosstime.complain(document.querySelector("#features .scroll"), error);
+      return;
+    }
+    const rows = view.task.rows;
+    const known = Object.keys(crosstime.report.classes).filter((label) => rows.class.includes(label));
+    options(document.getElementById("class-filter"), known.map((label) => [label, crosstime.report.classes[label].words]));
+    options(document.getElementById("life-filter"), [...new Set(rows.lifecycle)].sort().map((life) => [life, life]));
+    view.limit = STEP;
+    refresh();
+  }
+
+  crosstime.startTable = function () {
+    const table = document.getElementById("feature-table");
+    if (!table) return;
+    const again = () => { view.limit = STEP; refresh(); };
+    document.getElementById("find").addEventListener("input", again);
+    document.getElementById("class-filter").addEventListener("change", again);
+    document.getElementById("life-filter").addEventListener("change", again);
+    document.getElementById("more").addEventListener("click", () => { view.limit += 4 * STEP; show(); });
+    table.addEventListener("click", (event) => {
+      const sort = event.target.closest("[data-sort]");
+      if (sort) {
+        const same = view.sort === sort.dataset.sort;
+        view.down = same ? !view.down : !["id", "class", "relie"].includes(sort.dataset.sort);
+        view.sort = sort.dataset.sort;
+        again();
+        table.querySelector(`[data-sort="${view.sort}"]`).focus();
+        return;
+      }
+      const line = event.target.closest("[data-feature]");
+      if (line && !event.target.closest("a")) location.hash = `feature-${line.dataset.feature}`;
+    });
+    const marks = document.querySelector("[data-checkpoint-switch]");
+    marks.addEventListener("click", (event) => {
+      const button = event.target.closest("button");
+      if (!button) return;
+      crosstime.press(marks, button);
+      crosstime.state.checkpoint = Number(button.dataset.checkpoint);
+      view.sort = "rank";
+      view.down = true;
+      again();
+    });
+    document.addEventListener("crosstime:task", changeTask);
+    changeTask();
+  };
+})();

@@ -1,0 +1,119 @@
+"""What a report is made from: values of the analysis, and a few facts about the run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+
+from crosstime.analysis.ablation import Ablation
+from crosstime.analysis.contexts import FeatureContexts
+from crosstime.analysis.quality import Quality
+from crosstime.analysis.survey import Proposal, Survey
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """The facts that a reader needs to know what was run."""
+
+    source: str
+    """Where the checkpoints come from: a Hub repository or the name of a folder."""
+    layer: int
+    """The block whose output was compared, counted from 0."""
+    n_features: int
+    rows_trained: int
+    """Activation rows (tokens) that the crosscoder was trained on."""
+    seed: int
+    seconds: tuple[tuple[str, float], ...] = ()
+    """(stage, seconds), in the order of the stages."""
+    version: str = ""
+    """Version of crosstime."""
+
+
+@dataclass(frozen=True)
+class TrainingPoint:
+    """One line of the training log."""
+
+    rows: int
+    loss: float
+    l0: float
+    explained_variance: float
+
+
+@dataclass(frozen=True)
+class TaskGroup:
+    """Surveyed tasks that are told as one story and drawn in one panel; the name is how the text calls them."""
+
+    name: str
+    tasks: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class TaskEffects:
+    """The total effects of one attributed task; lists are by checkpoint. One entry of `tasks.json`."""
+
+    task: str
+    n_examples: int
+    checkpoints: list[str]
+    total: list[float]
+    """metric(all features and the error ablated) - metric(clean), mean over prompts."""
+    error: list[float]
+    feature_share: list[float]
+    gap: list[float]
+    """mean |completeness gap| over mean |total|."""
+    metric_clean: list[float]
+    metric_end: list[float]
+    skipped: dict[str, int] = field(default_factory=dict)
+    """Reason -> number of pairs that gave no prompt."""
+
+    @classmethod
+    def from_json(cls, entry: Mapping[str, Any]) -> TaskEffects:
+        """One entry of `tasks.json`; unknown keys are ignored.
+
+        Raises:
+            ValueError: a key is missing.
+        """
+        missing = [name for name in cls.__dataclass_fields__ if name not in entry and name != "skipped"]
+        if missing:
+            raise ValueError(f"tasks.json: an entry lacks {', '.join(missing)}: attribute the tasks again")
+        return cls(**{name: entry[name] for name in cls.__dataclass_fields__ if name in entry})
+
+
+@dataclass(frozen=True)
+class ReportData:
+    """Everything a report shows. Only the title, the facts and the chosen checkpoints must be there."""
+
+    title: str
+    run: RunFacts
+    chosen: list[str]
+    """The crosscoder's checkpoints, in order of training."""
+    survey: Survey | None = None
+    proposal: Proposal | None = None
+    """Why these checkpoints; None where the user chose them."""
+    quality: Quality | None = None
+    features: pa.Table | None = None
+    """The table of `features.parquet`: one row per task and feature."""
+    tasks: tuple[TaskEffects, ...] = ()
+    ablation: Ablation | None = None
+    contexts: Mapping[int, FeatureContexts] = field(default_factory=dict)
+    training: tuple[TrainingPoint, ...] = ()
+    groups: tuple[TaskGroup, ...] = ()
+    """Surveyed tasks that belong together. Tasks in no group stand alone."""
+
+    def __post_init__(self) -> None:
+        if not self.chosen:
+            raise ValueError("a report needs at least one chosen checkpoint")
+        if self.survey is not None:
+            unknown = [task for group in self.groups for task in group.tasks if task not in self.survey.tasks]
+            if unknown:
+                raise ValueError(f"the survey has no task {unknown[0]!r}; it has {', '.join(self.survey.tasks)}")
+
+    @property
+    def survey_groups(self) -> tuple[TaskGroup, ...]:
+        """The groups, then every surveyed task that is in none, as a group of its own."""
+        if self.survey is None:
+            return ()
+        grouped = {task for group in self.groups for task in group.tasks}
+        return self.groups + tuple(TaskGroup(task, (task,)) for task in self.survey.tasks if task not in grouped)

@@ -1,0 +1,314 @@
+"""The findings in words: what the model learnt when, and which features carry it. Written from the data alone."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from crosstime.analysis.contexts import FeatureContexts
+from crosstime.analysis.survey import Survey
+from crosstime.report import words
+from crosstime.report.data import TaskGroup
+from crosstime.report.features import TaskFeatures, class_words
+from crosstime.report.trajectory import Dip, Segment, Shape, pooled, shape
+
+
+LEAD_GROUPS = 6
+"""Groups told in the head of the page; all have a panel of their own."""
+
+
+@dataclass(frozen=True)
+class Span:
+    """A piece of a sentence. `ref` names the checkpoint or the feature that the piece speaks of."""
+
+    text: str
+    kind: Literal["text", "task", "checkpoint", "feature", "figure", "token"] = "text"
+    ref: str = ""
+
+
+Sentence = tuple[Span, ...]
+
+
+@dataclass(frozen=True)
+class GroupStory:
+    """What one group of tasks did over training."""
+
+    name: str
+    shape: Shape
+    sentence: Sentence
+
+
+@dataclass(frozen=True)
+class Carrier:
+    """A feature that carries a task at a checkpoint."""
+
+    feature: int
+    share: float
+    """Its part of the sum of |IE| over all features."""
+    ie: float
+    class_label: str
+    fires_on: tuple[str, ...]
+    promotes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class TaskStory:
+    """Which features carry one attributed task; `carriers` is by checkpoint, strongest first."""
+
+    name: str
+    brief: Sentence
+    """One line for the head of the page: who leads at which checkpoint; empty where no feature has an effect."""
+    sentences: tuple[Sentence, ...]
+    carriers: tuple[tuple[Carrier, ...], ...]
+    half: tuple[int, ...]
+    """By checkpoint: how many features make up half of the sum of |IE|."""
+
+    @property
+    def largest(self) -> float:
+        """The largest share of any carrier, to which bars are drawn."""
+        return max((carrier.share for at in self.carriers for carrier in at), default=1.0)
+
+
+def lead(groups: Sequence[GroupStory], tasks: Sequence[TaskStory]) -> list[tuple[Sentence, Sentence]]:
+    """The head of the page: for each group what it did, and who carries it; then attributed tasks in no group."""
+    briefs = {task.name: task.brief for task in tasks}
+    told = [(group.sentence, briefs.pop(group.name, ())) for group in groups[:LEAD_GROUPS]]
+    later = {group.name for group in groups[LEAD_GROUPS:]}
+    alone = [((Span(words.sentence_case(name), "task"),), brief) for name, brief in briefs.items() if name not in later]
+    return told + [(name, brief) for name, brief in alone if brief]
+
+
+def plain(sentence: Sentence) -> str:
+    """The sentence without its markup."""
+    return "".join(span.text for span in sentence)
+
+
+# ---------------------------------------------------------------------------------------- accuracy over training
+
+
+def group_stories(survey: Survey, groups: Sequence[TaskGroup], chosen: Sequence[str]) -> list[GroupStory]:
+    """One story a group: rises in the order in which they happen, then dips, then what stays as it is.
+
+    Accuracy is that of whole sentences, pooled over the pairs of the group's tasks. Rises are measured between the
+    chosen checkpoints and the ends of training (between all, where none is chosen).
+    """
+    names = survey.checkpoints
+    grid = [names.index(name) for name in chosen if name in names] or list(range(len(names)))
+    stories = []
+    for group in groups:
+        columns = [survey.tasks.index(task) for task in group.tasks]
+        n_pairs = [survey.n_pairs[column] for column in columns]
+        accuracy = pooled(np.asarray(survey.sentence_accuracy, dtype=float)[:, columns], n_pairs)
+        form = shape(accuracy, sum(n_pairs), grid)
+        stories.append((words.name(group.name), form))
+    stories.sort(key=lambda story: _order(story[1]))
+    first = _largest_rise(stories[0][1]) if stories else None
+    return [GroupStory(name, form, _tell(name, form, names, _is_later(form, first))) for name, form in stories]
+
+
+def _largest_rise(form: Shape) -> Segment | None:
+    return max(form.rises, key=lambda segment: segment.rise, default=None)
+
+
+def _is_later(form: Shape, first: Segment | None) -> bool:
+    largest = _largest_rise(form)
+    return first is not None and largest is not None and largest.end > first.end
+
+
+def _order(form: Shape) -> tuple[int, float, float]:
+    """Rises before dips before flat lines; rises by when the largest of them ends, then by size."""
+    if form.dip is not None and not form.dip.recovered:
+        return 1, form.dip.lowest, form.dip.accuracy
+    largest = _largest_rise(form)
+    if largest is not None:
+        return 0, largest.end, -largest.rise
+    return 2, 0.0, -form.last if not math.isnan(form.last) else 0.0
+
+
+def _tell(name: str, form: Shape, checkpoints: Sequence[str], later: bool) -> Sentence:
+    task = Span(words.sentence_case(name), "task")
+    if math.isnan(form.last):
+        return task, Span(" was not measured.")
+    if form.dip is not None:
+        return task, *_tell_dip(form.dip, form, checkpoints), Span(".")
+    if not form.rises:
+        return task, Span(" stays where it was, at "), _figure(form.last), Span(".")
+    verb = ("emerges" if form.emerges else "rises") + (" later," if later else "")
+    if len(form.rises) == 1:
+        return task, Span(f" {verb} "), *_stretch(form.rises[0], checkpoints), Span(".")
+    first, second = form.rises
+    return (
+        task,
+        Span(f" {verb} in two steps: "),
+        *_stretch(first, checkpoints),
+        Span(" and "),
+        *_stretch(second, checkpoints),
+        Span("."),
+    )
+
+
+def _tell_dip(dip: Dip, form: Shape, checkpoints: Sequence[str]) -> list[Span]:
+    verb = " starts below chance, at " if dip.lowest == 0 else " first falls below chance, to "
+    spans = [Span(verb), _figure(dip.accuracy)]
+    spans += [Span(" at "), _checkpoint(checkpoints[dip.lowest]), Span(f" ({words.probability(dip.p_value)})")]
+    if dip.recovered:
+        after = [segment for segment in form.rises if segment.end > dip.lowest]
+        if after:
+            return [*spans, Span(", then rises "), *_stretch(after[-1], checkpoints)]
+        return [*spans, Span(", then rises to "), _figure(dip.last)]
+    if dip.last - dip.accuracy >= 0.01:
+        return [*spans, Span(", and has only come back to "), _figure(dip.last), Span(" by the end")]
+    return [*spans, Span(", and stays there")]
+
+
+def _stretch(segment: Segment, checkpoints: Sequence[str]) -> list[Span]:
+    return [
+        Span("between "),
+        _checkpoint(checkpoints[segment.start]),
+        Span(" and "),
+        _checkpoint(checkpoints[segment.end]),
+        Span(" ("),
+        Span(f"{words.share(segment.before)}\u2009→\u2009{words.share(segment.after)}", "figure"),
+        Span(")"),
+    ]
+
+
+def _figure(value: float) -> Span:
+    return Span(words.share(value), "figure")
+
+
+def _checkpoint(name: str) -> Span:
+    return Span(name, "checkpoint", name)
+
+
+# ---------------------------------------------------------------------------------------- the features that carry it
+
+
+def task_story(features: TaskFeatures, contexts: Mapping[int, FeatureContexts], k: int = 3) -> TaskStory:
+    """Which features carry a task: how many make up half of the effect, and who leads at which checkpoint."""
+    n = len(features.checkpoints)
+    carriers = tuple(
+        tuple(_carrier(features, row, m, contexts) for row in features.top(m, k)) for m in range(n)
+    )
+    half = tuple(features.count_for(m, 0.5) for m in range(n))
+    name = words.name(features.task)
+    if not any(half):
+        nothing = (Span("No feature has an effect on "), Span(name, "task"), Span("."))
+        return TaskStory(name, (), (nothing,), carriers, half)
+    leaders = _leaders(carriers)
+    sentences = [_tell_leader(features, feature, at, carriers) for feature, at in leaders]
+    brief = _tell_briefly(features, leaders, carriers)
+    return TaskStory(name, brief, (_tell_half(features.checkpoints, half), *sentences), carriers, half)
+
+
+def _carrier(features: TaskFeatures, row: int, m: int, contexts: Mapping[int, FeatureContexts]) -> Carrier:
+    feature = int(features.feature[row])
+    found = contexts.get(feature)
+    return Carrier(
+        feature=feature,
+        share=float(features.share[row, m]),
+        ie=float(features.ie[row, m]),
+        class_label=features.classes[row],
+        fires_on=fires_on(found) if found else (),
+        promotes=promotes(found, features.checkpoints[m]) if found else (),
+    )
+
+
+def fires_on(contexts: FeatureContexts, limit: int = 3) -> tuple[str, ...]:
+    """The tokens on which a feature peaks, the most frequent first."""
+    peaks = [words.token(context.tokens[context.peak]) for context in contexts.contexts]
+    return tuple(text for text, _ in Counter(peaks).most_common(limit))
+
+
+def promotes(contexts: FeatureContexts, checkpoint: str, limit: int = 3) -> tuple[str, ...]:
+    """The first tokens that a feature promotes at a checkpoint."""
+    return tuple(words.token(text) for text, _ in contexts.promoted.get(checkpoint, [])[:limit])
+
+
+def _tell_half(checkpoints: Sequence[str], half: Sequence[int]) -> Sentence:
+    """ "Half of the features' effect rests on 31 features at step256 and on 18 at step1000." """
+    spans = [Span("Half of the features’ effect rests on ")]
+    active = [(name, count) for name, count in zip(checkpoints, half, strict=True) if count]
+    for i, (name, count) in enumerate(active):
+        if i:
+            spans.append(Span(" and " if i == len(active) - 1 else ", "))
+        noun = (" feature" if count == 1 else " features") if i == 0 else ""
+        spans += [Span(str(count), "figure"), Span(f"{noun} at "), _checkpoint(name)]
+    return *spans, Span(".")
+
+
+def _leaders(carriers: Sequence[Sequence[Carrier]]) -> list[tuple[int, list[int]]]:
+    """(feature, checkpoints where it is the strongest), in the order of the checkpoints."""
+    leading: dict[int, list[int]] = {}
+    for m, strongest in enumerate(carriers):
+        if strongest:
+            leading.setdefault(strongest[0].feature, []).append(m)
+    return list(leading.items())
+
+
+def _tell_leader(
+    features: TaskFeatures, feature: int, at: Sequence[int], carriers: Sequence[Sequence[Carrier]]
+) -> Sentence:
+    """ "Feature 2107 leads at step1000 (11 %): specific to step1000, it fires on “these” and promotes “books”." """
+    spans = [Span(f"Feature {feature}", "feature", str(feature)), Span(" leads at "), *_where(features, at, carriers)]
+    carrier = carriers[at[-1]][0]
+    said = [[Span(class_words(carrier.class_label, features.checkpoints))]]
+    if carrier.fires_on:
+        said.append([Span("it fires on "), *_quoted(carrier.fires_on)])
+    if carrier.promotes:
+        said.append([Span("promotes " if carrier.fires_on else "it promotes "), *_quoted(carrier.promotes)])
+    if carrier.ie < 0:
+        said.append([Span("works against the right answer" if len(said) > 1 else "it works against the right answer")])
+    spans.append(Span(": "))
+    for i, piece in enumerate(said):
+        if i:
+            spans.append(Span(" and " if i == len(said) - 1 and i > 1 else ", "))
+        spans += piece
+    return *spans, Span(".")
+
+
+def _tell_briefly(
+    features: TaskFeatures, leaders: Sequence[tuple[int, list[int]]], carriers: Sequence[Sequence[Carrier]]
+) -> Sentence:
+    """ "Carried most by feature 452 (fires on those) at step256 (19 %); by feature 1487 at step1000 (7 %)." """
+    spans = [Span("Carried most by ")]
+    for i, (feature, at) in enumerate(leaders):
+        carrier = carriers[at[-1]][0]
+        if i:
+            spans.append(Span("; by " if i == len(leaders) - 1 else "; "))
+        spans.append(_feature(feature))
+        if carrier.fires_on:
+            spans += [Span(" (fires on "), *_quoted(carrier.fires_on[:2]), Span(")")]
+        spans += [Span(" at "), *_where(features, at, carriers)]
+        if carrier.ie < 0:
+            spans.append(Span(", against the right answer"))
+    return *spans, Span(".")
+
+
+def _where(features: TaskFeatures, at: Sequence[int], carriers: Sequence[Sequence[Carrier]]) -> list[Span]:
+    """ "step1000 (7 %) and step3786 (6 %)": the checkpoints at which a feature leads, and its share there."""
+    spans = []
+    for i, m in enumerate(at):
+        if i:
+            spans.append(Span(" and " if i == len(at) - 1 else ", "))
+        spans += [_checkpoint(features.checkpoints[m]), Span(" ("), Span(words.percent(carriers[m][0].share), "figure")]
+        spans.append(Span(")"))
+    return spans
+
+
+def _feature(feature: int) -> Span:
+    return Span(f"feature {feature}", "feature", str(feature))
+
+
+def _quoted(tokens: Sequence[str]) -> list[Span]:
+    spans = []
+    for i, text in enumerate(tokens):
+        if i:
+            spans.append(Span(", "))
+        spans.append(Span(text, "token"))
+    return spans

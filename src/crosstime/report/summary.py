@@ -1,0 +1,158 @@
+"""The small tables and the key numbers of the first page, as text ready to print."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from crosstime.analysis.quality import Quality
+from crosstime.report import words
+from crosstime.report.data import ReportData, TaskEffects
+from crosstime.report.features import TaskFeatures, class_order, class_words
+
+GAP_LIMIT = 0.05
+"""Completeness gap above which the attribution of a task is not to be trusted."""
+SMALL_COST = 0.5
+"""Nats of zero ablation below which loss recovered says little: the ratio has next to nothing to recover."""
+
+
+@dataclass(frozen=True)
+class KeyNumber:
+    """One cell of the strip of key numbers."""
+
+    label: str
+    value: str
+    note: str = ""
+    warn: bool = False
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A number in a table."""
+
+    text: str
+    bar: float = math.nan
+    """Length of the bar under it, 0 to 1; NaN for none."""
+    tone: Literal["", "weak", "warn"] = ""
+    """Whether the number says little, or the reader should be warned."""
+    note: str = ""
+
+
+def key_numbers(data: ReportData, tasks: Mapping[str, TaskFeatures]) -> list[KeyNumber]:
+    """The strip under the findings: only what the data holds."""
+    n_surveyed = len(data.survey.checkpoints) if data.survey else len(data.chosen)
+    numbers = [
+        KeyNumber("Checkpoints", str(len(data.chosen)), f"of {n_surveyed} surveyed"),
+    ]
+    if data.quality is not None:
+        numbers += _of_quality(data.quality, data.run.n_features)
+    else:
+        numbers.append(KeyNumber("Features", f"{data.run.n_features:,}", f"at layer {data.run.layer}"))
+    lives = lifecycles(tasks)
+    if lives:
+        value = " / ".join(f"{lives[kind]:,}" for kind in ("emerged", "maintained", "dropped"))
+        numbers.append(KeyNumber("Emerged / maintained / dropped", value, "features, on any task"))
+    gaps = [gap for task in data.tasks for gap in task.gap if not math.isnan(gap)]
+    if gaps:
+        worst = max(gaps)
+        numbers.append(
+            KeyNumber("Completeness gap", words.percent(worst, 2), "of the effect, at worst", worst > GAP_LIMIT)
+        )
+    return numbers
+
+
+def _of_quality(quality: Quality, n_features: int) -> list[KeyNumber]:
+    explained, recovered = np.asarray(quality.explained_variance), np.asarray(quality.loss_recovered)
+    names = quality.checkpoints
+    dead = f"{quality.dead:,} in {words.tokens(quality.n_tokens)} tokens"
+    return [
+        KeyNumber("L0", f"{quality.l0:.1f}", f"of {n_features:,} features a token"),
+        KeyNumber("Explained variance", _range(explained), _lowest(explained, names)),
+        KeyNumber("Loss recovered", _range(recovered), _lowest(recovered, names)),
+        KeyNumber("Dead features", words.percent(quality.dead_fraction, 1), dead),
+    ]
+
+
+def _range(values: np.ndarray) -> str:
+    finite = values[np.isfinite(values)]
+    if not finite.size:
+        return "–"
+    # Three decimals, and never rounded up to a perfect score.
+    low, high = (words.share(math.floor(1000 * value) / 1000) if value < 0.995 else f"{value:.3f}"[-4:] for value in (finite.min(), finite.max()))
+    return low if low == high else f"{low}–{high}"
+
+
+def _lowest(values: np.ndarray, names: Sequence[str]) -> str:
+    if not np.isfinite(values).any() or len(names) < 2:
+        return ""
+    return f"lowest at {names[int(np.nanargmin(values))]}"
+
+
+def lifecycles(tasks: Mapping[str, TaskFeatures]) -> Counter[str]:
+    """Lifecycle -> number of features that have it on at least one task."""
+    pairs = {
+        (int(feature), life)
+        for features in tasks.values()
+        for feature, life in zip(features.feature, features.lifecycle, strict=True)
+    }
+    return Counter(life for _, life in pairs)
+
+
+def quality_rows(quality: Quality) -> list[tuple[str, list[Cell]]]:
+    """(checkpoint, cells): explained variance, CE clean, spliced and zero, delta CE, loss recovered."""
+    rows = []
+    for m, name in enumerate(quality.checkpoints):
+        cost = float(quality.ce_zero[m] - quality.ce_clean[m])
+        recovered = float(quality.loss_recovered[m])
+        note = f"Zero ablation costs only {words.number(cost)} nats here: this ratio says little" if cost < SMALL_COST else ""
+        rows.append(
+            (
+                name,
+                [
+                    Cell(f"{float(quality.explained_variance[m]):.3f}", float(quality.explained_variance[m])),
+                    Cell(words.number(float(quality.ce_clean[m]), 3)),
+                    Cell(words.number(float(quality.ce_spliced[m]), 3)),
+                    Cell(words.number(float(quality.ce_zero[m]), 3)),
+                    Cell(words.number(float(quality.delta_ce[m]), 3)),
+                    Cell(words.number(recovered, 3), recovered, "weak" if note else "", note),
+                ],
+            )
+        )
+    return rows
+
+
+def completeness_rows(task: TaskEffects) -> list[tuple[str, list[Cell]]]:
+    """(checkpoint, cells): total effect, the features' share, the error node's, the gap."""
+    rows = []
+    for m, name in enumerate(task.checkpoints):
+        share, total, error = task.feature_share[m], task.total[m], task.error[m]
+        part = error / total if total else math.nan
+        warn = not task.gap[m] <= GAP_LIMIT
+        note = "Above 5 %: the attribution misses part of the effect. Use more integration steps" if warn else ""
+        rows.append(
+            (
+                name,
+                [
+                    Cell(words.number(total)),
+                    Cell(words.percent(share), share),
+                    Cell(f"{words.number(error)} ({words.percent(part).replace('-', '−')})"),
+                    Cell(words.percent(task.gap[m], 2), math.nan, "warn" if warn else "", note),
+                ],
+            )
+        )
+    return rows
+
+
+def class_counts(tasks: Mapping[str, TaskFeatures]) -> tuple[list[str], list[tuple[str, str, list[int]]]]:
+    """(tasks, rows of (class, class in words, number of features on each task)); classes of live interest first."""
+    counts = {task: Counter(features.classes) for task, features in tasks.items()}
+    names = next(iter(tasks.values())).checkpoints if tasks else []
+    labels = sorted({label for counter in counts.values() for label in counter}, key=lambda label: class_order(label, names))
+    rows = [(label, class_words(label, names), [counts[task][label] for task in tasks]) for label in labels]
+    return list(tasks), rows
+

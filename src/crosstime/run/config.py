@@ -1,0 +1,324 @@
+"""run.toml: the whole configuration of a run, one dataclass a section.
+
+A new setting is a new field here; the loader, its error messages and what makes an artifact stale follow from it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from importlib.resources import files
+from pathlib import Path
+from typing import Literal
+
+from crosstime.analysis.path_rules import PathRule
+from crosstime.data.positions import Positions
+from crosstime.run import toml
+from crosstime.training.config import TrainConfig
+
+FILE = "run.toml"
+
+
+def _at_least(least: int, section: str, **values: int) -> None:
+    """Raises ValueError for the first of a section's settings that is below `least`."""
+    for key, value in values.items():
+        if value < least:
+            raise ValueError(f"{section}.{key} must be at least {least}, not {value}")
+
+
+@dataclass(frozen=True)
+class SuiteConfig:
+    """[suite]: the checkpoints of the pretraining run, from one of four places."""
+
+    demo: bool = False
+    """The embedded suite."""
+    folder: str | None = None
+    """A folder with one checkpoint (config.json, weights, tokenizer) in each subfolder."""
+    folders: tuple[str, ...] = ()
+    """One folder a checkpoint, in the order of training."""
+    repo: str | None = None
+    """A repository on the Hugging Face hub; needs `revisions`."""
+    revisions: tuple[str, ...] = ()
+    """Revisions of `repo`, in the order of training."""
+    names: tuple[str, ...] = ()
+    """With `folder`: which subfolders. With `folders`: what to call the checkpoints (default: the folders' names)."""
+    tokens: tuple[int, ...] | dict[str, int] | None = None
+    """Tokens seen at each checkpoint, in order or by name; only needed where the name does not tell."""
+    allow_duplicates: bool = False
+    """Accept two checkpoints with the same weights."""
+    trust_remote_code: bool = False
+    """Run modelling code that a repository brings along."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError unless exactly one place is named."""
+        places = [name for name in ("demo", "folder", "folders", "repo") if getattr(self, name)]
+        if len(places) != 1:
+            stated = " and ".join(f"suite.{name}" for name in places) or "none"
+            raise ValueError(f"suite must name one of `demo`, `folder`, `folders` and `repo`; it names {stated}")
+        if bool(self.repo) != bool(self.revisions):
+            raise ValueError("suite.repo and suite.revisions go together: a repository and a list of its revisions")
+        if self.names and self.repo:
+            raise ValueError("suite.names goes with `folder` or `folders`; with `repo` the revisions are the names")
+        if self.folders and self.names and len(self.names) != len(self.folders):
+            raise ValueError(f"suite.names has {len(self.names)} names for {len(self.folders)} suite.folders")
+
+
+@dataclass(frozen=True)
+class ComputeConfig:
+    """[compute]: where everything runs, and in what precision the checkpoints are analysed."""
+
+    device: Literal["auto", "cpu", "cuda", "mps"] = field(default="auto", metadata={"matters": False})
+    """`auto` takes the first of cuda, mps and cpu that is there."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Precision of the checkpoints in every stage but training, which has `training.harvest`."""
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """[text]: what the crosscoder is trained and measured on. Paths are relative to run.toml."""
+
+    demo: bool = False
+    """The embedded text."""
+    train: str | tuple[str, ...] = ()
+    """Text files (.txt, .txt.gz, .txt.xz); an empty line ends a document."""
+    heldout: str | tuple[str, ...] = ()
+    """Text that training never sees; without it the last part of the training text is held out."""
+    heldout_share: float = 0.05
+    """The part that is held out where `heldout` is not given."""
+    context: int = 128
+    """Tokens of one block, BOS included."""
+    limit_tokens: int | None = None
+    """Read no more than this many tokens of the training text."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError where there is no text, or two, or no room for a block."""
+        if self.demo == bool(self.train):
+            raise ValueError("text must name one of `demo = true` and `train` (a text file, or a list of them)")
+        if self.demo and self.heldout:
+            raise ValueError("text.heldout does not go with `demo = true`, which has a held-out text of its own")
+        _at_least(2, "text", context=self.context)
+        if self.limit_tokens is not None:
+            _at_least(1, "text", limit_tokens=self.limit_tokens)
+        if not 0 < self.heldout_share < 1:
+            raise ValueError(f"text.heldout_share must lie between 0 and 1, not {self.heldout_share}")
+
+
+@dataclass(frozen=True)
+class TaskConfig:
+    """[[task]]: minimal pairs, from the embedded BLiMP sets or from files of the user."""
+
+    name: str
+    """What to call the task."""
+    sets: tuple[str, ...] = ()
+    """Embedded BLiMP sets, or groups of them (see `crosstime.demo`)."""
+    jsonl: str | tuple[str, ...] = ()
+    """JSONL files with `prefix`, `right` and `wrong`, or `good` and `bad`, in each line. Relative to run.toml."""
+    max_pairs: int | None = None
+    """Take no more than the first so many pairs of each set or file."""
+    attribute: bool = True
+    """Compute effects on this task; otherwise only the survey reads it."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError where the pairs come from nowhere."""
+        if not self.name.strip():
+            raise ValueError("task.name must not be empty")
+        if not self.sets and not self.jsonl:
+            raise ValueError(
+                f"task {self.name!r} needs `sets` (embedded BLiMP sets), `jsonl` (files of pairs), or both"
+            )
+        if self.max_pairs is not None and self.max_pairs < 1:
+            raise ValueError(f"task {self.name!r}: max_pairs must be at least 1, not {self.max_pairs}")
+
+
+@dataclass(frozen=True)
+class SurveyConfig:
+    """[survey]: every checkpoint on every task."""
+
+    max_pairs: int | None = None
+    """Look at no more than the first so many pairs of each set or file."""
+    blocks: int = 64
+    """Held-out blocks for the perplexity."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError where there is nothing to look at."""
+        _at_least(1, "survey", blocks=self.blocks)
+        if self.max_pairs is not None:
+            _at_least(1, "survey", max_pairs=self.max_pairs)
+
+
+@dataclass(frozen=True)
+class CompareConfig:
+    """[compare]: which checkpoints the crosscoder reads."""
+
+    checkpoints: tuple[str, ...] = ()
+    """Their names; without them the survey proposes `number`."""
+    number: int = 3
+    """How many the survey is to propose."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError where there is nothing to compare."""
+        if len(set(self.checkpoints)) != len(self.checkpoints):
+            raise ValueError("compare.checkpoints names a checkpoint twice")
+        if len(self.checkpoints) == 1:
+            raise ValueError("compare.checkpoints names one checkpoint; a crosscoder compares at least 2")
+        _at_least(2, "compare", number=self.number)
+
+
+@dataclass(frozen=True)
+class CrosscoderSettings:
+    """[crosscoder]: its place in the model and its size."""
+
+    layer: int | None = None
+    """Read the output of this block, counted from 0; without it the middle one."""
+    features: int = 16_384
+    """Size of the dictionary."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for sizes that cannot be."""
+        _at_least(1, "crosscoder", features=self.features)
+        if self.layer is not None:
+            _at_least(0, "crosscoder", layer=self.layer)
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """[evaluation]: the crosscoder on held-out text."""
+
+    blocks: int = 512
+    """Held-out blocks to read."""
+    batch_blocks: int = field(default=16, metadata={"matters": False})
+    """Blocks of one forward pass."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError where there is nothing to look at."""
+        _at_least(1, "evaluation", blocks=self.blocks, batch_blocks=self.batch_blocks)
+
+
+@dataclass(frozen=True)
+class EffectsConfig:
+    """[effects]: indirect effects by integrated gradients."""
+
+    rule: PathRule = "gauss-legendre"
+    """How the path is integrated."""
+    steps: int = 16
+    """Points on the path."""
+    bootstrap: int = 1000
+    """Resamples of the prompts, for the intervals; 0 for no intervals."""
+    batch_size: int = field(default=32, metadata={"matters": False})
+    """Prompts of one forward pass."""
+    seed: int = 0
+    """Seed of the resampling."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError where nothing could be integrated."""
+        _at_least(1, "effects", steps=self.steps, batch_size=self.batch_size)
+        _at_least(0, "effects", bootstrap=self.bootstrap)
+
+
+@dataclass(frozen=True)
+class AblationConfig:
+    """[ablation]: the check of the effects."""
+
+    top_k: int = 10
+    """Features of each checkpoint to ablate, by |IE|, and as many random ones of similar frequency."""
+    batch_size: int = field(default=64, metadata={"matters": False})
+    """Prompts of one forward pass."""
+    seed: int = 0
+    """Seed of the choice of random features."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError where there is nothing to ablate."""
+        _at_least(1, "ablation", top_k=self.top_k, batch_size=self.batch_size)
+
+
+@dataclass(frozen=True)
+class ReportConfig:
+    """[report]: what the pages show."""
+
+    title: str = ""
+    """Heading of the report; without it the folder's name."""
+    top_k: int = 20
+    """Features of each checkpoint and task that get a card."""
+    contexts: int = 12
+    """Contexts on a card."""
+    blocks: int = 512
+    """Blocks of the held-out text in which contexts are looked for."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError where there is nothing to show."""
+        _at_least(1, "report", top_k=self.top_k, contexts=self.contexts, blocks=self.blocks)
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """The whole of run.toml."""
+
+    suite: SuiteConfig
+    text: TextConfig
+    task: tuple[TaskConfig, ...]
+    compute: ComputeConfig = ComputeConfig()
+    positions: Positions = field(default_factory=Positions)
+    survey: SurveyConfig = SurveyConfig()
+    compare: CompareConfig = CompareConfig()
+    crosscoder: CrosscoderSettings = CrosscoderSettings()
+    training: TrainConfig = field(default_factory=TrainConfig)
+    evaluation: EvaluationConfig = EvaluationConfig()
+    effects: EffectsConfig = EffectsConfig()
+    ablation: AblationConfig = AblationConfig()
+    report: ReportConfig = ReportConfig()
+
+    def __post_init__(self) -> None:
+        """Raises ValueError where sections do not fit one another."""
+        names = [task.name for task in self.task]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"two tasks are called {name!r}: every [[task]] needs a name of its own")
+        if not any(task.attribute for task in self.task):
+            raise ValueError("at least one [[task]] must have `attribute = true` (which is the default)")
+
+
+def load(run_dir: Path) -> RunConfig:
+    """The configuration of a run folder.
+
+    Raises:
+        ValueError: there is no such folder, no run.toml in it, or the file is wrong (see `toml.read`).
+    """
+    if not run_dir.is_dir():
+        raise ValueError(
+            f"there is no folder {run_dir}{_similar(run_dir)}: make one with `crosstime new demo {run_dir}`"
+        )
+    if not (run_dir / FILE).is_file():
+        raise ValueError(f"{run_dir} holds no {FILE}: make one with `crosstime new demo {run_dir}`")
+    return toml.read(RunConfig, run_dir / FILE)
+
+
+def resolved(config: RunConfig) -> str:
+    """The text of a run.toml with every value, those that were left to their defaults included."""
+    return f"# Every value of this run, defaults included. Written by crosstime: edit {FILE}.\n\n{toml.write(config)}"
+
+
+def presets() -> list[str]:
+    """Names of the presets that `crosstime new` knows."""
+    return sorted(path.name.removesuffix(".toml") for path in _PRESETS.iterdir() if path.name.endswith(".toml"))
+
+
+def preset(name: str) -> str:
+    """The text of a preset.
+
+    Raises:
+        ValueError: no such preset; the nearest is named.
+    """
+    if name not in presets():
+        raise ValueError(f"there is no preset {name!r}: {toml.nearest(name, presets())}")
+    return (_PRESETS / f"{name}.toml").read_text(encoding="utf-8")
+
+
+_PRESETS = files("crosstime.run") / "presets"
+
+
+def _similar(run_dir: Path) -> str:
+    """The folder beside a mistyped one that was probably meant."""
+    parent = run_dir.parent
+    runs = [path.name for path in parent.iterdir() if (path / FILE).is_file()] if parent.is_dir() else []
+    match = get_close_matches(run_dir.name, runs, n=1)
+    return f"; did you mean {parent / match[0]}? Otherwise" if match else ""

@@ -1,0 +1,171 @@
+"""A stage of a run: what it reads, whether its artifact is still true, and doing it again where it is not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, Literal, TypeVar
+
+from crosstime.run import artifact, toml
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """A run folder and its configuration: what every stage is given."""
+
+    folder: Path
+    """The run folder."""
+    config: Any
+    """A dataclass of sections, as run.toml states them."""
+
+
+W = TypeVar("W", bound=Workspace)
+
+
+def _nothing(_: Any) -> dict[str, Any]:
+    return {}
+
+
+def _nothing_to_settle(_: Any) -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class Stage(Generic[W]):
+    """One step of the way from checkpoints to the report; it writes one artifact folder."""
+
+    name: str
+    """What the user calls it."""
+    folder: str
+    """The artifact's folder in the run folder."""
+    doing: str
+    """What it does, for the line that announces it."""
+    settings: tuple[str, ...]
+    """The sections of run.toml, or keys in them ("text.context"), that its result depends on."""
+    inputs: tuple[str, ...]
+    """The artifacts that it reads, by folder, or by folder and file where one file is all it reads."""
+    work: Callable[[W, Path], None]
+    """Computes the artifact's files into a new folder."""
+    facts: Callable[[W], Mapping[str, Any]] = _nothing
+    """What its result depends on besides: hashes of the user's files."""
+    settle: Callable[[W], None] = _nothing_to_settle
+    """Called whenever the artifact stands, new or old: checks what else must hold of it, and tidies up."""
+
+
+@dataclass(frozen=True)
+class State:
+    """How an artifact stands to what it was made from."""
+
+    status: Literal["missing", "stale", "done"]
+    reason: str = ""
+    """Why it is stale, for people."""
+
+
+def state(workspace: W, stage: Stage[W]) -> State:
+    """Compares a stage's artifact with the present settings, files and inputs.
+
+    Raises:
+        ValueError, OSError: a file that the stage depends on cannot be read, or a manifest is damaged.
+    """
+    manifest = artifact.read_manifest(workspace.folder / stage.folder)
+    if manifest is None:
+        return State("missing")
+    for now, then in (
+        (_settings(workspace, stage), manifest.settings),
+        (_inputs(workspace, stage), manifest.inputs),
+    ):
+        changed = [name for name in {**then, **now} if now.get(name) != then.get(name)]
+        if changed:
+            return State("stale", f"{', '.join(changed[:3])}{' and more' if len(changed) > 3 else ''} changed")
+    return State("done")
+
+
+def states(workspace: W, stages: Sequence[Stage[W]]) -> dict[str, State]:
+    """The state of every stage; one that reads something stale or missing is itself stale."""
+    found: dict[str, State] = {}
+    by_folder = {stage.folder: stage.name for stage in stages}
+    for stage in stages:
+        own = _state_or_reason(workspace, stage)
+        read = [by_folder[_folder_of(name)] for name in stage.inputs]
+        undone = [name for name in read if found[name].status != "done"]
+        if own.status == "done" and undone:
+            own = State("stale", f"{undone[0]} comes first")
+        found[stage.name] = own
+    return found
+
+
+def bring_up_to_date(
+    workspace: W, stages: Sequence[Stage[W]], say: Callable[[str], None], *, last: str | None = None
+) -> None:
+    """Does every stage that is out of date, in order.
+
+    Args:
+        workspace: its folder is held by this process (see `lock`).
+        stages: in an order in which each comes after its inputs.
+        say: takes a line that tells the user what happens.
+        last: do only this stage and those that it reads from; None for all.
+
+    Raises:
+        ValueError: bad input, or an artifact that is up to date but damaged.
+    """
+    artifact.sweep(workspace.folder)
+    for stage in _needed(stages, last):
+        now = state(workspace, stage)
+        if now.status == "done":
+            artifact.verify(workspace.folder / stage.folder)
+            say(f"{stage.name}: up to date")
+        else:
+            say(f"{stage.name}: {stage.doing}" + (f" ({now.reason})" if now.reason else ""))
+            _do(workspace, stage)
+        stage.settle(workspace)
+
+
+def _do(workspace: W, stage: Stage[W]) -> None:
+    settings, inputs = _settings(workspace, stage), _inputs(workspace, stage)
+    with artifact.writing(workspace.folder / stage.folder, settings=settings, inputs=inputs) as draft:
+        stage.work(workspace, draft)
+
+
+def _needed(stages: Sequence[Stage[W]], last: str | None) -> list[Stage[W]]:
+    """The stages that `last` reads from, directly or not, and itself; in order."""
+    if last is None:
+        return list(stages)
+    folders: set[str] = set()
+    needed = []
+    for stage in reversed(stages):
+        if stage.name == last or stage.folder in folders:
+            needed.append(stage)
+            folders |= {_folder_of(name) for name in stage.inputs}
+    return needed[::-1]
+
+
+def _state_or_reason(workspace: W, stage: Stage[W]) -> State:
+    try:
+        return state(workspace, stage)
+    except (ValueError, OSError) as error:
+        return State("stale", str(error))
+
+
+def _settings(workspace: W, stage: Stage[W]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name in stage.settings:
+        found |= toml.settings(workspace.config, name)
+    return found | dict(stage.facts(workspace))
+
+
+def _inputs(workspace: W, stage: Stage[W]) -> dict[str, str]:
+    return {name: _content(workspace.folder, name) for name in stage.inputs}
+
+
+def _content(run_dir: Path, name: str) -> str:
+    """The hash of an artifact or of one file in it, as its manifest states it; empty where there is none."""
+    folder, _, file = name.partition("/")
+    manifest = artifact.read_manifest(run_dir / folder)
+    if manifest is None:
+        return ""
+    return manifest.files.get(file, "") if file else manifest.content
+
+
+def _folder_of(name: str) -> str:
+    return name.partition("/")[0]

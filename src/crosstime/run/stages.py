@@ -1,0 +1,323 @@
+"""The stages of a run, from checkpoints to the report: each reads the artifacts before it and writes one."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from dataclasses import asdict, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from crosstime.analysis.ablation import Ablation, ablate
+from crosstime.analysis.contexts import contexts, load_contexts, save_contexts
+from crosstime.analysis.effects import Effects, attribute
+from crosstime.analysis.features import feature_table
+from crosstime.analysis.quality import Quality, evaluate
+from crosstime.analysis.survey import Survey, survey
+from crosstime.report.build import build_report
+from crosstime.report.data import ReportData, RunFacts, TaskEffects, TaskGroup, TrainingPoint
+from crosstime.run import artifact
+from crosstime.run.config import RunConfig
+from crosstime.run.stage import Stage
+from crosstime.run.values import Run
+from crosstime.training.log import read_log
+from crosstime.training.train import train
+
+TRAINING_STATE = "training/state"
+TRAINING_LOG = "training/log.jsonl"
+
+
+def write_suite(run: Run, draft: Path) -> None:
+    """checkpoints.json: what was found, with the hash of each checkpoint's weights."""
+    _write_json(draft / "checkpoints.json", [asdict(checkpoint) for checkpoint in run.suite.checkpoints])
+
+
+def write_survey(run: Run, draft: Path) -> None:
+    """Every checkpoint on every set of minimal pairs and on held-out text."""
+    survey(
+        run.suite,
+        [part for parts in run.surveyed.values() for part in parts],
+        run.heldout_text,
+        layer=run.layer,
+        positions=run.config.positions,
+        dtype=run.dtype,
+        device=run.device,
+        max_blocks=run.config.survey.blocks,
+    ).save(draft)
+
+
+def write_comparison(run: Run, draft: Path) -> None:
+    """checkpoints.json: the compared ones. proposal.json: why these, where the survey chose."""
+    names, reasons = list(run.config.compare.checkpoints), None
+    if not names:
+        proposal = Survey.load(run.folder / "survey").propose(run.config.compare.number)
+        names, reasons = proposal.checkpoints, proposal.reasons
+    chosen = run.suite.select(names).checkpoints
+    _write_json(draft / "checkpoints.json", [{"name": c.name, "tokens": c.tokens, "sha256": c.sha256} for c in chosen])
+    _write_json(draft / "proposal.json", reasons)
+
+
+def write_crosscoder(run: Run, draft: Path) -> None:
+    """The trained crosscoder. An interrupted training goes on from its state, which lies outside the artifact."""
+    crosscoder = train(
+        run.compared,
+        run.train_text,
+        layer=run.layer,
+        features=run.config.crosscoder.features,
+        positions=run.config.positions,
+        config=run.config.training,
+        device=run.device,
+        state_folder=run.folder / TRAINING_STATE,
+        log_path=run.folder / TRAINING_LOG,
+    )
+    crosscoder.save_pretrained(draft)
+
+
+def drop_training_state(run: Run) -> None:
+    """A finished training needs no state to go on from."""
+    shutil.rmtree(run.folder / TRAINING_STATE, ignore_errors=True)
+
+
+def write_evaluation(run: Run, draft: Path) -> None:
+    """The crosscoder on held-out text."""
+    config = run.config.evaluation
+    evaluate(
+        run.crosscoder, run.models, run.heldout_text, max_blocks=config.blocks, batch_blocks=config.batch_blocks
+    ).save(draft)
+
+
+def write_effects(run: Run, draft: Path) -> None:
+    """features.parquet and tasks.json for people; task-N/ for the stages that follow."""
+    config = run.config.effects
+    found = []
+    for n, task in enumerate(run.attributed, 1):
+        effects = attribute(
+            run.crosscoder,
+            run.models,
+            task.prompts(run.tokenizer, run.config.positions),
+            rule=config.rule,
+            steps=config.steps,
+            batch_size=config.batch_size,
+            bootstrap=config.bootstrap,
+            seed=config.seed,
+        )
+        (draft / f"task-{n}").mkdir()
+        effects.save(draft / f"task-{n}")
+        found.append(effects)
+    frequency = Quality.load(run.folder / "evaluation").frequency
+    pq.write_table(feature_table(found, run.crosscoder, frequency), draft / "features.parquet")
+    _write_json(draft / "tasks.json", [effects.summary() for effects in found])
+
+
+def write_ablation(run: Run, draft: Path) -> None:
+    """The strongest features set to zero, beside random ones."""
+    config = run.config.ablation
+    frequency = Quality.load(run.folder / "evaluation").frequency
+    found = [
+        ablate(
+            run.crosscoder,
+            run.models,
+            task.prompts(run.tokenizer, run.config.positions),
+            Effects.load(run.folder / "effects" / f"task-{n}"),
+            frequency,
+            top_k=config.top_k,
+            seed=config.seed,
+            batch_size=config.batch_size,
+        )
+        for n, task in enumerate(run.attributed, 1)
+    ]
+    Ablation.join(found).save(draft)
+
+
+def write_contexts(run: Run, draft: Path) -> None:
+    """Where the strongest features fire, and which tokens they promote."""
+    config = run.config.report
+    features: set[int] = set()
+    for n in range(1, len(run.attributed) + 1):
+        effects = Effects.load(run.folder / "effects" / f"task-{n}")
+        features.update(int(i) for row in abs(effects.ie) for i in row.argsort()[::-1][: config.top_k] if row[i] > 0)
+    found = contexts(
+        run.crosscoder,
+        run.models,
+        run.heldout_text,
+        run.tokenizer,
+        sorted(features),
+        top=config.contexts,
+        max_blocks=config.blocks,
+    )
+    save_contexts(draft / "contexts.json", found)
+
+
+def write_report(run: Run, draft: Path) -> None:
+    """index.html, and what it needs beside it."""
+    build_report(report_data(run), draft)
+
+
+def report_data(run: Run) -> ReportData:
+    """What the report is made from, read from the artifacts."""
+    survey_found = Survey.load(run.folder / "survey")
+    proposed = not run.config.compare.checkpoints
+    crosscoder = run.crosscoder.config
+    log = read_log(run.folder / TRAINING_LOG)
+    return ReportData(
+        title=run.config.report.title or run.folder.resolve().name,
+        run=RunFacts(
+            source=_source(run),
+            layer=crosscoder.layer,
+            n_features=crosscoder.features,
+            rows_trained=run.config.training.steps * run.config.training.batch_size,
+            seed=run.config.training.seed,
+            seconds=tuple(seconds(run.folder).items()),
+            version=version("crosstime"),
+        ),
+        chosen=list(crosscoder.checkpoints),
+        survey=survey_found,
+        proposal=survey_found.propose(run.config.compare.number) if proposed else None,
+        quality=Quality.load(run.folder / "evaluation"),
+        features=pq.read_table(run.folder / "effects" / "features.parquet"),
+        tasks=tuple(TaskEffects.from_json(entry) for entry in run.read_json("effects/tasks.json")),
+        ablation=Ablation.load(run.folder / "ablation"),
+        contexts=load_contexts(run.folder / "contexts" / "contexts.json"),
+        training=tuple(TrainingPoint(r["rows"], r["loss"], r["l0"], r["explained_variance"]) for r in log),
+        groups=tuple(TaskGroup(name, tuple(p.name for p in parts)) for name, parts in run.surveyed.items() if parts),
+    )
+
+
+def seconds(run_dir: Path) -> dict[str, float]:
+    """Wall time of each stage whose artifact is there."""
+    manifests = {stage.name: artifact.read_manifest(run_dir / stage.folder) for stage in _STAGES}
+    return {name: manifest.seconds for name, manifest in manifests.items() if manifest}
+
+
+def _source(run: Run) -> str:
+    suite = run.config.suite
+    if suite.demo:
+        return "the embedded suite"
+    return suite.repo or suite.folder or str(Path(suite.folders[0]).parent)
+
+
+def _tasks(run: Run) -> dict[str, Any]:
+    return {f"task {task.name}": task.sha256 for task in run.attributed}
+
+
+def _surveyed(run: Run) -> dict[str, Any]:
+    tasks = {f"task {part.name}": part.sha256 for parts in run.surveyed.values() for part in parts}
+    return tasks | run.heldout_facts()
+
+
+def _tasks_and_groups(run: Run) -> dict[str, Any]:
+    return {f"task {name}": [part.name for part in parts] for name, parts in run.surveyed.items()}
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN: null stands for it."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return value
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(_finite(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+
+
+_MODELS = ("compute.dtype", "positions", "crosscoder.layer")
+_BLOCKS = ("text.context", "text.heldout_share", "text.limit_tokens")
+
+_STAGES: tuple[Stage[Run], ...] = (
+    Stage(
+        "suite",
+        "suite",
+        "reading the checkpoints and hashing their weights",
+        settings=("suite",),
+        inputs=(),
+        work=write_suite,
+        settle=Run.check_inputs,
+    ),
+    Stage(
+        "survey",
+        "survey",
+        "every checkpoint on every task",
+        settings=(*_MODELS, *_BLOCKS, "survey"),
+        inputs=("suite",),
+        facts=_surveyed,
+        work=write_survey,
+    ),
+    Stage(
+        "compare",
+        "compare",
+        "choosing checkpoints",
+        settings=("compare",),
+        inputs=("suite", "survey"),
+        work=write_comparison,
+    ),
+    Stage(
+        "train",
+        "crosscoder",
+        "training the crosscoder",
+        settings=("positions", *_BLOCKS, "crosscoder", "training"),
+        inputs=("compare/checkpoints.json",),
+        facts=Run.train_facts,
+        work=write_crosscoder,
+        settle=drop_training_state,
+    ),
+    Stage(
+        "evaluate",
+        "evaluation",
+        "the crosscoder on held-out text",
+        settings=(*_MODELS, *_BLOCKS, "evaluation"),
+        inputs=("compare/checkpoints.json", "crosscoder"),
+        facts=Run.heldout_facts,
+        work=write_evaluation,
+    ),
+    Stage(
+        "attribute",
+        "effects",
+        "indirect effects of every feature",
+        settings=(*_MODELS, "effects"),
+        inputs=("compare/checkpoints.json", "crosscoder", "evaluation/frequency.parquet"),
+        facts=_tasks,
+        work=write_effects,
+    ),
+    Stage(
+        "ablate",
+        "ablation",
+        "the strongest features set to zero",
+        settings=(*_MODELS, "ablation"),
+        inputs=("compare/checkpoints.json", "crosscoder", "evaluation/frequency.parquet", "effects"),
+        facts=_tasks,
+        work=write_ablation,
+    ),
+    Stage(
+        "contexts",
+        "contexts",
+        "where the strongest features fire",
+        settings=(*_MODELS, *_BLOCKS, "report.top_k", "report.contexts", "report.blocks"),
+        inputs=("compare/checkpoints.json", "crosscoder", "effects"),
+        facts=Run.heldout_facts,
+        work=write_contexts,
+    ),
+    Stage(
+        "report",
+        "report",
+        "writing the pages",
+        settings=("report.title", "compare"),
+        inputs=("survey", "compare", "crosscoder", "evaluation", "effects", "ablation", "contexts"),
+        facts=_tasks_and_groups,
+        work=write_report,
+    ),
+)
+
+
+def stages(config: RunConfig) -> tuple[Stage[Run], ...]:
+    """The stages in order. Where the user names the checkpoints, comparing them waits for no survey."""
+    if not config.compare.checkpoints:
+        return _STAGES
+    return tuple(replace(stage, inputs=("suite",)) if stage.name == "compare" else stage for stage in _STAGES)

@@ -1,0 +1,127 @@
+"""The headline numbers of a run, read from its artifacts: for people as a table, for scripts as JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from crosstime.run import artifact
+
+LIFECYCLES = ("emerged", "maintained", "dropped", "transient", "negligible", "undefined")
+_QUALITIES = ("explained_variance", "loss_recovered", "delta_ce")
+
+
+def headline(run_dir: Path, folders: dict[str, str]) -> dict[str, Any]:
+    """What `crosstime show --json` prints. A value is null where it is not computed yet, or not a number.
+
+    Args:
+        run_dir: the run folder.
+        folders: the artifact folder of each stage, by the stage's name, in order.
+
+    Raises:
+        ValueError: an artifact that holds one of the numbers is damaged.
+    """
+    return {
+        "checkpoints": _checkpoints(run_dir / "compare"),
+        **_quality(run_dir / "evaluation"),
+        **_effects(run_dir / "effects"),
+        "ablation_correlation": _ablation(run_dir / "ablation"),
+        "seconds": _seconds(run_dir, folders),
+        "report": _report(run_dir / "report"),
+    }
+
+
+def table(numbers: dict[str, Any]) -> str:
+    """The headline numbers, aligned, for a terminal."""
+    lines = [("report", numbers["report"] or "not yet written")]
+    if numbers["checkpoints"]:
+        names = [checkpoint["name"] for checkpoint in numbers["checkpoints"]]
+        tokens = [_tokens(checkpoint["tokens"]) for checkpoint in numbers["checkpoints"]]
+        rows = [("checkpoints", names), ("tokens seen", tokens)]
+        for key, label in (
+            ("explained_variance", "explained variance"),
+            ("loss_recovered", "loss recovered"),
+            ("delta_ce", "added loss (nats)"),
+        ):
+            if numbers[key]:
+                rows.append((label, [_number(numbers[key].get(name)) for name in names]))
+        width = max(len(cell) for _, cells in rows for cell in cells)
+        lines += [(label, "  ".join(cell.rjust(width) for cell in cells)) for label, cells in rows]
+    if numbers["l0"] is not None:
+        lines += [("L0", _number(numbers["l0"], 1)), ("dead features", _percent(numbers["dead_fraction"]))]
+    if numbers["features"]:
+        counts = [f"{numbers['features'][kind]:,} {kind}" for kind in LIFECYCLES[:3]]
+        lines += [("features", ", ".join(counts)), ("completeness gap", _percent(numbers["completeness_gap"], 2))]
+    if numbers["ablation_correlation"] is not None:
+        lines.append(("IE and ablation", f"Spearman {_number(numbers['ablation_correlation'])}"))
+    label_width = max(len(label) for label, _ in lines)
+    return "\n".join(f"{label.ljust(label_width)}  {value}" for label, value in lines)
+
+
+def _checkpoints(folder: Path) -> list[dict[str, Any]] | None:
+    rows = _json(folder, "checkpoints.json")
+    return rows and [{"name": row["name"], "tokens": row["tokens"]} for row in rows]
+
+
+def _quality(folder: Path) -> dict[str, Any]:
+    metrics = _json(folder, "metrics.json")
+    if metrics is None:
+        return dict.fromkeys(("l0", "dead_fraction", *_QUALITIES))
+    by_checkpoint = {key: dict(zip(metrics["checkpoints"], metrics[key], strict=True)) for key in _QUALITIES}
+    return {"l0": metrics["l0"], "dead_fraction": metrics["dead_fraction"], **by_checkpoint}
+
+
+def _effects(folder: Path) -> dict[str, Any]:
+    tasks = _json(folder, "tasks.json")
+    if tasks is None:
+        return {"completeness_gap": None, "features": None}
+    gaps = [gap for task in tasks for gap in task["gap"] if gap is not None]
+    columns = pq.read_table(folder / "features.parquet", columns=["lifecycle", "class"])
+    lifecycles = Counter(columns["lifecycle"].to_pylist())
+    classes = Counter(columns["class"].to_pylist())
+    return {
+        "completeness_gap": max(gaps, default=None),
+        "features": {**{kind: lifecycles[kind] for kind in LIFECYCLES}, "classes": dict(classes.most_common())},
+    }
+
+
+def _ablation(folder: Path) -> float | None:
+    summary = _json(folder, "summary.json")
+    return summary and summary["correlation"]
+
+
+def _seconds(run_dir: Path, folders: dict[str, str]) -> dict[str, float]:
+    manifests = {name: artifact.read_manifest(run_dir / folder) for name, folder in folders.items()}
+    return {name: manifest.seconds for name, manifest in manifests.items() if manifest}
+
+
+def _report(folder: Path) -> str | None:
+    return str((folder / "index.html").resolve()) if artifact.read_manifest(folder) else None
+
+
+def _json(folder: Path, name: str) -> Any:
+    """The content of an artifact's JSON file, or None where there is no artifact."""
+    if artifact.read_manifest(folder) is None:
+        return None
+    artifact.verify(folder)
+    return json.loads((folder / name).read_text(encoding="utf-8"), parse_constant=lambda _: None)
+
+
+def _tokens(count: int | None) -> str:
+    for unit, size in (("T", 10**12), ("B", 10**9), ("M", 10**6), ("K", 10**3)):
+        if count is not None and count >= size:
+            return f"{count / size:.3g}{unit}"
+    return "?" if count is None else str(count)
+
+
+def _number(value: float | None, digits: int = 3) -> str:
+    return "-" if value is None or math.isnan(value) else f"{value:.{digits}f}"
+
+
+def _percent(value: float | None, digits: int = 1) -> str:
+    return "-" if value is None else f"{100 * value:.{digits}f} %"

@@ -1,0 +1,195 @@
+"""Frozen dataclasses from TOML and back, with errors that name the key.
+
+A dataclass is the whole schema: its fields are the keys, its annotations the types, its `__post_init__` the limits. A
+field whose metadata says `{"matters": False}` changes how something is computed, never what comes out.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import tomllib
+import types
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, fields, is_dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+
+T = TypeVar("T")
+
+
+def read(kind: type[T], path: Path) -> T:
+    """The dataclass `kind` as a TOML file states it.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not TOML, an unknown or missing key, a value of a wrong type or out of its limits; the message names
+            the file, the section and the key.
+    """
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 at byte {error.start}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"{path} is not valid TOML: {error}") from None
+    try:
+        return build(kind, table)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def build(kind: type[T], table: Mapping[str, Any], section: str = "") -> T:
+    """The dataclass `kind` from a table; `section` is its name in error messages."""
+    hints = get_type_hints(kind)
+    known = {field.name: field for field in fields(cast(Any, kind)) if field.init}
+    where = f"[{section}] " if section else ""
+    for key in table:
+        if key not in known:
+            raise ValueError(f"{where}{_unknown(key, table[key], known, section)}")
+    values = {}
+    for key, field in known.items():
+        if key in table:
+            values[key] = _value(hints[key], table[key], section, key)
+        elif field.default is MISSING and field.default_factory is MISSING:
+            raise ValueError(f"{where}`{key}` is missing" if section else f"section [{key}] is missing")
+    return kind(**values)
+
+
+def write(value: Any) -> str:
+    """TOML of a dataclass of sections; keys that are not set are left out, since TOML knows no null."""
+    lines = []
+    for field in fields(value):
+        content = getattr(value, field.name)
+        if is_dataclass(content):
+            lines += [f"[{field.name}]", *_pairs(content), ""]
+        elif isinstance(content, tuple):
+            for item in content:
+                lines += [f"[[{field.name}]]", *_pairs(item), ""]
+    return "\n".join(lines)
+
+
+def settings(value: Any, name: str) -> dict[str, Any]:
+    """The part of a configuration under a dotted name, flat: `{"training.lr": 5e-05, ...}`.
+
+    What does not matter is left out, and lists of sections are numbered. The values come back equal from JSON.
+    """
+    for part in name.split("."):
+        value = getattr(value, part)
+    return dict(_flat(value, name))
+
+
+def nearest(word: str, valid: Sequence[str]) -> str:
+    """The end of an error message about an unknown word: the nearest valid one, or all where none is near."""
+    match = get_close_matches(word, valid, n=1, cutoff=0.5)
+    return f"did you mean `{match[0]}`?" if match else f"valid: {', '.join(f'`{name}`' for name in valid)}"
+
+
+def _unknown(key: str, value: Any, known: Mapping[str, Any], section: str) -> str:
+    kind = "key" if section or not isinstance(value, (dict, list)) else "section"
+    return f"unknown {kind} `{key}`: {nearest(key, list(known))}"
+
+
+def _value(hint: Any, value: Any, section: str, key: str) -> Any:
+    """`value` as the annotation `hint` wants it."""
+    if is_dataclass(hint) and isinstance(hint, type):
+        name = f"{section}.{key}" if section else key
+        if not isinstance(value, dict):
+            raise ValueError(f"`{name}` must be a section, [{name}], with keys of its own")
+        return build(hint, value, name)
+    if get_origin(hint) is tuple and is_dataclass(get_args(hint)[0]):
+        if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
+            raise ValueError(f"`{key}` must be a list of sections: write [[{key}]] over each")
+        return tuple(build(get_args(hint)[0], item, f"{key} {n}") for n, item in enumerate(value, 1))
+    try:
+        return _plain(hint, value)
+    except TypeError:
+        where = f"[{section}] " if section else ""
+        hinted = f"; {nearest(value, _words(hint))}" if isinstance(value, str) and _words(hint) else ""
+        raise ValueError(f"{where}`{key}` must be {_describe(hint)}, not {_shown(value)}{hinted}") from None
+
+
+def _plain(hint: Any, value: Any) -> Any:
+    """A value that is no section. Raises TypeError where it does not fit."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        return _any_of(arguments, value)
+    if origin is Literal and isinstance(value, str) and value in arguments:
+        return value
+    if origin is tuple and isinstance(value, list):
+        return tuple(_plain(arguments[0], item) for item in value)
+    if origin is dict and isinstance(value, dict):
+        return {key: _plain(arguments[1], item) for key, item in value.items()}
+    if hint is float and isinstance(value, (int, float)) and type(value) is not bool and math.isfinite(value):
+        return float(value)
+    if hint in (bool, int, str) and type(value) is hint:
+        return value
+    raise TypeError
+
+
+def _any_of(hints: Sequence[Any], value: Any) -> Any:
+    for hint in hints:
+        try:
+            return _plain(hint, value)
+        except TypeError:
+            continue
+    raise TypeError
+
+
+def _words(hint: Any) -> list[str]:
+    """The words that a field of fixed choices takes."""
+    if get_origin(hint) is Literal:
+        return [str(word) for word in get_args(hint)]
+    return [word for inner in get_args(hint) for word in _words(inner)]
+
+
+def _describe(hint: Any) -> str:
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        return " or ".join(_describe(inner) for inner in arguments if inner is not type(None))
+    if origin is Literal:
+        return "one of " + ", ".join(json.dumps(word) for word in arguments)
+    if origin is tuple:
+        return f"a list of {_PLURAL[arguments[0]]}"
+    if origin is dict:
+        return f"a table of {_PLURAL[arguments[1]]}"
+    return _SINGULAR[hint]
+
+
+_SINGULAR = {bool: "true or false", int: "a whole number", float: "a finite number", str: "a string"}
+_PLURAL = {bool: "true or false", int: "whole numbers", float: "finite numbers", str: "strings"}
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value, default=str, ensure_ascii=False)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _pairs(value: Any) -> list[str]:
+    pairs = ((field.name, getattr(value, field.name)) for field in fields(value))
+    return [f"{name} = {_toml(content)}" for name, content in pairs if content is not None]
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{_toml(key)} = {_toml(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, tuple):
+        return "[" + ", ".join(_toml(item) for item in value) + "]"
+    if isinstance(value, str):
+        # Not ASCII only: JSON would write a character outside the first plane as two escapes, which TOML refuses.
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    return json.dumps(value)
+
+
+def _flat(value: Any, name: str) -> list[tuple[str, Any]]:
+    if is_dataclass(value):
+        inner = [
+            (f"{name}.{field.name}", getattr(value, field.name))
+            for field in fields(value)
+            if field.metadata.get("matters", True)
+        ]
+    elif isinstance(value, tuple) and value and is_dataclass(value[0]):
+        inner = [(f"{name}.{n}", item) for n, item in enumerate(value, 1)]
+    else:
+        return [(name, json.loads(json.dumps(value)))]
+    return [pair for key, content in inner for pair in _flat(content, key)]

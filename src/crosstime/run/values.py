@@ -1,0 +1,246 @@
+"""The values of a run: its suite, texts, tasks, models and crosscoder, each made when first asked for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from crosstime import demo
+from crosstime.crosscoder.crosscoder import Crosscoder
+from crosstime.data.corpus import Corpus
+from crosstime.data.jsonl import load_jsonl
+from crosstime.data.task import Task
+from crosstime.lm.device import available_device
+from crosstime.lm.split import SplitLM
+from crosstime.lm.suite import Suite
+from crosstime.run import artifact
+from crosstime.run.config import RunConfig, SuiteConfig, TaskConfig
+from crosstime.run.stage import Workspace
+
+
+@dataclass(frozen=True)
+class Run(Workspace):
+    """A run folder, its configuration, and what they lead to."""
+
+    config: RunConfig
+
+    # ------------------------------------------------------------------------------------------------ checkpoints
+
+    @cached_property
+    def suite(self) -> Suite:
+        """All checkpoints.
+
+        Raises:
+            ValueError: they cannot be read, or do not fit one another.
+        """
+        suite, settings = self.config.suite, _suite_settings(self.config.suite)
+        names = list(suite.names) or None
+        if suite.demo:
+            return Suite.from_folder(demo.SUITE, names, **settings)
+        if suite.repo:
+            return Suite.from_hub(suite.repo, list(suite.revisions), **settings)
+        if suite.folder:
+            return Suite.from_folder(self._path(suite.folder), names, **settings)
+        return Suite.from_folders([self._path(folder) for folder in suite.folders], names=names, **settings)
+
+    @cached_property
+    def compared(self) -> Suite:
+        """The checkpoints that the crosscoder reads; the stage `compare` has chosen them."""
+        return self.suite.select([row["name"] for row in self.read_json("compare/checkpoints.json")])
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The one tokenizer of all checkpoints."""
+        return self.suite.tokenizer
+
+    @property
+    def layer(self) -> int:
+        """The block whose output is compared: as configured, or the middle one (8 of 16, as in arXiv 2509.05291)."""
+        layer = self.config.crosscoder.layer
+        return self.suite.n_layers // 2 if layer is None else layer
+
+    @property
+    def device(self) -> torch.device:
+        """Where everything runs.
+
+        Raises:
+            ValueError: the device is not there.
+        """
+        if self.config.compute.device != "auto":
+            return available_device(self.config.compute.device)
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the checkpoints are loaded in."""
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16}[self.config.compute.dtype]
+
+    @cached_property
+    def models(self) -> list[SplitLM]:
+        """The compared checkpoints, in order, in memory."""
+        return [
+            self.compared.load(n, layer=self.layer, dtype=self.dtype, device=self.device) for n in self.compared.names
+        ]
+
+    # ------------------------------------------------------------------------------------------------- text and tasks
+
+    @cached_property
+    def train_files(self) -> list[Path]:
+        """Files of the training text."""
+        return [demo.TRAIN_TEXT] if self.config.text.demo else self._paths(self.config.text.train)
+
+    @cached_property
+    def heldout_files(self) -> list[Path]:
+        """Files of the held-out text; none where a part of the training text is held out."""
+        return [demo.HELDOUT_TEXT] if self.config.text.demo else self._paths(self.config.text.heldout)
+
+    @cached_property
+    def train_text(self) -> Corpus:
+        """The training text, as blocks of tokens."""
+        return self._whole_text if self.heldout_files else self._split_text[0]
+
+    @cached_property
+    def heldout_text(self) -> Corpus:
+        """Text that training never sees, as blocks of tokens."""
+        return self._corpus(self.heldout_files, None) if self.heldout_files else self._split_text[1]
+
+    @cached_property
+    def _whole_text(self) -> Corpus:
+        return self._corpus(self.train_files, self.config.text.limit_tokens)
+
+    @cached_property
+    def _split_text(self) -> tuple[Corpus, Corpus]:
+        return self._whole_text.split(self.config.text.heldout_share)
+
+    def train_facts(self) -> dict[str, Any]:
+        """What the training blocks depend on besides settings: the text, and whether a part of it is held out."""
+        return {"text.train": _hashes(self.train_files), "text.heldout is given": bool(self.heldout_files)}
+
+    def heldout_facts(self) -> dict[str, Any]:
+        """What the held-out blocks depend on besides settings."""
+        return {"text.heldout": _hashes(self.heldout_files)} if self.heldout_files else self.train_facts()
+
+    @cached_property
+    def tasks(self) -> dict[str, Task]:
+        """Every [[task]] of run.toml, by name."""
+        return {task.name: self._task(task) for task in self.config.task}
+
+    @property
+    def attributed(self) -> list[Task]:
+        """The tasks on which effects are computed."""
+        return [self.tasks[task.name] for task in self.config.task if task.attribute]
+
+    @cached_property
+    def surveyed(self) -> dict[str, list[Task]]:
+        """For each [[task]], its sets one by one: the survey looks at each set on its own. No set occurs twice."""
+        limit = self.config.survey.max_pairs
+        seen: set[str] = set()
+        surveyed = {}
+        for name, task in self.tasks.items():
+            parts = [part for part in _parts(task) if part.name not in seen]
+            seen.update(part.name for part in parts)
+            surveyed[name] = [part.take(limit) if limit else part for part in parts]
+        return surveyed
+
+    # ------------------------------------------------------------------------------------------------------ artifacts
+
+    @cached_property
+    def crosscoder(self) -> Crosscoder:
+        """The trained crosscoder."""
+        return Crosscoder.from_pretrained(self.folder / "crosscoder").to(self.device)
+
+    def read_json(self, name: str) -> Any:
+        """The content of a JSON file of an artifact."""
+        return json.loads((self.folder / name).read_text(encoding="utf-8"))
+
+    # --------------------------------------------------------------------------------------------------------- checks
+
+    def check_inputs(self) -> None:
+        """Finds what is wrong with the input before any long work.
+
+        Raises:
+            ValueError: the weights are not those that this run began with, a checkpoint is unknown or lonely, the layer
+                is out of range, a text file is missing or empty, or a task gives no prompt.
+        """
+        self._check_weights()
+        if len(self.suite) < 2:
+            raise ValueError(f"suite has one checkpoint, {self.suite.names[0]!r}: comparing needs at least 2")
+        self.suite.select(list(self.config.compare.checkpoints) or self.suite.names)
+        if not self.config.compare.checkpoints and self.config.compare.number > len(self.suite):
+            raise ValueError(f"compare.number is {self.config.compare.number}; suite has {len(self.suite)} checkpoints")
+        if not 0 <= self.layer < self.suite.n_layers:
+            raise ValueError(
+                f"crosscoder.layer is {self.layer}, out of range: the models have blocks 0 to {self.suite.n_layers - 1}"
+            )
+        available_device(self.device)
+        for path in [*self.train_files, *self.heldout_files]:
+            if not path.is_file():
+                raise ValueError(f"there is no text file {path}")
+            if path.stat().st_size == 0:
+                raise ValueError(f"the text file {path} is empty")
+        for task in self.attributed:
+            task.prompts(self.tokenizer, self.config.positions)
+
+    def _check_weights(self) -> None:
+        recorded = {row["name"]: row["sha256"] for row in self.read_json("suite/checkpoints.json")}
+        for checkpoint in self.suite.checkpoints:
+            if recorded[checkpoint.name] != checkpoint.sha256:
+                raise ValueError(
+                    f"the weights of checkpoint {checkpoint.name!r} in {checkpoint.source} have changed since this run "
+                    f"began: put them back, or delete {self.folder / 'suite'} to go on with the new ones"
+                )
+
+    # -------------------------------------------------------------------------------------------------------- details
+
+    def _path(self, path: str) -> Path:
+        """A path of run.toml; it is relative to the run folder."""
+        return self.folder / Path(path).expanduser()
+
+    def _paths(self, paths: str | Sequence[str]) -> list[Path]:
+        return [self._path(path) for path in ([paths] if isinstance(paths, str) else paths)]
+
+    def _corpus(self, files: list[Path], limit_tokens: int | None) -> Corpus:
+        return Corpus.from_text(
+            files,
+            self.tokenizer,
+            context=self.config.text.context,
+            positions=self.config.positions,
+            limit_tokens=limit_tokens,
+        )
+
+    def _task(self, config: TaskConfig) -> Task:
+        files = self._paths(config.jsonl)
+        read = [demo.blimp(name) for name in config.sets]
+        read += [load_jsonl(path, config.name if len(files) == 1 and not config.sets else None) for path in files]
+        task = Task.join(config.name, read)
+        return task.take(config.max_pairs) if config.max_pairs else task
+
+
+def _hashes(files: Sequence[Path]) -> list[str]:
+    return [artifact.sha256_of(path) for path in files]
+
+
+def _parts(task: Task) -> list[Task]:
+    """A task cut into its sources."""
+    pairs = {
+        source: [p for p, s in zip(task.pairs, task.sources, strict=True) if s == source] for source in task.sources
+    }
+    return [Task.from_pairs(source, found) for source, found in pairs.items()]
+
+
+def _suite_settings(config: SuiteConfig) -> dict[str, Any]:
+    tokens = config.tokens
+    return {
+        "tokens": list(tokens) if isinstance(tokens, tuple) else tokens,
+        "allow_duplicates": config.allow_duplicates,
+        "trust_remote_code": config.trust_remote_code,
+    }

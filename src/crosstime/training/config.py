@@ -1,0 +1,87 @@
+"""The settings of a training run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Settings of crosscoder training.
+
+    The defaults are those of arXiv 2509.05291 where it has the setting, but for `tied_init`, `products` and the ring.
+    """
+
+    rows: int = 400_000_000
+    """Activation rows to train on: one row is one token, seen by every checkpoint."""
+    batch_size: int = 4096
+    """Rows of one optimisation step."""
+    lr: float = 5e-5
+    """Learning rate of Adam (betas 0.9 and 0.999, no weight decay)."""
+    lr_decay: float = 0.2
+    """Share of the steps, at the end, over which the learning rate falls linearly to 0."""
+    l1: float = 2.0
+    """The weight of the sparsity penalty, sum_i f_i sum_m ||d_i,m||, once it is warm."""
+    l1_warmup: float = 0.05
+    """Share of the steps, at the start, over which the penalty's weight rises linearly from 0."""
+    clip: float = 1.0
+    """Largest norm of the gradient; a larger one is scaled down to it."""
+    decoder_norm: float = 0.08
+    """Norm of each feature's decoder vector, at each checkpoint, at the start."""
+    tied_init: bool = True
+    """Start each feature with the same direction at every checkpoint. The paper starts with independent ones."""
+    products: Literal["bfloat16", "float32"] = "bfloat16"
+    """Precision of the matrix products; weights, Adam's moments and all sums are float32 in any case."""
+    harvest: Literal["bfloat16", "float32"] = "bfloat16"
+    """Precision in which the checkpoints run, and their activations are kept, for training."""
+    ring_rows: int = 524_288
+    """Rows held for shuffling; as many as rows are served are harvested anew."""
+    harvest_blocks: int = 32
+    """Token blocks that one forward pass of a checkpoint reads."""
+    calibration_blocks: int = 512
+    """Token blocks from which scale factors and mean activations are measured."""
+    seed: int = 124
+    """Seed of the start values, of the order of the text, and of the shuffling."""
+    save_seconds: float = 300.0
+    """Seconds between saves of the state from which an interrupted run goes on."""
+    log_steps: int = 20
+    """Steps between two lines of the log."""
+    loggers: tuple[Literal["wandb", "tensorboard"], ...] = ()
+    """Where the log goes besides log.jsonl; each needs the extra of its name installed."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError where no training could run."""
+        for name in ("rows", "batch_size", "ring_rows", "harvest_blocks", "calibration_blocks", "log_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"training.{name} must be at least 1; got {getattr(self, name)}")
+        for name in ("lr", "clip", "decoder_norm"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"training.{name} must be positive; got {getattr(self, name)}")
+        for name in ("l1", "save_seconds"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"training.{name} must not be negative; got {getattr(self, name)}")
+        for name in ("lr_decay", "l1_warmup"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"training.{name} is a share of the steps, from 0 to 1; got {getattr(self, name)}")
+        if self.ring_rows < self.batch_size:
+            raise ValueError(
+                f"training.ring_rows ({self.ring_rows}) must be at least training.batch_size ({self.batch_size})"
+            )
+        if self.rows < self.batch_size:
+            raise ValueError(f"training.rows ({self.rows}) is less than one training.batch_size ({self.batch_size})")
+
+    @property
+    def steps(self) -> int:
+        """Optimisation steps of the whole run; rows that fill no batch are left out."""
+        return self.rows // self.batch_size
+
+    def lr_at(self, step: int) -> float:
+        """The learning rate of a step, counted from 0 (arXiv 2509.05291: constant, then linear to 0)."""
+        start = (1 - self.lr_decay) * self.steps
+        return self.lr if step < start else self.lr * (1 - (step - start) / (self.steps - start))
+
+    def l1_at(self, step: int) -> float:
+        """The weight of the sparsity penalty at a step, counted from 0."""
+        warm = self.l1_warmup * self.steps
+        return self.l1 if step >= warm else self.l1 * step / warm

@@ -1,0 +1,94 @@
+"""Harvest: token blocks in, activation rows of every checkpoint out, on the fly and without end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from crosstime.data.corpus import Corpus
+from crosstime.data.positions import Positions
+from crosstime.lm.split import SplitLM
+
+
+class Harvest:
+    """Reads a corpus epoch after epoch, each in an order of its own, and gives the activations of all checkpoints.
+
+    `position` counts the blocks read since the start; it alone says where the harvest stands, so it is all that is
+    saved. The order of an epoch is a function of the seed and the epoch's number.
+    """
+
+    def __init__(self, models: Sequence[SplitLM], corpus: Corpus, positions: Positions, *, seed: int) -> None:
+        self.models = models
+        self.corpus = corpus
+        self.positions = positions
+        self.seed = seed
+        self.position = 0
+        self._order = (-1, np.empty(0, dtype=np.int64))
+
+    @property
+    def rows_per_block(self) -> int:
+        """Rows that one block yields: its positions, without the first where that is not encoded."""
+        return self.corpus.blocks.shape[1] - self.positions.first_encoded
+
+    def next(self, blocks: int) -> Float[Tensor, "N M D"]:
+        """The raw activations at the encoded positions of the next blocks.
+
+        Raises:
+            ValueError: an activation is not finite; the checkpoint and the token are named.
+        """
+        tokens = torch.from_numpy(self._next_blocks(blocks))
+        rows = torch.stack([self._residual(model, tokens) for model in self.models], dim=2)
+        return rows.flatten(0, 1)
+
+    def _next_blocks(self, blocks: int) -> np.ndarray:
+        picked = [self._block(self.position + i) for i in range(blocks)]
+        self.position += blocks
+        return np.stack(picked).astype(np.int64)
+
+    def _block(self, position: int) -> np.ndarray:
+        epoch, index = divmod(position, len(self.corpus))
+        if self._order[0] != epoch:
+            self._order = (epoch, np.random.default_rng((self.seed, epoch)).permutation(len(self.corpus)))
+        return self.corpus.blocks[self._order[1][index]]
+
+    def _residual(self, model: SplitLM, tokens: Int[Tensor, "B S"]) -> Float[Tensor, "B T D"]:
+        residual = model.lower(tokens.to(model.device))[:, self.positions.first_encoded :]
+        if not torch.isfinite(residual).all():
+            raise ValueError(self._where_not_finite(model, residual, tokens))
+        return residual
+
+    def _where_not_finite(self, model: SplitLM, residual: Tensor, tokens: Tensor) -> str:
+        row, column = (~torch.isfinite(residual)).any(dim=-1).nonzero()[0].tolist()
+        column += self.positions.first_encoded
+        return (
+            f"checkpoint {model.name}: the output of block {model.layer} is not finite at token id "
+            f"{tokens[row, column]} (position {column} of a training block): its weights may be broken; "
+            "leave the checkpoint out, or load it as float32"
+        )
+
+
+@torch.no_grad()
+def calibrate(harvest: Harvest, *, blocks: int, batch: int) -> tuple[Float[Tensor, "M D"], Float[Tensor, " M"]]:
+    """Mean raw activation and scale factor of each checkpoint, from the first blocks; the harvest is wound back.
+
+    The scale factor is c_m = sqrt(D) / mean norm (arXiv 2509.05291), over encoded positions only.
+
+    Raises:
+        ValueError: an activation is not finite, or a checkpoint's activations are all zero.
+    """
+    start, blocks = harvest.position, min(blocks, len(harvest.corpus))
+    total, norms, count = 0.0, 0.0, 0
+    for first in range(0, blocks, batch):
+        rows = harvest.next(min(batch, blocks - first)).double()
+        total, norms, count = total + rows.sum(0), norms + rows.norm(dim=-1).sum(0), count + len(rows)
+    harvest.position = start
+    assert isinstance(total, Tensor)
+    assert isinstance(norms, Tensor)
+    if (norms == 0).any():
+        name = harvest.models[int((norms == 0).nonzero()[0])].name
+        raise ValueError(f"checkpoint {name}: its activations are all zero, so there is nothing to learn from")
+    return (total / count).float(), (total.shape[-1] ** 0.5 * count / norms).float()

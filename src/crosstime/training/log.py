@@ -1,0 +1,87 @@
+"""The training log: one line of numbers an interval, in log.jsonl and wherever else the user wants it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+Record = dict[str, Any]
+Sink = Callable[[Record], None]
+
+
+def open_log(path: Path | None, loggers: Sequence[str], *, from_step: int) -> list[Sink]:
+    """The places that each record goes to.
+
+    Args:
+        path: log.jsonl, or None for no file. Lines of steps after `from_step`, which an interrupted run wrote and
+            the resumed one will write again, are dropped.
+        loggers: "wandb", "tensorboard".
+        from_step: the step that the run starts or resumes at.
+
+    Raises:
+        ValueError: a logger's package is not installed.
+    """
+    services = {"wandb": _wandb, "tensorboard": _tensorboard}
+    file = [_jsonl(path, from_step)] if path is not None else []
+    return file + [services[name](path) for name in loggers]
+
+
+def read_log(path: Path) -> list[Record]:
+    """The records of a log.jsonl; a last line that was cut off by a kill is left out."""
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").split("\n")
+    return [json.loads(line) for line in lines[:-1] if line]
+
+
+def _jsonl(path: Path, from_step: int) -> Sink:
+    kept = [record for record in read_log(path) if record["step"] <= from_step]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
+
+    def write(record: Record) -> None:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+    return write
+
+
+def _numbers(record: Record) -> dict[str, float]:
+    """A record as flat names and numbers, the form that both services take."""
+    flat: dict[str, float] = {}
+    for name, value in record.items():
+        if isinstance(value, dict):
+            flat |= {f"{name}/{key}": number for key, number in value.items()}
+        else:
+            flat[name] = value
+    return flat
+
+
+def _wandb(path: Path | None) -> Sink:
+    try:
+        import wandb  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        raise ValueError(
+            "training.loggers names wandb, which is not installed: pip install 'crosstime[wandb]'"
+        ) from None
+    run = wandb.init(project="crosstime", dir=path.parent if path else None)
+    return lambda record: run.log(_numbers(record), step=record["step"])
+
+
+def _tensorboard(path: Path | None) -> Sink:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise ValueError(
+            "training.loggers names tensorboard, which is not installed: pip install 'crosstime[tensorboard]'"
+        ) from None
+    writer = SummaryWriter(log_dir=str(path.parent / "tensorboard") if path else None)
+
+    def write(record: Record) -> None:
+        for name, value in _numbers(record).items():
+            writer.add_scalar(name, value, record["step"])
+        writer.flush()
+
+    return write

@@ -1,0 +1,256 @@
+"""A report's input, made up: a run whose story is known, with texts that try to break out of the page."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute
+
+from crosstime.analysis.ablation import Ablation
+from crosstime.analysis.choice import Proposal
+from crosstime.analysis.contexts import Context, FeatureContexts
+from crosstime.analysis.quality import Quality
+from crosstime.analysis.survey import Survey
+from crosstime.report.data import ReportData, RunFacts, TaskEffects, TaskGroup, TrainingPoint
+
+STEPS = (0, 64, 128, 256, 512, 1000, 2000, 3786)
+NAMES = [f"step{step}" for step in STEPS]
+TASKS = {
+    "regular_plural_subject_verb_agreement_1": (0.51, 0.57, 0.57, 0.65, 0.67, 0.66, 0.73, 0.80),
+    "irregular_plural_subject_verb_agreement_1": (0.47, 0.49, 0.53, 0.54, 0.57, 0.57, 0.61, 0.68),
+    "determiner_noun_agreement_1": (0.52, 0.50, 0.52, 0.62, 0.80, 0.87, 0.87, 0.96),
+    "determiner_noun_agreement_2": (0.50, 0.51, 0.53, 0.64, 0.79, 0.88, 0.90, 0.95),
+    "determiner_noun_agreement_with_adjective_1": (0.49, 0.50, 0.49, 0.55, 0.70, 0.82, 0.86, 0.93),
+    "distractor_agreement_relational_noun": (0.48, 0.52, 0.41, 0.43, 0.38, 0.34, 0.35, 0.42),
+    "distractor_agreement_relative_clause": (0.46, 0.46, 0.44, 0.42, 0.38, 0.33, 0.30, 0.31),
+}
+GROUPS = (
+    TaskGroup("subject-verb agreement", tuple(TASKS)[:2]),
+    TaskGroup("determiner-noun agreement", tuple(TASKS)[2:5]),
+    TaskGroup("distractor agreement", tuple(TASKS)[5:]),
+)
+ATTRIBUTED = ("subject-verb agreement", "determiner-noun agreement", "distractor agreement")
+NASTY = ("</script>", "<img src=x onerror=alert(1)>", " שלום", " مرحبا", "🦊", "<!--", "\u2028", "\n", "", "%{y}", " a&b")
+WORDS = (" these", " those", " this", " that", " books", " house", " were", " was", " people", " children", " said")
+TEXT = (
+    "It was in the spring of that year that the old captain came down to the harbour . The boats were lying idle , and "
+    "the children who had followed him from the village stood about in the rain , waiting for a word . “ These men , ” he "
+    "said , “ have nothing to do with the house or the people in it . ”"
+).split(" ")
+
+
+def report_data(
+    chosen: tuple[str, ...] = ("step256", "step1000", "step3786"), n_features: int = 4096, seed: int = 0
+) -> ReportData:
+    """A whole report: eight checkpoints surveyed, `chosen` compared, three tasks attributed and ablated."""
+    rng = np.random.default_rng(seed)
+    features, tasks = effects(list(chosen), n_features, rng)
+    listed = sorted({f for task in tasks for f in _top(features, task.task, list(chosen), 12)})
+    return ReportData(
+        title="When a small language model learns to agree",
+        run=RunFacts(
+            source="gutenberg-2m",
+            layer=3,
+            n_features=n_features,
+            rows_trained=1_048_576,
+            seed=17,
+            seconds=(("survey", 41.2), ("train", 192.4), ("evaluate", 18.0), ("attribute", 64.9), ("ablate", 33.1)),
+            version="0.1.0",
+        ),
+        chosen=list(chosen),
+        survey=survey(rng),
+        proposal=Proposal(
+            checkpoints=list(chosen),
+            reasons=[
+                "the last checkpoint before accuracy moves: the activations are still close to those of step128 (.86)",
+                "the largest shift on determiner-noun agreement (+.25 since step256), and activations that have turned (.58)",
+                "the end of training: subject-verb agreement has risen by a further .14, at cosine .61",
+            ][: len(chosen)]
+            + ["an even step in tokens"] * (len(chosen) - 3),
+        ),
+        quality=quality(list(chosen), features, rng),
+        features=features,
+        tasks=tuple(tasks),
+        ablation=ablation(features, tasks, rng),
+        contexts={feature: contexts(feature, list(chosen), rng) for feature in listed},
+        training=tuple(
+            TrainingPoint(4096 * i, 900 * np.exp(-i / 30) + 210, 400 * np.exp(-i / 40) + 34, 0.9 - 0.8 * np.exp(-i / 25))
+            for i in range(1, 257)
+        ),
+        groups=GROUPS,
+    )
+
+
+def survey(rng: np.random.Generator) -> Survey:
+    """Accuracies of the demo's suite, and similarities that fall with the distance in training."""
+    accuracy = np.array(list(TASKS.values())).T
+    position = np.log2(np.array(STEPS) + 8.0)
+    cosine = np.exp(-0.16 * np.abs(position[:, None] - position[None, :]))
+    tokens = [8192 * step for step in STEPS]
+    return Survey(
+        checkpoints=NAMES,
+        tokens=tokens,
+        tasks=list(TASKS),
+        n_pairs=[1000] * len(TASKS),
+        n_prompts=[917, 866, 940, 933, 910, 857, 829],
+        sentence_accuracy=accuracy,
+        token_accuracy=np.clip(accuracy + rng.normal(0, 0.01, accuracy.shape), 0, 1),
+        logit_difference=6 * (accuracy - 0.5),
+        perplexity=np.array([4150.0, 584.0, 240.0, 126.0, 90.0, 70.1, 58.6, 43.1]),
+        cosine=cosine,
+        pearson=cosine**1.2,
+        layer=3,
+    )
+
+
+def quality(chosen: list[str], features: pa.Table, rng: np.random.Generator) -> Quality:
+    """Good, and worse at later checkpoints, as crosscoders are."""
+    n = len(chosen)
+    clean = np.linspace(4.9, 3.8, n)
+    cost = np.linspace(0.4, 3.1, n)
+    n_features = len(set(features["feature"].to_pylist()))
+    frequency = features["frequency"].to_numpy()[:n_features].astype(np.float64)
+    return Quality(
+        checkpoints=chosen,
+        n_tokens=262_144,
+        l0=34.6,
+        dead=int((frequency == 0).sum()),
+        frequency=frequency,
+        explained_variance=np.linspace(0.934, 0.841, n) + rng.normal(0, 0.001, n),
+        ce_clean=clean,
+        ce_spliced=clean + cost * np.linspace(0.004, 0.068, n),
+        ce_zero=clean + cost,
+    )
+
+
+def effects(chosen: list[str], n_features: int, rng: np.random.Generator) -> tuple[pa.Table, list[TaskEffects]]:
+    """Features whose effects are heavy-tailed and lie at one, some or all checkpoints."""
+    n = len(chosen)
+    frequency = 10 ** rng.normal(-2.6, 0.55, n_features).clip(-4.5, -0.3)
+    frequency[rng.random(n_features) < 0.002] = 0.0
+    norms = rng.dirichlet(np.full(n, 2.2), n_features) * rng.uniform(0.5, 1.6, (n_features, 1))
+    tables, summaries = [], []
+    for k, task in enumerate(ATTRIBUTED):
+        size = rng.pareto(1.3, n_features) * 2e-4
+        size[rng.random(n_features) < 0.6] = 0.0
+        spread = rng.dirichlet(np.full(n, 0.45), n_features) * np.linspace(0.5, 1.5, n)
+        sign = np.where(rng.random((n_features, n)) < 0.85, 1.0, -1.0)
+        ie = (size[:, None] * spread * sign).clip(-0.4, 0.4) * (1.0 if k < 2 else -0.8)
+        tables.append(_table(task, chosen, ie, norms, frequency, rng))
+        total = ie.sum(0) * 1.15
+        summaries.append(
+            TaskEffects(
+                task=task,
+                n_examples=(1783, 2783, 1686)[k],
+                checkpoints=chosen,
+                total=total.tolist(),
+                error=(total - ie.sum(0)).tolist(),
+                feature_share=(ie.sum(0) / total).tolist(),
+                gap=[0.0002 + 0.0004 * m + (0.07 if k == 2 and m == 0 else 0) for m in range(n)],
+                metric_clean=(-total).tolist(),
+                metric_end=[0.0] * n,
+                skipped={"the answers have more than two tokens": 217} if k == 0 else {},
+            )
+        )
+    return pa.concat_tables(tables), summaries
+
+
+def ablation(features: pa.Table, tasks: list[TaskEffects], rng: np.random.Generator) -> Ablation:
+    """Exact effects near the attributed ones."""
+    rows, joint = [], []
+    for task in tasks:
+        of_task = features.filter(pa.compute.equal(features["task"], task.task))
+        for name in task.checkpoints:
+            ie = of_task[f"ie_{name}"].to_numpy()
+            top = np.argsort(-np.abs(ie))[:20]
+            for group, index in (("top", top), ("random", rng.integers(0, len(ie), 20))):
+                delta = ie[index] * rng.normal(1.02, 0.12, 20) + rng.normal(0, 0.001, 20)
+                rows += [
+                    _ablation_row(task.task, int(f), name, group, float(ie[f]), float(d))
+                    for f, d in zip(index, delta, strict=True)
+                ]
+                total = {"delta_lpd": float(delta.sum()), "delta_accuracy": float(delta.sum() / 6)}
+                joint.append({"task": task.task, "checkpoint": name, "group": group, "n_features": 20} | total)
+    return Ablation(pa.Table.from_pylist(rows), pa.Table.from_pylist(joint))
+
+
+def contexts(feature: int, chosen: list[str], rng: np.random.Generator) -> FeatureContexts:
+    """Twelve stretches of text around a word, one hostile token among them."""
+    word = WORDS[feature % len(WORDS)]
+    found = []
+    for i in range(12):
+        start = int(rng.integers(0, len(TEXT) - 40))
+        tokens = [" " + text for text in TEXT[start : start + 40]]
+        peak = 30
+        tokens[peak] = word
+        tokens[12] = NASTY[(feature + i) % len(NASTY)]
+        activations = np.where(rng.random(40) < 0.12, rng.random(40) * 2, 0.0)
+        activations[peak] = 6.0 - 0.3 * i
+        found.append(Context(tokens, activations.tolist(), peak))
+
+    def changes(sign: float) -> list[tuple[str, float]]:
+        words = [str(word) for word in rng.permutation([*WORDS, *NASTY[:5]])[:10]]
+        return [(word, sign * (2.0 - 0.15 * i)) for i, word in enumerate(words)]
+
+    promoted = {name: changes(1.0) for name in chosen}
+    return FeatureContexts(feature, found, promoted, {name: changes(-1.0) for name in chosen}, 6.0)
+
+
+def _table(
+    task: str, chosen: list[str], ie: np.ndarray, norms: np.ndarray, frequency: np.ndarray, rng: np.random.Generator
+) -> pa.Table:
+    n_features, n = ie.shape
+    total = np.abs(ie).sum(1, keepdims=True)
+    with np.errstate(invalid="ignore"):
+        relative = np.where(total > 0, np.abs(ie) / total, np.nan)
+    width = np.abs(ie) * rng.uniform(0.05, 0.3, ie.shape)
+    columns: dict[str, object] = {
+        "task": [task] * n_features,
+        "feature": np.arange(n_features, dtype=np.int32),
+        "class": [_class(row, chosen, float(t)) for row, t in zip(relative, total[:, 0], strict=True)],
+        "lifecycle": [_lifecycle(row, float(t)) for row, t in zip(relative, total[:, 0], strict=True)],
+        "frequency": frequency.astype(np.float32),
+    }
+    for m, name in enumerate(chosen):
+        columns[f"ie_{name}"] = ie[:, m]
+        columns[f"ie_low_{name}"] = ie[:, m] - width[:, m]
+        columns[f"ie_high_{name}"] = ie[:, m] + width[:, m]
+        columns[f"rel_ie_{name}"] = relative[:, m]
+        columns[f"rel_ie_low_{name}"] = (relative[:, m] - 0.06).clip(0, 1)
+        columns[f"rel_ie_high_{name}"] = (relative[:, m] + 0.06).clip(0, 1)
+        columns[f"decoder_norm_{name}"] = norms[:, m]
+        columns[f"rel_dec_{name}"] = norms[:, m] / norms.sum(1)
+    assert n == len(chosen)
+    return pa.table(columns)
+
+
+def _class(relative: np.ndarray, chosen: list[str], total: float) -> str:
+    if total == 0:
+        return "undefined"
+    if total < 2e-5:
+        return "negligible"
+    if relative.max() > 0.7:
+        return f"specific:{chosen[int(relative.argmax())]}"
+    among = [name for name, value in zip(chosen, relative, strict=True) if value >= min(0.3, 0.9 / len(chosen))]
+    return f"shared:{'+'.join(among)}" if len(among) > 1 else "other"
+
+
+def _lifecycle(relative: np.ndarray, total: float) -> str:
+    if total == 0:
+        return "undefined"
+    if total < 2e-5:
+        return "negligible"
+    first, last = (value >= 0.3 / len(relative) for value in (relative[0], relative[-1]))
+    return {(0, 0): "transient", (0, 1): "emerged", (1, 0): "dropped", (1, 1): "maintained"}[int(first), int(last)]
+
+
+def _top(features: pa.Table, task: str, chosen: list[str], k: int) -> set[int]:
+    of_task = features.filter(pa.compute.equal(features["task"], task))
+    return {int(f) for name in chosen for f in np.argsort(-np.abs(of_task[f"ie_{name}"].to_numpy()))[:k]}
+
+
+def _ablation_row(task: str, feature: int, checkpoint: str, group: str, ie: float, delta: float) -> dict[str, object]:
+    lpd = {"lpd_clean": 1.4, "lpd_ablated": 1.4 - delta, "delta_lpd": delta}
+    accuracy = {"accuracy_clean": 0.8, "accuracy_ablated": 0.8 - delta / 6, "delta_accuracy": delta / 6}
+    names = {"task": task, "feature": feature, "checkpoint": checkpoint, "group": group}
+    return names | {"ie": ie} | lpd | accuracy

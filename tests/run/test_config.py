@@ -1,0 +1,112 @@
+import pytest
+
+from crosstime.run import config
+
+LEAST = """
+[suite]
+demo = true
+[text]
+demo = true
+[[task]]
+name = "agreement"
+sets = ["subject-verb"]
+"""
+
+
+def load(tmp_path, text):
+    (tmp_path / "run.toml").write_text(text)
+    return config.load(tmp_path)
+
+
+def test_little_has_to_be_said(tmp_path):
+    found = load(tmp_path, LEAST)
+    assert found.task[0].attribute
+    assert found.compare.number == 3
+    assert found.positions.bos
+
+
+@pytest.mark.parametrize("name", config.presets())
+def test_every_preset_can_be_read_and_says_what_the_defaults_are(tmp_path, name):
+    preset = load(tmp_path, config.preset(name))
+    assert load(tmp_path, config.resolved(preset)) == preset
+
+
+def test_every_commented_key_of_the_demo_exists(tmp_path):
+    """The comments of the template promise keys: each, switched on in place of what it replaces, is taken."""
+    text = config.preset("demo")
+    for old, new in (
+        ("\ndemo = true                    # the embedded suite", "\n#"),
+        ("\ndemo = true                    # the embedded text", "\n#"),
+        ("# folder = ", "folder = "),
+        ("# tokens = ", "tokens = "),
+        ("# allow_duplicates", "allow_duplicates"),
+        ("# trust_remote_code", "trust_remote_code"),
+        ("# train = ", "train = "),
+        ("# heldout = ", "heldout = "),
+        ("# jsonl = ", "jsonl = "),
+        ("# attribute = ", "attribute = "),
+        ("# checkpoints = ", "checkpoints = "),
+        ("# layer = ", "layer = "),
+    ):
+        assert old in text
+        text = text.replace(old, new)
+    found = load(tmp_path, text)
+    assert found.suite.folder == "checkpoints"
+    assert found.text.heldout == "heldout.txt"
+    assert not found.task[0].attribute
+    assert found.crosscoder.layer == 3
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("demo = true\n[text]", "[text]"), r"suite must name one of .* it names none"),
+        (("demo = true\n[text]", 'demo = true\nfolder = "x"\n[text]'), r"it names suite\.demo and suite\.folder"),
+        (("demo = true\n[text]", 'repo = "a/b"\n[text]'), r"suite\.repo and suite\.revisions go together"),
+        (("demo = true\n[text]", 'folders = ["a", "b"]\nnames = ["a"]\n[text]'), r"1 names for 2 suite\.folders"),
+        (("[text]\ndemo = true", "[text]"), r"text must name one of `demo = true` and `train`"),
+        (("[text]\ndemo = true", '[text]\ntrain = "x"\ndemo = true'), r"text must name one of"),
+        (("[text]\ndemo = true", "[text]\ndemo = true\ncontext = 1"), r"text\.context must be at least 2, not 1"),
+        (("[text]\ndemo = true", '[text]\ntrain = "x"\nheldout_share = 1'), r"text\.heldout_share must lie between"),
+        (('sets = ["subject-verb"]', ""), r"task 'agreement' needs `sets`"),
+        (('sets = ["subject-verb"]', 'set = ["subject-verb"]'), r"\[task 1\] unknown key `set`: did you mean `sets`\?"),
+        (('sets = ["subject-verb"]', 'sets = ["x"]\nmax_pairs = 0'), r"max_pairs must be at least 1"),
+        (('sets = ["subject-verb"]', 'sets = ["x"]\nattribute = false'), r"at least one \[\[task\]\]"),
+        (("[[task]]", '[[task]]\nname = "agreement"\njsonl = "x"\n[[task]]'), r"two tasks are called 'agreement'"),
+        (("[[task]]", "[compare]\nnumber = 1\n[[task]]"), r"compare\.number must be at least 2, not 1"),
+        (("[[task]]", '[compare]\ncheckpoints = ["a"]\n[[task]]'), r"compare\.checkpoints names one checkpoint"),
+        (
+            ("[[task]]", '[compare]\ncheckpoints = ["a", "a"]\n[[task]]'),
+            r"compare\.checkpoints names a checkpoint twice",
+        ),
+        (("[[task]]", "[crosscoder]\nfeatures = 0\n[[task]]"), r"crosscoder\.features must be at least 1, not 0"),
+        (("[[task]]", "[crosscoder]\nlayer = -1\n[[task]]"), r"crosscoder\.layer must be at least 0, not -1"),
+        (("[[task]]", "[training]\nlr = 0\n[[task]]"), r"training\.lr must be positive"),
+        (("[[task]]", "[training]\nbatchsize = 1\n[[task]]"), r"\[training\] unknown key `batchsize`.*`batch_size`"),
+        (("[[task]]", '[effects]\nrule = "gauss"\n[[task]]'), r"`rule` must be one of \"gauss-legendre\""),
+        (("[[task]]", '[compute]\ndevice = "gpu"\n[[task]]'), r"\[compute\] `device` must be one of"),
+        (("[[task]]", "[trainig]\n[[task]]"), r"unknown section `trainig`: did you mean `training`\?"),
+        (("[text]\ndemo = true", ""), r"section \[text\] is missing"),
+    ],
+)
+def test_what_cannot_be_is_refused_by_name(tmp_path, change, message):
+    old, new = change
+    assert old in LEAST
+    with pytest.raises(ValueError, match=rf"run\.toml: .*{message}"):
+        load(tmp_path, LEAST.replace(old, new, 1))
+
+
+def test_a_folder_that_is_not_there_or_holds_no_run(tmp_path):
+    with pytest.raises(ValueError, match=r"there is no folder .*rum: make one with `crosstime new demo "):
+        config.load(tmp_path / "rum")
+    (tmp_path / "run").mkdir()
+    with pytest.raises(ValueError, match=r"run holds no run\.toml: make one with `crosstime new demo "):
+        config.load(tmp_path / "run")
+    (tmp_path / "run" / "run.toml").write_text(LEAST)
+    with pytest.raises(ValueError, match=r"there is no folder .*rum; did you mean .*run\?"):
+        config.load(tmp_path / "rum")
+
+
+def test_a_preset_that_does_not_exist():
+    with pytest.raises(ValueError, match=r"there is no preset 'demos': did you mean `demo`\?"):
+        config.preset("demos")

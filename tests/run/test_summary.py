@@ -1,0 +1,110 @@
+import json
+import math
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from crosstime.run import artifact, summary
+
+FOLDERS = {"compare": "compare", "evaluate": "evaluation", "attribute": "effects", "report": "report"}
+KEYS = {
+    "checkpoints",
+    "l0",
+    "dead_fraction",
+    "explained_variance",
+    "loss_recovered",
+    "delta_ce",
+    "completeness_gap",
+    "features",
+    "ablation_correlation",
+    "seconds",
+    "report",
+}
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(folder, **files):
+        with artifact.writing(tmp_path / folder, settings={}, inputs={}) as draft:
+            for name, content in files.items():
+                path = draft / name.replace("_", ".")
+                if isinstance(content, pa.Table):
+                    pq.write_table(content, path)
+                else:
+                    path.write_text(json.dumps(content))
+
+    return write
+
+
+@pytest.fixture
+def finished(write, tmp_path):
+    write(
+        "compare", checkpoints_json=[{"name": "a", "tokens": 2_000_000, "sha256": "x"}, {"name": "b", "tokens": None}]
+    )
+    write(
+        "evaluation",
+        metrics_json={
+            "checkpoints": ["a", "b"],
+            "l0": 12.5,
+            "dead_fraction": 0.01,
+            "explained_variance": [0.9, 0.8],
+            "loss_recovered": [0.97, None],
+            "delta_ce": [0.1, 0.2],
+        },
+    )
+    write(
+        "effects",
+        tasks_json=[{"gap": [0.001, 0.002]}, {"gap": [0.004, None]}],
+        features_parquet=pa.table(
+            {
+                "lifecycle": ["emerged", "emerged", "dropped", "negligible"],
+                "class": ["specific:b", "shared:a+b", "specific:a", "negligible"],
+            }
+        ),
+    )
+    write("ablation", summary_json={"correlation": math.nan})
+    write("report", index_html="page")
+    return tmp_path
+
+
+def test_before_anything_is_computed_all_is_null(tmp_path):
+    found = summary.headline(tmp_path, FOLDERS)
+    assert set(found) == KEYS
+    assert found.pop("seconds") == {}
+    assert set(found.values()) == {None}
+    assert "not yet written" in summary.table({**found, "seconds": {}})
+
+
+def test_the_numbers_of_a_finished_run(finished):
+    found = summary.headline(finished, FOLDERS)
+    assert set(found) == KEYS
+    assert found["checkpoints"] == [{"name": "a", "tokens": 2_000_000}, {"name": "b", "tokens": None}]
+    assert found["l0"] == 12.5
+    assert found["explained_variance"] == {"a": 0.9, "b": 0.8}
+    assert found["loss_recovered"] == {"a": 0.97, "b": None}
+    assert found["completeness_gap"] == 0.004
+    features = found["features"]
+    assert (features["emerged"], features["maintained"], features["dropped"]) == (2, 0, 1)
+    assert features["classes"] == {"specific:b": 1, "shared:a+b": 1, "specific:a": 1, "negligible": 1}
+    assert found["ablation_correlation"] is None
+    assert set(found["seconds"]) == set(FOLDERS)
+    assert found["report"] == str(finished / "report" / "index.html")
+    json.dumps(found, allow_nan=False)
+
+
+def test_the_table_is_aligned(finished):
+    lines = summary.table(summary.headline(finished, FOLDERS)).splitlines()
+    assert lines[0].startswith("report")
+    rows = {line.split("  ")[0].strip(): line for line in lines}
+    ends = {len(rows[label]) for label in ("checkpoints", "tokens seen", "explained variance", "loss recovered")}
+    assert len(ends) == 1
+    assert "2 emerged, 0 maintained, 1 dropped" in rows["features"]
+    assert rows["completeness gap"].endswith("0.40 %")
+
+
+def test_damage_is_found(finished):
+    path = finished / "evaluation" / "metrics.json"
+    path.write_text(path.read_text().replace("0.9", "0.8"))
+    with pytest.raises(ValueError, match=r"metrics\.json is altered or damaged"):
+        summary.headline(finished, FOLDERS)

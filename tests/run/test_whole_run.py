@@ -1,0 +1,303 @@
+"""`crosstime run` on a user's own checkpoints, text and minimal pairs, and what may go wrong on the way."""
+
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+import tiny
+from crosstime import cli
+from crosstime.run.lock import locked
+from crosstime.run.summary import LIFECYCLES
+
+RUN_TOML = """
+[suite]
+folders = ["my checkpoints/step0", "my checkpoints/step10", "my checkpoints/step100"]
+tokens = [0, 1000, 10_000]
+[compute]
+device = "cpu"
+[text]
+train = "text ü.txt"
+context = 32
+[[task]]
+name = "agreement of mine"
+jsonl = "pairs.jsonl"
+[survey]
+blocks = 2
+[compare]
+checkpoints = ["step0", "step10", "step100"]
+[crosscoder]
+features = 64
+[training]
+rows = 4096
+batch_size = 256
+lr = 1e-3
+l1 = 0.1
+ring_rows = 1024
+harvest_blocks = 4
+calibration_blocks = 4
+save_seconds = 0
+log_steps = 4
+[evaluation]
+blocks = 4
+[effects]
+steps = 4
+bootstrap = 10
+[ablation]
+top_k = 2
+[report]
+top_k = 3
+contexts = 2
+blocks = 4
+"""
+
+ARTIFACTS = ("suite", "survey", "compare", "crosscoder", "evaluation", "effects", "ablation", "contexts", "report")
+
+
+def write_inputs(folder, suite):
+    """A run folder with a copy of a suite, a text and minimal pairs beside its run.toml."""
+    shutil.copytree(suite, folder / "my checkpoints")
+    words = " ".join(tiny.SENTENCES).split()
+    order = random.Random(0)
+    documents = ["\n".join(" ".join(order.choices(words, k=12)) for _ in range(4)) for _ in range(60)]
+    (folder / "text ü.txt").write_text("\n\n".join(documents), encoding="utf-8")
+    # Words that the tiny tokenizer has as tokens; that they are no grammar does not matter.
+    pairs = [
+        {"prefix": prefix, "right": right, "wrong": wrong}
+        for prefix, right, wrong in (
+            ("The key", " that", " the"),
+            ("The cat on", " the", " that"),
+            ("A man", " on", " at"),
+        )
+    ]
+    lines = [json.dumps(pair) for pair in [*pairs, {"good": "The cat on the table", "bad": "The cat on a table"}]]
+    (folder / "pairs.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    (folder / "run.toml").write_text(RUN_TOML, encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, tiny_suite):
+    """A finished run. Copy it before changing it."""
+    folder = write_inputs(tmp_path_factory.mktemp("a run"), tiny_suite)
+    assert cli.main(["run", str(folder)]) == 0
+    return folder
+
+
+@pytest.fixture
+def copy(finished, tmp_path):
+    return shutil.copytree(finished, tmp_path / "copy")
+
+
+@pytest.fixture
+def inputs(tmp_path, tiny_suite):
+    return write_inputs(tmp_path, tiny_suite)
+
+
+def edit(folder, old, new):
+    text = (folder / "run.toml").read_text(encoding="utf-8")
+    assert old in text
+    (folder / "run.toml").write_text(text.replace(old, new), encoding="utf-8")
+
+
+def stages(err):
+    """What was said of each stage."""
+    said = [line.removeprefix("crosstime: ") for line in err.splitlines() if line.startswith("crosstime: ")]
+    return dict(line.split(": ", 1) for line in said)
+
+
+def test_every_artifact_is_there(finished):
+    for name in ARTIFACTS:
+        assert (finished / name / "manifest.json").is_file(), name
+    assert (finished / "report" / "index.html").stat().st_size > 0
+    assert (finished / "training" / "log.jsonl").is_file()
+    assert not (finished / "training" / "state").exists()
+    assert not [path.name for path in finished.rglob(".*") if path.name != ".lock"]
+
+
+def test_a_second_run_has_nothing_to_do(finished, capfd):
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("manifest.json")}
+    assert cli.main(["run", str(finished)]) == 0
+    out, err = capfd.readouterr()
+    assert set(stages(err).values()) == {"up to date"}
+    assert str(finished / "report" / "index.html") in out
+    assert before == {path: path.stat().st_mtime_ns for path in finished.rglob("manifest.json")}
+
+
+def test_show_json_is_one_object_on_a_clean_stdout(finished, capfd):
+    assert cli.main(["show", str(finished), "--json"]) == 0
+    out, _ = capfd.readouterr()
+
+    def refuse(constant):
+        raise AssertionError(constant)
+
+    found = json.loads(out, parse_constant=refuse)
+    assert found["checkpoints"] == [
+        {"name": "step0", "tokens": 0},
+        {"name": "step10", "tokens": 1000},
+        {"name": "step100", "tokens": 10_000},
+    ]
+    for key in ("explained_variance", "loss_recovered", "delta_ce"):
+        assert list(found[key]) == ["step0", "step10", "step100"]
+    assert sum(found["features"][kind] for kind in LIFECYCLES) == sum(found["features"]["classes"].values()) == 64
+    assert found["l0"] >= 0
+    assert 0 <= found["dead_fraction"] <= 1
+    assert found["completeness_gap"] >= 0
+    assert set(found["seconds"]) == set(found["stages"])
+    assert set(found["stages"].values()) == {"done"}
+    assert found["report"] == str(finished / "report" / "index.html")
+
+
+def test_only_what_a_change_reaches_is_done_again(copy, capfd):
+    edit(copy, "top_k = 2", "top_k = 1")
+    assert cli.main(["show", str(copy)]) == 0
+    assert "ablation.top_k changed" in capfd.readouterr().out
+    assert cli.main(["run", str(copy)]) == 0
+    said = stages(capfd.readouterr().err)
+    assert {name for name, words in said.items() if words != "up to date"} == {"ablate", "report"}
+
+
+def test_a_changed_text_trains_again(copy, capfd):
+    with (copy / "text ü.txt").open("a", encoding="utf-8") as text:
+        text.write("\n\nThe dogs are here.")
+    assert cli.main(["show", str(copy), "--json"]) == 0
+    statuses = json.loads(capfd.readouterr().out)["stages"]
+    assert statuses["suite"] == "done"
+    assert statuses["train"] == "stale"
+
+
+def flip_weights(folder):
+    path = next((folder / "my checkpoints" / "step10").glob("*.safetensors"))
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+def flip_artifact(folder):
+    path = folder / "crosscoder" / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (flip_weights, "weights of checkpoint 'step10'"),
+        (flip_artifact, "model.safetensors is altered or damaged: delete the folder"),
+    ],
+)
+def test_one_flipped_bit_is_found_in_a_finished_run(copy, capfd, damage, message):
+    damage(copy)
+    assert cli.main(["run", str(copy)]) == cli.BAD_INPUT
+    assert message in capfd.readouterr().err
+
+
+def spoil(path, content):
+    def change(folder):
+        (folder / path).write_text(content)
+
+    return change
+
+
+def no_step100(folder):
+    edit(folder, ', "my checkpoints/step100"', "")
+    edit(folder, ", 10_000", "")
+
+
+def only_one(folder):
+    edit(folder, ', "my checkpoints/step10", "my checkpoints/step100"', "")
+    edit(folder, "tokens = [0, 1000, 10_000]", "")
+    edit(folder, 'checkpoints = ["step0", "step10", "step100"]', "number = 2")
+
+
+def nan_weights(folder):
+    path = next((folder / "my checkpoints" / "step10").glob("*.safetensors"))
+    tensors = load_file(path)
+    name = next(name for name in tensors if "layers.0" in name)
+    tensors[name].fill_(float("nan"))
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+def duplicate(folder):
+    shutil.rmtree(folder / "my checkpoints" / "step10")
+    shutil.copytree(folder / "my checkpoints" / "step0", folder / "my checkpoints" / "step10")
+
+
+def other_width(folder):
+    shutil.rmtree(folder / "my checkpoints" / "step10")
+    tiny.write_suite(folder / "my checkpoints", [10], tiny.neox_config(width=16))
+
+
+def truncated(folder):
+    path = next((folder / "my checkpoints" / "step10").glob("*.safetensors"))
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda folder: (folder / "text ü.txt").unlink(), "text ü.txt"),
+        (spoil("text ü.txt", ""), "is empty"),
+        (spoil("text ü.txt", "\n\n \n"), "text ü.txt"),
+        (spoil("pairs.jsonl", '{"prefix": "a", "right": " b", "wrong": " c"}\n{oops\n'), "pairs.jsonl:2"),
+        (spoil("pairs.jsonl", '{"good": "The a", "bad": "The unforgettable"}\n'), "single-token answers"),
+        (lambda folder: edit(folder, '"step10", ', '"step11", '), "no checkpoint 'step11'"),
+        (no_step100, "no checkpoint 'step100'"),
+        (only_one, "at least 2"),
+        (lambda folder: edit(folder, "features = 64", "features = 64\nlayer = 4"), "out of range"),
+        (lambda folder: edit(folder, 'my checkpoints/step10"', 'my checkpoints/step11"'), "step11"),
+        (nan_weights, "step10"),
+        (duplicate, "same weights"),
+        (other_width, "width"),
+        (truncated, "step10"),
+    ],
+    ids=lambda value: value.__name__ if callable(value) else value,
+)
+def test_bad_input_exits_2_with_one_line_and_nothing_half_written(inputs, capfd, change, message):
+    change(inputs)
+    assert cli.main(["run", str(inputs)]) == cli.BAD_INPUT
+    out, err = capfd.readouterr()
+    assert out == ""
+    errors = [line for line in err.splitlines() if line.startswith("crosstime: error: ")]
+    assert len(errors) == 1
+    assert message in errors[0]
+    assert "Traceback" not in err
+    assert not [path for path in inputs.iterdir() if path.name.startswith(".") and path.name != ".lock"]
+    assert not (inputs / "report").exists()
+
+
+def test_a_second_run_in_the_folder_is_refused(copy, capfd):
+    with locked(copy):
+        assert cli.main(["run", str(copy)]) == cli.BAD_INPUT
+    assert f"another run (process {os.getpid()})" in capfd.readouterr().err
+
+
+def test_an_interrupted_training_goes_on_to_the_same_weights(finished, copy):
+    for name in ("crosscoder", "evaluation", "effects", "ablation", "contexts", "report"):
+        shutil.rmtree(copy / name)
+    shutil.rmtree(copy / "training")
+    # The first save takes the signal, so the training is cut in the middle.
+    script = (
+        "import os, signal, sys\n"
+        "from crosstime import cli\n"
+        "from crosstime.training.state import StateFolder\n"
+        "save = StateFolder.save\n"
+        "def then_signal(self, step, tensors):\n"
+        "    save(self, step, tensors)\n"
+        "    if step == 3: os.kill(os.getpid(), signal.SIGINT)\n"
+        "StateFolder.save = then_signal\n"
+        "sys.exit(cli.main(['train', sys.argv[1]]))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(copy)], capture_output=True, text=True, check=False)
+    assert done.returncode == cli.INTERRUPTED, done.stderr
+    assert done.stderr.splitlines()[-1] == f"crosstime: interrupted - go on with `crosstime run {copy}`"
+    assert not (copy / "crosscoder").exists()
+    assert cli.main(["train", str(copy)]) == 0
+    before, after = (folder / "crosscoder" / "model.safetensors" for folder in (finished, copy))
+    assert before.read_bytes() == after.read_bytes()

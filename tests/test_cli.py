@@ -1,0 +1,189 @@
+"""The command line as a user meets it. What needs no process of its own calls `main`, as the installed script does."""
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from crosstime import cli
+from crosstime.run import artifact, config
+
+
+def crosstime(*arguments, **options):
+    return subprocess.run(
+        [sys.executable, "-m", "crosstime", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        **options,
+    )
+
+
+@pytest.fixture
+def errors(capfd):
+    """Runs a command that must fail as bad input, and gives its one line."""
+
+    def run(*arguments):
+        assert cli.main([str(argument) for argument in arguments]) == cli.BAD_INPUT
+        out, err = capfd.readouterr()
+        assert out == ""
+        lines = [line for line in err.splitlines() if line.startswith("crosstime: error: ")]
+        assert len(lines) == 1
+        assert "Traceback" not in err
+        return lines[0]
+
+    return run
+
+
+def test_help_and_version_are_quick_and_complete():
+    begin = time.perf_counter()
+    shown = crosstime("--help")
+    seconds = time.perf_counter() - begin
+    assert shown.returncode == 0
+    for command in ("demo", "new", "run", "survey", "train", "evaluate", "attribute", "ablate", "report", "show"):
+        assert command in shown.stdout
+    assert seconds < 3  # 0.3 on an idle machine; importing torch would take far longer on a busy one
+    assert crosstime("--version").stdout.startswith("crosstime ")
+
+
+def test_help_does_not_import_torch():
+    script = "import sys; from crosstime import cli; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("arguments", [[], ["show"], ["show", "x", "--jsn"], ["demo", "--out"], ["run", "a", "b"]])
+def test_wrong_usage_exits_2(arguments, capfd):
+    with pytest.raises(SystemExit) as end:
+        cli.main(arguments)
+    assert end.value.code == 2
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert err
+
+
+def test_a_mistyped_command_is_told_the_nearest(errors):
+    assert errors("shwo", "runs/demo").endswith("there is no command `shwo`: did you mean `show`?")
+
+
+@pytest.mark.parametrize("command", ["run", "survey", "train", "evaluate", "attribute", "ablate", "report", "show"])
+def test_a_folder_that_is_no_run(tmp_path, errors, command):
+    assert "make one with `crosstime new demo" in errors(command, tmp_path / "nothing")
+    assert "holds no run.toml" in errors(command, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_new_writes_a_run_and_never_over_one(tmp_path, errors, capfd):
+    assert cli.main(["new", "demo", str(tmp_path / "a" / "b")]) == 0
+    assert capfd.readouterr().out.endswith(f"then `crosstime run {tmp_path / 'a' / 'b'}`\n")
+    assert config.load(tmp_path / "a" / "b").suite.demo
+    (tmp_path / "a" / "b" / "run.toml").write_text("mine")
+    assert "is already there" in errors("new", "demo", tmp_path / "a" / "b")
+    assert (tmp_path / "a" / "b" / "run.toml").read_text() == "mine"
+    assert "did you mean `demo`?" in errors("new", "dmeo", tmp_path / "c")
+    assert not (tmp_path / "c").exists()
+
+
+def test_demo_leaves_another_run_alone(tmp_path, errors):
+    text = config.preset("demo").replace("demo = true                    # the embedded suite", 'folder = "x" #', 1)
+    (tmp_path / "run.toml").write_text(text)
+    assert "holds a run on another suite" in errors("demo", "--out", tmp_path)
+
+
+@pytest.mark.parametrize("command", ["run", "show"])
+def test_a_mistyped_key(tmp_path, errors, command):
+    (tmp_path / "run.toml").write_text(config.preset("demo").replace("context =", "contxt ="))
+    line = errors(command, tmp_path)
+    assert line.endswith(f"{tmp_path / 'run.toml'}: [text] unknown key `contxt`: did you mean `context`?")
+
+
+def test_a_folder_in_which_nothing_may_be_written(tmp_path, errors, monkeypatch):
+    def refuse(path, _text):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(artifact, "write_text", refuse)
+    assert "Permission denied" in errors("new", "demo", tmp_path)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device", "some/file"),
+        OSError(errno.EDQUOT, "Disk quota exceeded"),
+        RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"),
+    ],
+)
+def test_a_full_disk_is_the_users_to_mend(tmp_path, errors, monkeypatch, error):
+    def full(*_args, **_kwargs):
+        raise error
+
+    monkeypatch.setattr(artifact, "write_text", full)
+    assert "the disk is full" in errors("new", "demo", tmp_path)
+
+
+def test_a_fault_of_ours_exits_1_and_keeps_the_traceback(tmp_path, monkeypatch, capfd):
+    (tmp_path / "run.toml").write_text(config.preset("demo"))
+
+    def break_down(*_args, **_kwargs):
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr("crosstime.run.stage.bring_up_to_date", break_down)
+    assert cli.main(["run", str(tmp_path)]) == cli.FAULT
+    err = capfd.readouterr().err
+    assert err.startswith("crosstime: fault: RuntimeError: a bug")
+    assert str(tmp_path / "error.log") in err
+    assert len(err.splitlines()) == 1
+    assert "break_down" in (tmp_path / "error.log").read_text()
+
+
+INTERRUPT = """
+import os, signal, sys, time
+from crosstime import cli
+
+def wait(run_dir):
+    try:
+        print("waiting", flush=True)
+        time.sleep(60)
+    except KeyboardInterrupt:
+        if sys.argv[1] == "twice":
+            print("saving", flush=True)
+            time.sleep(60)
+        raise
+
+cli._bring_up_to_date = lambda run_dir, last: wait(run_dir)
+sys.exit(cli.main(["train", "folder"]))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("times", ["once", "twice"])
+def test_signals_interrupt_and_the_second_at_once(number, times):
+    with subprocess.Popen(
+        [sys.executable, "-c", INTERRUPT, times], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "waiting\n"
+        process.send_signal(number)
+        if times == "twice":
+            assert process.stdout.readline() == "saving\n"
+            process.send_signal(number)
+        _, err = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert "Traceback" not in err
+
+
+def test_a_reader_that_leaves_is_no_fault():
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "w") as closed:
+        done = subprocess.run(
+            [sys.executable, "-m", "crosstime", "--version"],
+            stdout=closed,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,71 @@
+"""The harvest reads every block once an epoch, and knows where it stands."""
+
+import numpy as np
+import pytest
+import torch
+
+from crosstime.data.corpus import Corpus
+from crosstime.data.positions import Positions
+from crosstime.training.harvest import Harvest, calibrate
+from planted import plant
+
+WORLD = plant(n_rows=300, noise=0.1)
+CORPUS = Corpus(np.arange(300, dtype=np.uint16).reshape(30, 10), "0" * 64, "counting")
+
+
+def _harvest(positions=Positions(), seed=0):  # noqa: B008
+    return Harvest(WORLD.models(), CORPUS, positions, seed=seed)
+
+
+def _tokens(rows):
+    """Which token each row is the activation of."""
+    return [int((WORLD.rows - row).abs().sum((1, 2)).argmin()) for row in rows]
+
+
+def test_an_epoch_holds_every_encoded_position_once_and_the_next_has_another_order():
+    harvest = _harvest()
+    first = _tokens(torch.cat([harvest.next(n) for n in (7, 7, 7, 7, 2)]))
+    second = _tokens(torch.cat([harvest.next(n) for n in (16, 14)]))
+    expected = [token for token in range(300) if token % 10 != 0]  # position 0 of each block is not encoded
+    assert sorted(first) == sorted(second) == expected
+    assert first != second
+
+
+def test_every_position_is_encoded_where_the_policy_says_so():
+    harvest = _harvest(Positions(encode_first=True))
+    assert sorted(_tokens(harvest.next(30))) == list(range(300))
+
+
+def test_rows_are_those_of_all_checkpoints_at_the_same_token():
+    rows = _harvest().next(3)
+    assert torch.equal(rows, WORLD.rows[_tokens(rows)])
+
+
+def test_position_is_all_there_is_to_going_on_across_an_epochs_end():
+    one, other = _harvest(), _harvest()
+    one.next(25)
+    other.position = one.position
+    assert torch.equal(one.next(11), other.next(11))
+
+
+def test_calibration_is_mean_and_scale_of_the_encoded_rows_and_winds_back():
+    harvest = _harvest()
+    mean, scale = calibrate(harvest, blocks=99, batch=8)
+    rows = WORLD.rows[[token for token in range(300) if token % 10 != 0]]
+    torch.testing.assert_close(mean, rows.mean(0))
+    torch.testing.assert_close(scale, rows.shape[-1] ** 0.5 / rows.norm(dim=-1).mean(0))
+    assert harvest.position == 0
+
+
+def test_activations_that_are_not_finite_name_checkpoint_and_token():
+    models = WORLD.models()
+    models[1].embed[123] = torch.nan
+    with pytest.raises(ValueError, match=rf"checkpoint {models[1].name}: .* token id 123 \(position 3"):
+        Harvest(models, CORPUS, Positions(), seed=0).next(30)
+
+
+def test_activations_that_are_all_zero_are_refused():
+    models = WORLD.models()
+    models[2].embed.zero_()
+    with pytest.raises(ValueError, match=rf"checkpoint {models[2].name}: its activations are all zero"):
+        calibrate(Harvest(models, CORPUS, Positions(), seed=0), blocks=5, batch=5)

@@ -1,0 +1,207 @@
+"""Training finds planted features, treats checkpoints alike, and goes on after an interruption as if nothing was."""
+
+import dataclasses
+import json
+import os
+import signal
+
+import numpy as np
+import pytest
+import torch
+
+from crosstime.analysis.relative import relative
+from crosstime.crosscoder.crosscoder import CrosscoderConfig
+from crosstime.data.corpus import Corpus
+from crosstime.training.config import TrainConfig
+from crosstime.training.log import open_log, read_log
+from crosstime.training.state import StateFolder
+from crosstime.training.train import Trainer
+from planted import plant
+
+SMALL = TrainConfig(
+    rows=2000,
+    batch_size=50,
+    lr=1e-2,
+    l1=0.1,
+    ring_rows=300,
+    harvest_blocks=4,
+    calibration_blocks=8,
+    products="float32",
+    harvest="float32",
+    save_seconds=0.0,
+    log_steps=10,
+)
+
+
+def _corpus(n_tokens, n_blocks=40, context=17, seed=0):
+    blocks = np.random.default_rng(seed).integers(n_tokens, size=(n_blocks, context), dtype=np.uint16)
+    return Corpus(blocks, "0" * 64, "planted")
+
+
+def _trainer(world, config=SMALL, *, features=16, models=None, state=None, corpus=None):
+    models = models or world.models()
+    names = tuple(model.name for model in models)
+    crosscoder = CrosscoderConfig(names, 0, models[0].width, features)
+    return Trainer(crosscoder, config, models, corpus or _corpus(len(world.rows)), state)
+
+
+def _trained(*args, **kwargs):
+    trainer = _trainer(*args, **kwargs)
+    trainer.run()
+    return trainer.crosscoder
+
+
+def _equal(a, b):
+    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+
+
+def test_planted_features_are_recovered():
+    world = plant(n_rows=4000, width=32, per_kind=2, density=0.08, noise=0.02)
+    config = dataclasses.replace(
+        SMALL, rows=250_000, batch_size=128, lr=5e-3, l1=0.05, ring_rows=8192, harvest_blocks=64, log_steps=500
+    )
+    crosscoder = _trained(world, config, features=20, corpus=_corpus(len(world.rows), n_blocks=2000))
+    found = crosscoder.W_dec.detach() / crosscoder.scale[:, None]
+    flat, planted = found.flatten(1), world.dictionary.flatten(1)
+    cosine = torch.nn.functional.normalize(planted, dim=1) @ torch.nn.functional.normalize(flat, dim=1).T
+    best, which = cosine.max(1)
+    assert best.min() > 0.9, best
+    assert len(set(which.tolist())) == len(which)
+    rel_dec = relative(found[which].norm(dim=-1).T.numpy())
+    np.testing.assert_allclose(rel_dec, world.rel_dec.numpy(), atol=0.05)
+
+
+def test_identical_checkpoints_share_every_feature_equally():
+    world = plant(n_rows=200)
+    models = [world.models()[0] for _ in range(3)]
+    for i, model in enumerate(models):
+        model.name = f"step{i}"
+    crosscoder = _trained(world, models=models)
+    norms = crosscoder.decoder_norms().detach().T.numpy()
+    np.testing.assert_allclose(relative(norms), 1 / 3, atol=1e-6)
+
+
+def test_permuting_the_checkpoints_permutes_the_crosscoder_and_nothing_else():
+    world = plant(n_rows=200)
+    models, order = world.models(), [2, 0, 1]
+    one = _trained(world, models=models)
+    other = _trained(world, models=[models[m] for m in order])
+    assert other.config.checkpoints == tuple(world.names[m] for m in order)
+    torch.testing.assert_close(other.W_dec, one.W_dec[:, order], atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(other.b_enc, one.b_enc, atol=1e-4, rtol=1e-3)
+
+
+def test_the_penalty_makes_the_code_sparse():
+    world = plant(n_rows=500)
+    log = {}
+    for l1 in (0.0, 0.5):
+        trainer = _trainer(world, dataclasses.replace(SMALL, l1=l1, rows=10_000))
+        records = []
+        trainer.run([records.append])
+        log[l1] = records[-1]
+    assert log[0.5]["l0"] < log[0.0]["l0"]
+    assert log[0.5]["explained_variance"] < log[0.0]["explained_variance"]
+
+
+class _Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("steps_before", [2, 13, 27])
+def test_an_interrupted_run_ends_with_the_same_bits(tmp_path, steps_before):
+    """40 steps of 50 rows read 640 rows an epoch, so interruptions fall in the first, second and last epochs."""
+    world = plant(n_rows=200)
+    peace = _trained(world)
+    state = StateFolder(tmp_path, {"any": 1})
+    trainer = _trainer(world, state=state)
+
+    def kill(_record):
+        if trainer.step >= steps_before:
+            raise _Killed
+
+    trainer.config = dataclasses.replace(SMALL, log_steps=1)
+    with pytest.raises(_Killed):
+        trainer.run([kill])
+    resumed = _trainer(world, state=state)
+    assert resumed.step == steps_before - 1  # the kill came before the save of its own step
+    resumed.run()
+    assert _equal(resumed.crosscoder, peace)
+
+
+def test_adam_ring_random_state_and_position_survive(tmp_path):
+    world = plant(n_rows=200)
+    state = StateFolder(tmp_path, {})
+    config = dataclasses.replace(SMALL, rows=1000)
+    trainer = _trainer(world, config, state=state)
+    trainer.run()
+    again = _trainer(world, config, state=state)
+    before, after = trainer._tensors(), again._tensors()
+    assert before.keys() == after.keys()
+    assert any(name.startswith("adam.W_enc.exp_avg") for name in before)
+    for name, tensor in before.items():
+        assert torch.equal(tensor, after[name]), name
+    assert torch.equal(trainer.next_batch(), again.next_batch())
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_stops(tmp_path, number):
+    world = plant(n_rows=200)
+    config = dataclasses.replace(SMALL, save_seconds=1e9, log_steps=5)
+    trainer = _trainer(world, config, state=StateFolder(tmp_path, {}))
+    handler = signal.getsignal(number)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.run([lambda _: os.kill(os.getpid(), number)])
+    assert signal.getsignal(number) is handler
+    resumed = _trainer(world, config, state=StateFolder(tmp_path, {}))
+    assert resumed.step == trainer.step == 5
+    resumed.run()
+    assert _equal(resumed.crosscoder, _trained(world))
+
+
+def test_a_state_of_other_settings_is_refused_and_the_difference_named(tmp_path):
+    StateFolder(tmp_path, {"training.lr": 0.1, "text": "a"}).save(3, {"x": torch.zeros(1)})
+    with pytest.raises(ValueError, match=r"training\.lr was 0\.1 and is 0\.2"):
+        StateFolder(tmp_path, {"training.lr": 0.2, "text": "a"}).load()
+
+
+def test_a_damaged_state_is_refused_and_an_unfinished_one_ignored(tmp_path):
+    state = StateFolder(tmp_path, {})
+    state.save(3, {"x": torch.zeros(1)})
+    (tmp_path / "step-00000009").mkdir()
+    loaded = state.load()
+    assert loaded is not None
+    assert loaded[0] == 3
+    path = tmp_path / "step-00000003" / "state.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"\x01")
+    with pytest.raises(ValueError, match="altered or damaged"):
+        state.load()
+
+
+def test_the_log_has_every_interval_once_also_after_a_kill(tmp_path):
+    path = tmp_path / "log.jsonl"
+    (write,) = open_log(path, (), from_step=0)
+    for step in (10, 20, 30):
+        write({"step": step})
+    with path.open("a") as file:
+        file.write('{"step": 4')  # killed while writing
+    (write,) = open_log(path, (), from_step=20)
+    write({"step": 30, "again": True})
+    assert read_log(path) == [{"step": 10}, {"step": 20}, {"step": 30, "again": True}]
+
+
+def test_records_hold_what_the_log_promises():
+    world = plant(n_rows=200)
+    records = []
+    _trainer(world).run([records.append])
+    assert [record["step"] for record in records] == [10, 20, 30, 40]
+    last = json.loads(json.dumps(records[-1]))
+    assert last["rows"] == 2000
+    assert set(last["explained_variance_by_checkpoint"]) == set(world.names)
+    assert 0 <= last["harvest_share"] <= 1
+    assert last["loss"] == pytest.approx(last["squared_error"] + 0.1 * last["penalty"], rel=1e-4)
+
+
+def test_a_run_that_diverges_says_so():
+    world = plant(n_rows=200)
+    with pytest.raises(ValueError, match=r"training diverged: .* lower training\.lr"):
+        _trained(world, dataclasses.replace(SMALL, lr=1e30, clip=1e30))
