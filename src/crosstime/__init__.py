@@ -1,0 +1,96 @@
+"""crosstime: when did this model learn that, and which feature carries it?
+
+The public names, in the order of the data's way. They are imported on first use, so `import crosstime` is instant.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from crosstime.analysis.ablation import Ablation, ablate
+    from crosstime.analysis.contexts import FeatureContexts, contexts
+    from crosstime.analysis.effects import Effects, attribute
+    from crosstime.analysis.features import feature_table
+    from crosstime.analysis.quality import Quality, evaluate
+    from crosstime.analysis.relative import relative
+    from crosstime.analysis.survey import Survey, survey
+    from crosstime.crosscoder.crosscoder import Crosscoder, CrosscoderConfig
+    from crosstime.data.corpus import Corpus
+    from crosstime.data.jsonl import load_jsonl
+    from crosstime.data.positions import Positions
+    from crosstime.data.task import Pair, Prompts, Task
+    from crosstime.lm.split import SplitLM
+    from crosstime.lm.suite import Checkpoint, Suite
+    from crosstime.training.config import TrainConfig
+    from crosstime.training.train import train
+
+__version__ = version("crosstime")
+
+_HOME = {
+    "Checkpoint": "lm.suite",
+    "Suite": "lm.suite",
+    "SplitLM": "lm.split",
+    "Positions": "data.positions",
+    "Corpus": "data.corpus",
+    "Pair": "data.task",
+    "Task": "data.task",
+    "Prompts": "data.task",
+    "load_jsonl": "data.jsonl",
+    "survey": "analysis.survey",
+    "Survey": "analysis.survey",
+    "TrainConfig": "training.config",
+    "train": "training.train",
+    "Crosscoder": "crosscoder.crosscoder",
+    "CrosscoderConfig": "crosscoder.crosscoder",
+    "evaluate": "analysis.quality",
+    "Quality": "analysis.quality",
+    "attribute": "analysis.effects",
+    "Effects": "analysis.effects",
+    "relative": "analysis.relative",
+    "feature_table": "analysis.features",
+    "ablate": "analysis.ablation",
+    "Ablation": "analysis.ablation",
+    "contexts": "analysis.contexts",
+    "FeatureContexts": "analysis.contexts",
+}
+
+__all__ = [  # noqa: RUF022 (the order of the data's way)
+    "Checkpoint",
+    "Suite",
+    "SplitLM",
+    "Positions",
+    "Corpus",
+    "Pair",
+    "Task",
+    "Prompts",
+    "load_jsonl",
+    "survey",
+    "Survey",
+    "TrainConfig",
+    "train",
+    "Crosscoder",
+    "CrosscoderConfig",
+    "evaluate",
+    "Quality",
+    "attribute",
+    "Effects",
+    "relative",
+    "feature_table",
+    "ablate",
+    "Ablation",
+    "contexts",
+    "FeatureContexts",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'crosstime' has no attribute {name!r}")
+    return getattr(import_module(f"crosstime.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -229,7 +229,7 @@ def _on_record(run_dir: Path) -> Iterator[None]:
             path.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
         except OSError:
             raise error from None
-        last = traceback.format_exception_only(error)[-1].strip()
+        last = traceback.format_exception_only(error)[-1].splitlines()[0]
         raise _Fault(f"{last} (this should not happen; the traceback is in {path})") from error
 
 

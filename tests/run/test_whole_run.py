@@ -67,14 +67,8 @@ def write_inputs(folder, suite):
     documents = ["\n".join(" ".join(order.choices(words, k=12)) for _ in range(4)) for _ in range(60)]
     (folder / "text ü.txt").write_text("\n\n".join(documents), encoding="utf-8")
     # Words that the tiny tokenizer has as tokens; that they are no grammar does not matter.
-    pairs = [
-        {"prefix": prefix, "right": right, "wrong": wrong}
-        for prefix, right, wrong in (
-            ("The key", " that", " the"),
-            ("The cat on", " the", " that"),
-            ("A man", " on", " at"),
-        )
-    ]
+    answers = (("The key", " that", " the"), ("The cat on", " the", " that"), ("A man", " on", " at"))
+    pairs = [{"prefix": prefix, "right": right, "wrong": wrong} for prefix, right, wrong in answers]
     lines = [json.dumps(pair) for pair in [*pairs, {"good": "The cat on the table", "bad": "The cat on a table"}]]
     (folder / "pairs.jsonl").write_text("\n".join(lines), encoding="utf-8")
     (folder / "run.toml").write_text(RUN_TOML, encoding="utf-8")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -16,11 +16,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm import tqdm
 
-from crosstime.analysis.choice import Proposal, choose, find_broken
+from crosstime.analysis.choice import beats_chance, find_broken, shifts, spread
 from crosstime.analysis.task_scores import TaskReader, finite_residual
 from crosstime.data.corpus import Corpus
 from crosstime.data.positions import Positions
@@ -30,6 +30,20 @@ from crosstime.lm.suite import Suite
 
 SIMILARITY_TOKENS = 20_000
 """Activations are compared on at most this many tokens of the tasks. Kept in bfloat16 for all checkpoints at once."""
+
+UNITS = (("T", 10**12), ("B", 10**9), ("M", 10**6), ("K", 10**3))
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """Which checkpoints to compare."""
+
+    checkpoints: list[str]
+    """In order of training."""
+    reasons: list[str]
+    """One sentence for each."""
+    passed_over: dict[str, str] = field(default_factory=dict)
+    """Checkpoints that were no candidates, and why."""
 
 
 @dataclass(frozen=True)
@@ -67,14 +81,62 @@ class Survey:
     def propose(self, k: int) -> Proposal:
         """The `k` checkpoints with the largest shifts in performance and representation, in order of training.
 
-        `crosstime.analysis.choice` states the rule.
+        `crosstime.analysis.choice` states the rule. Where fewer than `k` checkpoints are better than chance on any
+        task, the latest of the others fill up.
 
         Raises:
-            ValueError: `k` is below 2, or above the number of checkpoints that are neither broken nor at chance.
+            ValueError: `k` is below 2, or above the number of checkpoints that are not broken.
         """
-        accuracy = np.where(np.isnan(self.token_accuracy), self.sentence_accuracy, self.token_accuracy)
-        n = np.where(self.n_prompts, self.n_prompts, self.n_pairs)
-        return choose(self, k)
+        if k < 2:
+            raise ValueError(f"a comparison needs at least 2 checkpoints, got k = {k}")
+        sound = [i for i, name in enumerate(self.checkpoints) if name not in self.broken]
+        if k > len(sound):
+            broken = f" ({', '.join(self.broken)} left out: broken)" if self.broken else ""
+            raise ValueError(f"cannot choose {k} checkpoints: the suite has {len(sound)}{broken}")
+        learnt = np.any(self._learnt, axis=1)
+        at_chance = [i for i in sound if not learnt[i]][: len(sound) - k]
+        candidates = [i for i in sound if i not in at_chance]
+        shift = shifts(self.sentence_accuracy[candidates], self.cosine[np.ix_(candidates, candidates)])
+        chosen = [candidates[i] for i in spread(shift, k)]
+        return Proposal(
+            [self.checkpoints[i] for i in chosen],
+            [self._first_reason(chosen[0]), *map(self._reason, chosen, chosen[1:])],
+            {**self.broken, **{self.checkpoints[i]: "it is at chance on every task" for i in at_chance}},
+        )
+
+    @property
+    def _learnt(self) -> Bool[np.ndarray, "C T"]:
+        """Where a checkpoint does better or worse than chance, by the next token if any task can ask for it.
+
+        A model that knows no grammar still prefers short sentences and frequent words: single tokens mislead less.
+        """
+        asked = np.array(self.n_prompts) > 0
+        if asked.any():
+            return beats_chance(self.token_accuracy[:, asked], np.array(self.n_prompts)[asked])
+        return beats_chance(self.sentence_accuracy, np.array(self.n_pairs))
+
+    def _first_reason(self, i: int) -> str:
+        """Why a proposal starts where it does."""
+        task = int(np.abs(self.sentence_accuracy[i] - 0.5).argmax())
+        return (
+            f"{self._label(i)} is where the comparison starts: of the {len(self.tasks)} tasks, it is furthest from "
+            f"chance on {self.tasks[task]} (accuracy {_share(self.sentence_accuracy[i, task])})."
+        )
+
+    def _reason(self, i: int, j: int) -> str:
+        """What changes between two neighbours of a proposal."""
+        change = self.sentence_accuracy[j] - self.sentence_accuracy[i]
+        task = int(np.abs(change).argmax())
+        return (
+            f"{self._label(j)}: since {self.checkpoints[i]}, accuracy moves by {_share(np.abs(change).mean())} in the "
+            f"mean over tasks, most on {self.tasks[task]} ({_share(self.sentence_accuracy[i, task])} to "
+            f"{_share(self.sentence_accuracy[j, task])}), and the activations after block {self.layer} keep a cosine "
+            f"of {_share(self.cosine[i, j])}."
+        )
+
+    def _label(self, i: int) -> str:
+        seen = self.tokens[i]
+        return self.checkpoints[i] if seen is None else f"{self.checkpoints[i]} ({_short(seen)} tokens)"
 
     def save(self, folder: Path | str) -> None:
         """Write `accuracy.parquet`, `similarity.parquet` and `survey.json` into an existing folder."""
@@ -241,7 +303,7 @@ def similarity(activations: Float[Tensor, "C n D"]) -> tuple[Float[np.ndarray, "
 
 
 def _cross_entropy(
-    lm: SplitLM, tokens: Float[Tensor, "B S"], residual: Float[Tensor, "B S D"], first: int
+    lm: SplitLM, tokens: Int[Tensor, "B S"], residual: Float[Tensor, "B S D"], first: int
 ) -> Float[Tensor, " n"]:
     """Nats of each token given those before it, for predictions made at position `first` and later."""
     logits = lm.upper(residual)[:, first:-1].float()
@@ -257,3 +319,15 @@ def _perplexity(nats: Float[Tensor, " n"]) -> float:
 
 def _mean(values: np.ndarray) -> float:
     return float(values.mean()) if len(values) else float("nan")
+
+
+def _share(value: float) -> str:
+    """Two decimals, without the leading zero."""
+    return f"{value:.2f}".replace("0.", ".", 1) if abs(value) < 1 else f"{value:.2f}"
+
+
+def _short(count: int) -> str:
+    """A number of tokens: 524K, 2.1M, 33B."""
+    unit, size = next((pair for pair in UNITS if count >= pair[1]), ("", 1))
+    value = count / size
+    return f"{value:.1f}{unit}" if unit and value < 10 else f"{value:.0f}{unit}"

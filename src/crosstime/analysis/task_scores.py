@@ -103,7 +103,9 @@ class TaskReader:
         kept = {(home[tuple(good[:-1])], p) for pairs in sentences for good, _ in pairs for p in range(len(good) - 1)}
         points = sorted(point for point in kept if point[1] >= positions.first_encoded)
         if not points:
-            raise ValueError("the sentences of the tasks hold one token each: there is no text to compare activations on")
+            raise ValueError(
+                "the sentences of the tasks hold one token each: there is no text to compare activations on"
+            )
         spread = np.linspace(0, len(points) - 1, min(sample, len(points))).round().astype(int)
         chosen = np.array(points)[spread]
         self.batches = list(_batches(texts, questions, chosen, max_tokens_per_batch))
@@ -132,7 +134,9 @@ class TaskReader:
         return TaskScores(by_task[: len(self.n_pairs)], by_task[len(self.n_pairs) :], torch.cat(samples))
 
 
-def finite_residual(lm: SplitLM, tokens: Int[Tensor, "B S"], tokenizer: PreTrainedTokenizerBase) -> Float[Tensor, "B S D"]:
+def finite_residual(
+    lm: SplitLM, tokens: Int[Tensor, "B S"], tokenizer: PreTrainedTokenizerBase
+) -> Float[Tensor, "B S D"]:
     """The residual stream after the layer of the cut.
 
     Raises:
@@ -198,10 +202,11 @@ def _batches(
             points, question_point = np.unique(places, axis=0, return_inverse=True)
             chosen = sample[slice(*np.searchsorted(sample[:, 0], [first, last]))]
             yield _Batch(
-                torch.tensor(texts[first:last]),
-                *torch.from_numpy(points.T.copy()),
-                torch.from_numpy(question_point.reshape(-1)),
-                torch.from_numpy(questions.token[asked].copy()),
-                torch.from_numpy(chosen[:, 0] - first),
-                torch.from_numpy(chosen[:, 1].copy()),
+                tokens=torch.tensor(texts[first:last]),
+                point_row=torch.tensor(points[:, 0]),
+                point_position=torch.tensor(points[:, 1]),
+                question_point=torch.tensor(question_point.reshape(-1)),
+                question_token=torch.tensor(questions.token[asked]),
+                sample_row=torch.tensor(chosen[:, 0] - first),
+                sample_position=torch.tensor(chosen[:, 1]),
             )

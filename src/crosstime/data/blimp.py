@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from crosstime.data.jsonl import read_records, text_fields
 from crosstime.data.task import Pair, Task
+from crosstime.lm.nearest import nearest
 
 PLAIN = (
     "regular_plural_subject_verb_agreement_1",
@@ -56,8 +56,7 @@ def load_blimp(folder: Path | str, name: str) -> Task:
         raise ValueError(f"{folder} holds no BLiMP sets: expected files named like {PLAIN[0]}.jsonl")
     if name not in known:
         valid = [*known, *(group for group, parts in GROUPS.items() if set(parts) <= set(known))]
-        nearest = get_close_matches(name, valid, n=1, cutoff=0.0)[0]
-        raise ValueError(f"there is no BLiMP set {name!r} in {folder}: did you mean {nearest!r}?")
+        raise ValueError(f"there is no BLiMP set {name!r} in {folder}{nearest(name, valid)}")
     pairs = []
     for where, record in read_records(folder / f"{name}.jsonl"):
         try:

@@ -41,13 +41,15 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> PreTrain
     Raises:
         ValueError: there is none, or transformers does not understand it.
     """
+    advice = "every checkpoint needs its own; if the run stored it once, copy it into each folder"
     try:
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
     except Exception as error:  # the tokenizers library raises bare exceptions
-        raise ValueError(
-            f"{folder} has no usable tokenizer ({_first_line(error)}): every checkpoint needs its own, and if the run "
-            "stored it once, copy it into each folder"
-        ) from None
+        raise ValueError(f"{folder} has no usable tokenizer ({_first_line(error)}): {advice}") from None
+    # Without any of its files transformers makes an empty tokenizer.
+    if not any((folder / name).is_file() for name in {"tokenizer.json", *tokenizer.vocab_files_names.values()}):
+        raise ValueError(f"{folder} has no tokenizer: {advice}")
+    return tokenizer
 
 
 def load_model(

@@ -208,7 +208,9 @@ class Suite:
         Raises:
             ValueError: no such checkpoint, layer or device; or the weights are not those of when the suite was made.
         """
-        index = self._index(name) if isinstance(name, str) else range(len(self))[name]
+        index = self._index(name) if isinstance(name, str) else name
+        if not 0 <= index < len(self):
+            raise ValueError(f"there is no checkpoint {index}: the suite has 0 to {len(self) - 1}")
         checkpoint, folder = self.checkpoints[index], self.folders[index]
         if not 0 <= layer < self.n_layers:
             raise ValueError(f"layer {layer} is out of range: the checkpoints have blocks 0 to {self.n_layers - 1}")

@@ -16,7 +16,7 @@ from crosstime.report.colour import checkpoint_colours
 from crosstime.report.data import ReportData, TaskEffects
 from crosstime.report.features import LIFECYCLES, TaskFeatures, by_task, class_words
 from crosstime.report.rows import ROWS, card_chunks, table_rows
-from crosstime.report.script import assignment
+from crosstime.report.script import assignment, to_json
 from crosstime.report.story import GroupStory, group_stories, lead, promotes, task_story
 
 HERE = Path(__file__).parent
@@ -109,18 +109,18 @@ def _write_data(
             "rows": table_rows(features, data.contexts),
             "relative": plots.relative_effects(features, chosen, promoted).to_dict(),
         }
-        _write(folder / f"task-{i}.js", f"crosstime.tasks[{i}]", entry)
+        _write(folder / f"task-{i}.js", f"crosstime.tasks[{i}]", to_json(entry))
     starts = []
     for i, (first, cards) in enumerate(card_chunks(list(tasks.values()), data.contexts)):
         starts.append(first)
         _write(folder / f"cards-{i}.js", f"crosstime.cards[{i}]", cards)
     drawn = {figure.key: figure.to_dict() for section in figures.values() for figure in section}
-    _write(folder / "figures.js", "crosstime.figures", drawn)
-    _write(folder / "report.js", "crosstime.report", _report(data, tasks, chosen, starts))
+    _write(folder / "figures.js", "crosstime.figures", to_json(drawn))
+    _write(folder / "report.js", "crosstime.report", to_json(_report(data, tasks, chosen, starts)))
 
 
-def _write(path: Path, target: str, value: Any) -> None:
-    path.write_text(assignment(target, value), encoding="utf-8", newline="\n")
+def _write(path: Path, target: str, text: str) -> None:
+    path.write_text(assignment(target, text), encoding="utf-8", newline="\n")
 
 
 def _promoted_line(data: ReportData, feature: int) -> str:

@@ -126,9 +126,8 @@ def class_members(label: str, checkpoints: Sequence[str]) -> list[str]:
 def class_order(label: str, checkpoints: Sequence[str]) -> tuple[int, list[int], str]:
     """Sorts classes: specific ones in order of training, shared ones, those without a checkpoint."""
     kinds = ("specific", "shared", "other", "negligible", "undefined")
-    kind = label.partition(":")[0]
-    members = [checkpoints.index(name) for name in class_members(label, checkpoints)]
-    return kinds.index(kind) if kind in kinds else len(kinds), members, label
+    rank = next((i for i, kind in enumerate(kinds) if label.startswith(kind)), len(kinds))
+    return rank, [checkpoints.index(name) for name in class_members(label, checkpoints)], label
 
 
 def class_words(label: str, checkpoints: Sequence[str]) -> str:

@@ -432,7 +432,7 @@ def relative_effects(features: TaskFeatures, chosen: Mapping[str, str], promoted
     elif n == 2:
         figure = _strip(features, rows, chosen, promoted)
     elif n > 3:
-        figure = _map(features, rows, promoted)
+        figure = _map(features, rows, chosen, promoted)
     else:
         figure = _figure([])
     if len(rows) == 0:
@@ -523,12 +523,16 @@ def _strip(
     )
 
 
-def _map(features: TaskFeatures, rows: np.ndarray, promoted: Mapping[int, str]) -> go.Figure:
+def _map(
+    features: TaskFeatures, rows: np.ndarray, chosen: Mapping[str, str], promoted: Mapping[int, str]
+) -> go.Figure:
     """Four or more checkpoints: RelIE of each feature as a row, sorted by where in training its effect lies."""
     relative = features.rel_ie[rows]
     centre = relative @ np.arange(relative.shape[1])
     rows = rows[np.argsort(centre, kind="stable")]
-    names = [escaped(_clipped(name, 16)) for name in features.checkpoints]
+    names = [
+        f'<span style="color:{chosen[name]}">●</span> {escaped(_clipped(name, 16))}' for name in features.checkpoints
+    ]
     ids = [int(features.feature[row]) for row in rows]
     notes = [escaped(promoted.get(feature, "")) for feature in ids]
     heat = go.Heatmap(
@@ -543,7 +547,7 @@ def _map(features: TaskFeatures, rows: np.ndarray, promoted: Mapping[int, str]) 
         hovertemplate="<b>Feature %{customdata}</b><br>%{x}: RelIE <b>%{z:.2f}</b><br>%{text}<extra></extra>",
         colorbar={"thickness": 8, "len": 0.4, "y": 1, "yanchor": "top", "outlinewidth": 0, "title": {"text": "RelIE"}},
     )
-    yaxis = {"range": [len(rows) - 0.5, -0.5], "showticklabels": False, "showline": False, "showgrid": False}
+    yaxis = {"range": [len(rows) - 0.5, -0.5], "showticklabels": False, "ticks": "", "showline": False, "showgrid": False}
     title = f"{len(rows)} features, early effects first"
     return _figure(
         [heat], xaxis={"showgrid": False, "side": "top"}, yaxis=yaxis | {"title": {"text": title}}, margin={"t": 40}
@@ -570,8 +574,8 @@ def ablation_scatter(ablation: Ablation, chosen: Mapping[str, str]) -> Figure:
         marker = {"size": 8 if top else 6, "color": chosen.get(checkpoint, PALE), "opacity": 0.85}
         traces.append(
             go.Scatter(
-                x=[table["ie"][i] for i in index],
-                y=[table["delta_lpd"][i] for i in index],
+                x=_floats(np.asarray(table["ie"], dtype=float)[index]),
+                y=_floats(np.asarray(table["delta_lpd"], dtype=float)[index]),
                 mode="markers",
                 name=f"top features, at {escaped(checkpoint)}" if top else "random features",
                 customdata=[int(table["feature"][i]) for i in index],

@@ -41,26 +41,27 @@ def table_rows(features: TaskFeatures, contexts: Mapping[int, FeatureContexts]) 
 
 def card_chunks(
     tasks: Sequence[TaskFeatures], contexts: Mapping[int, FeatureContexts]
-) -> Iterator[tuple[int, dict[str, Any]]]:
+) -> Iterator[tuple[int, str]]:
     """The cards of every listed feature and of every feature with contexts, in order of the features.
 
     Yields:
-        (first feature, cards by feature): each chunk about `CHUNK_BYTES` large.
+        (first feature, JSON of an object of cards by feature): each chunk about `CHUNK_BYTES` large.
     """
     rows = [{int(f.feature[row]): int(row) for row in f.strongest(ROWS)} for f in tasks]
     listed = sorted(set(contexts).union(*rows))
-    chunk: dict[str, Any] = {}
-    size = 0
+    first, cards, size = 0, [], 0
     for feature in listed:
-        card = _card(feature, tasks, rows, contexts.get(feature))
-        length = len(to_json(card).encode())
-        if chunk and size + length > CHUNK_BYTES:
-            yield int(next(iter(chunk))), chunk
-            chunk, size = {}, 0
-        chunk[str(feature)] = card
+        card = f'"{feature}":{to_json(_card(feature, tasks, rows, contexts.get(feature)))}'
+        length = len(card.encode())
+        if cards and size + length > CHUNK_BYTES:
+            yield first, f"{{{','.join(cards)}}}"
+            cards, size = [], 0
+        if not cards:
+            first = feature
+        cards.append(card)
         size += length
-    if chunk:
-        yield int(next(iter(chunk))), chunk
+    if cards:
+        yield first, f"{{{','.join(cards)}}}"
 
 
 def _card(

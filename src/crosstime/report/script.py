@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -15,16 +15,19 @@ _UNSAFE = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", 
 
 def to_json(value: Any) -> str:
     """Compact JSON that is safe inside a script: NaN and infinities become null, markup characters escapes."""
-    text = json.dumps(_plain(value), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    try:
+        text = _dump(value)
+    except ValueError:  # a number that JSON does not know; most values hold none, and looking costs more than this
+        text = _dump(_finite(value))
     for character, escape in _UNSAFE.items():
         text = text.replace(character, escape)
     # A lone surrogate cannot be written as UTF-8.
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-def assignment(target: str, value: Any) -> str:
-    """A script that hands one value to the page."""
-    return f"{target} = {to_json(value)};\n"
+def assignment(target: str, text: str) -> str:
+    """A script that hands one value, given as JSON, to the page."""
+    return f"{target} = {text};\n"
 
 
 def rounded(value: float, digits: int = 4) -> float | None:
@@ -37,19 +40,24 @@ def rounded(value: float, digits: int = 4) -> float | None:
     return float(f"{value:.{digits}g}")
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+def _dump(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False, default=_from_numpy)
+
+
+def _from_numpy(value: Any) -> Any:
     if isinstance(value, np.ndarray):
-        return _plain(value.tolist())
-    if isinstance(value, str):
-        return value
-    if isinstance(value, Sequence):
-        return [_plain(item) for item in value]
+        return _finite(value.tolist())
     if isinstance(value, np.generic):
-        return _plain(value.item())
-    if isinstance(value, float):
-        if not math.isfinite(value):
-            return None
-        return int(value) if value.is_integer() and abs(value) < 2**53 else value
+        return _finite(value.item())
+    raise TypeError(f"{type(value).__name__} is not a value for the page")
+
+
+def _finite(value: Any) -> Any:
+    """The value with None in place of every number that is not finite."""
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
     return value

@@ -21,6 +21,8 @@ from crosstime.report.trajectory import Dip, Segment, Shape, pooled, shape
 LEAD_GROUPS = 6
 """Groups told in the head of the page; all have a panel of their own."""
 
+BRIEF_LEADERS = 3
+
 
 @dataclass(frozen=True)
 class Span:
@@ -202,7 +204,7 @@ def task_story(features: TaskFeatures, contexts: Mapping[int, FeatureContexts], 
         return TaskStory(name, (), (nothing,), carriers, half)
     leaders = _leaders(carriers)
     sentences = [_tell_leader(features, feature, at, carriers) for feature, at in leaders]
-    brief = _tell_briefly(features, leaders, carriers)
+    brief = _tell_briefly(features, leaders[:BRIEF_LEADERS], carriers)
     return TaskStory(name, brief, (_tell_half(features.checkpoints, half), *sentences), carriers, half)
 
 

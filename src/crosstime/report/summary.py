@@ -13,7 +13,7 @@ import numpy as np
 from crosstime.analysis.quality import Quality
 from crosstime.report import words
 from crosstime.report.data import ReportData, TaskEffects
-from crosstime.report.features import TaskFeatures, class_order, class_words
+from crosstime.report.features import TaskFeatures, class_members, class_order, class_words
 
 GAP_LIMIT = 0.05
 """Completeness gap above which the attribution of a task is not to be trusted."""
@@ -149,10 +149,17 @@ def completeness_rows(task: TaskEffects) -> list[tuple[str, list[Cell]]]:
 
 
 def class_counts(tasks: Mapping[str, TaskFeatures]) -> tuple[list[str], list[tuple[str, str, list[int]]]]:
-    """(tasks, rows of (class, class in words, number of features on each task)); classes of live interest first."""
-    counts = {task: Counter(features.classes) for task, features in tasks.items()}
+    """(tasks, rows of (class, class in words, number of features on each task)).
+
+    From four checkpoints on there are too many ways to share, so those are counted by how many checkpoints share.
+    """
     names = next(iter(tasks.values())).checkpoints if tasks else []
+    counts = {task: Counter(_counted(label, names) for label in features.classes) for task, features in tasks.items()}
     labels = sorted({label for counter in counts.values() for label in counter}, key=lambda label: class_order(label, names))
     rows = [(label, class_words(label, names), [counts[task][label] for task in tasks]) for label in labels]
     return list(tasks), rows
 
+
+def _counted(label: str, names: Sequence[str]) -> str:
+    members = len(class_members(label, names))
+    return f"shared by {members} checkpoints" if len(names) > 3 and members > 1 else label

@@ -48,7 +48,7 @@ class Shape:
     """What there is to say of one trajectory."""
 
     rises: tuple[Segment, ...]
-    """The largest rise; and a second one of nearly its size, if there is one. In order of training."""
+    """The largest rise; and a second one of nearly its size, if there is one. In order of training; neighbours as one."""
     dip: Dip | None
     first: float
     last: float
@@ -94,8 +94,10 @@ def _rises(accuracy: Float[np.ndarray, " C"], n_pairs: int, points: Sequence[int
         Segment(a, b, float(accuracy[a]), float(accuracy[b])) for a, b in zip(points, points[1:], strict=False)
     ]
     real = sorted((s for s in segments if _is_rise(s, n_pairs)), key=lambda s: -s.rise)
-    kept = [s for s in real[:2] if s.rise >= 0.6 * real[0].rise]
-    return tuple(sorted(kept, key=lambda s: s.start))
+    kept = sorted((s for s in real[:2] if s.rise >= 0.6 * real[0].rise), key=lambda s: s.start)
+    if len(kept) == 2 and kept[0].end == kept[1].start:
+        return (Segment(kept[0].start, kept[1].end, kept[0].before, kept[1].after),)
+    return tuple(kept)
 
 
 def _is_rise(segment: Segment, n_pairs: int) -> bool:

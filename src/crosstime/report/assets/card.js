@@ -75,8 +75,10 @@
       const attributes = { class: i === item.p ? "peak" : null, title: item.a[i] > 0 ? crosstime.number(item.a[i], 2) : null };
       if (part > 0) attributes.style = { "--a": (0.1 + 0.75 * Math.min(part, 1)).toFixed(3) };
       const node = element("bdi", attributes);
-      // In running text spaces speak for themselves; line breaks and tabs would not be seen.
-      for (const piece of token.split(/(\r\n|\r|\n|\t)/)) {
+      // A leading space belongs to the line, not to the shade; line breaks and tabs would not be seen.
+      const word = /^ \S/.test(token) ? token.slice(1) : token;
+      if (word !== token && i > 0) text.append(" ");
+      for (const piece of word.split(/(\r\n|\r|\n|\t)/)) {
         if (/^[\r\n\t]/.test(piece)) node.append(element("span", { class: "glyph" }, piece === "\t" ? "→" : "↵"));
         else if (piece) node.append(i === item.p && piece.trim() === "" ? element("span", { class: "glyph" }, "·".repeat(piece.length)) : piece);
       }

@@ -70,5 +70,8 @@
     drawRelative();
     // Paper has another width than the screen, and shows what was never scrolled to.
     window.addEventListener("beforeprint", () => { for (const div of divs) render(div); });
+    matchMedia("print").addEventListener("change", () => {
+      for (const div of document.querySelectorAll(".js-plotly-plot")) Plotly.Plots.resize(div);
+    });
   };
 })();

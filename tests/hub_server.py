@@ -1,0 +1,150 @@
+"""A Hugging Face hub on the loopback interface: the part of its protocol that downloads of models use."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import threading
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+LARGE_SUFFIXES = (".safetensors", ".bin")
+"""Files that the hub keeps by LFS, under the SHA-256 of their contents."""
+
+
+@dataclass
+class HubServer:
+    """Serves one repository. Use as a context manager.
+
+    Args:
+        repo: its name, "owner/name".
+        revisions: the folder of files of each branch.
+    """
+
+    repo: str
+    revisions: dict[str, Path]
+    failures: int = 0
+    """This many of the coming requests whose path matches `failing` are answered with 503."""
+    failing: str = ""
+    requests: list[str] = field(default_factory=list)
+    """Method and path of all requests so far."""
+
+    def __enter__(self) -> HubServer:
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self}))
+        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01})
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+    @property
+    def endpoint(self) -> str:
+        return f"http://127.0.0.1:{self._server.server_address[1]}"
+
+    @staticmethod
+    def commit(revision: str) -> str:
+        """The commit that a branch stands for."""
+        return hashlib.sha1(revision.encode()).hexdigest()
+
+    def find(self, revision: str) -> tuple[str, Path] | None:
+        """Commit and folder of a branch or commit."""
+        for name, folder in self.revisions.items():
+            if revision in (name, self.commit(name)):
+                return self.commit(name), folder
+        return None
+
+
+class _Handler(BaseHTTPRequestHandler):
+    hub: HubServer
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        path = unquote(urlsplit(self.path).path)
+        self.hub.requests.append(f"{self.command} {path}")
+        if self.hub.failures and re.search(self.hub.failing, path):
+            self.hub.failures -= 1
+            self._send(503, b"busy")
+            return
+        api, files = f"/api/models/{self.hub.repo}/", f"/{self.hub.repo}/resolve/"
+        if path == f"{api}refs":
+            self._refs()
+        elif match := re.fullmatch(f"{api}(revision|tree)/([^/]+)", path):
+            self._revision(match[1], match[2])
+        elif match := re.fullmatch(f"{files}([^/]+)/(.+)", path):
+            self._file(match[1], match[2])
+        else:
+            self._error("RepoNotFound")
+
+    do_HEAD = do_GET
+
+    def log_message(self, format: str, *args: object) -> None:  # (the base class writes to stderr)
+        pass
+
+    def _send(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
+        self.send_response(status)
+        for name, value in {"Content-Length": str(len(body)), **(headers or {})}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+    def _json(self, value: object) -> None:
+        self._send(200, json.dumps(value).encode(), {"Content-Type": "application/json"})
+
+    def _error(self, code: str) -> None:
+        self._send(404, json.dumps({"error": code}).encode(), {"X-Error-Code": code, "X-Error-Message": code})
+
+    def _refs(self) -> None:
+        branches = [
+            {"name": name, "ref": f"refs/heads/{name}", "targetCommit": self.hub.commit(name)}
+            for name in self.hub.revisions
+        ]
+        self._json({"branches": branches, "converts": [], "tags": []})
+
+    def _revision(self, kind: str, revision: str) -> None:
+        if (found := self.hub.find(revision)) is None:
+            self._error("RevisionNotFound")
+            return
+        commit, folder = found
+        files = sorted(file for file in folder.iterdir() if file.is_file())
+        if kind == "tree":
+            self._json([self._tree_entry(file) for file in files])
+        else:
+            siblings = [{"rfilename": file.name} for file in files]
+            self._json({"id": self.hub.repo, "modelId": self.hub.repo, "sha": commit, "siblings": siblings})
+
+    @staticmethod
+    def _tree_entry(file: Path) -> dict[str, object]:
+        data = file.read_bytes()
+        entry = {"type": "file", "path": file.name, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
+        if file.suffix in LARGE_SUFFIXES:
+            entry["lfs"] = {"oid": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 134}
+        return entry
+
+    def _file(self, revision: str, name: str) -> None:
+        if (found := self.hub.find(revision)) is None:
+            self._error("RevisionNotFound")
+            return
+        commit, folder = found
+        if not (folder / name).is_file():
+            self._error("EntryNotFound")
+            return
+        data = (folder / name).read_bytes()
+        large = (folder / name).suffix in LARGE_SUFFIXES
+        digest = hashlib.sha256(data).hexdigest() if large else hashlib.sha1(data).hexdigest()
+        headers = {"ETag": f'"{digest}"', "X-Repo-Commit": commit, "Accept-Ranges": "bytes"}
+        if large:
+            headers |= {"X-Linked-Etag": f'"{digest}"', "X-Linked-Size": str(len(data))}
+        asked = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
+        if asked:
+            start = int(asked[1])
+            headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
+            self._send(206, data[start:], headers)
+        else:
+            self._send(200, data, headers)
