@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import tiny
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)
 logging.disable_progress_bar()
 
 

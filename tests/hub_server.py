@@ -27,8 +27,10 @@ class HubServer:
     repo: str
     revisions: dict[str, Path]
     failures: int = 0
-    """This many of the coming requests whose path matches `failing` are answered with 503."""
+    """This many of the coming requests whose path matches `failing` fail."""
     failing: str = ""
+    status: int | None = 503
+    """What a failing request is answered with; None to hang up without an answer."""
     requests: list[str] = field(default_factory=list)
     """Method and path of all requests so far."""
 
@@ -69,7 +71,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.hub.requests.append(f"{self.command} {path}")
         if self.hub.failures and re.search(self.hub.failing, path):
             self.hub.failures -= 1
-            self._send(503, b"busy")
+            self._fail()
             return
         api, files = f"/api/models/{self.hub.repo}/", f"/{self.hub.repo}/resolve/"
         if path == f"{api}refs":
@@ -93,6 +95,12 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command == "GET":
             self.wfile.write(body)
+
+    def _fail(self) -> None:
+        if self.hub.status is None:
+            self.close_connection = True
+        else:
+            self._send(self.hub.status, b"")
 
     def _json(self, value: object) -> None:
         self._send(200, json.dumps(value).encode(), {"Content-Type": "application/json"})

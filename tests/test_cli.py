@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 
 import pytest
 
@@ -137,6 +138,17 @@ def test_a_fault_of_ours_exits_1_and_keeps_the_traceback(tmp_path, monkeypatch, 
     assert str(tmp_path / "error.log") in err
     assert len(err.splitlines()) == 1
     assert "break_down" in (tmp_path / "error.log").read_text()
+
+
+def test_only_our_own_warnings_are_shown(tmp_path, monkeypatch, capfd):
+    def warn(_arguments):
+        warnings.warn_explicit("the gap\nis wide", UserWarning, cli.__file__, 1)
+        warnings.warn_explicit("something old", DeprecationWarning, cli.__file__, 1)
+        warnings.warn_explicit("a library's advice", UserWarning, str(tmp_path / "torch.py"), 1)
+
+    monkeypatch.setattr(cli, "_dispatch", warn)
+    assert cli.main([]) == 0
+    assert capfd.readouterr().err == "crosstime: warning: the gap is wide\n"
 
 
 INTERRUPT = """

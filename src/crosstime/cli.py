@@ -281,12 +281,13 @@ def _say(line: str) -> None:
 
 
 def _quiet() -> None:
-    """Leaves stderr to our own lines: warnings in one line each, and only those that are meant for users."""
+    """Leaves stderr to our own lines: of all warnings only ours are shown, in one line each."""
 
-    def show_warning(message: Warning | str, category: type[Warning], *_: Any) -> None:
-        if issubclass(category, UserWarning):
+    def show_warning(message: Warning | str, category: type[Warning], filename: str, *_: Any) -> None:
+        if issubclass(category, UserWarning) and Path(filename).is_relative_to(Path(__file__).parent):
             _say(f"warning: {' '.join(str(message).split())}")
 
+    warnings.simplefilter("default")
     warnings.showwarning = show_warning
 
 

@@ -1,4 +1,4 @@
-from itertools import combinations
+from itertools import combinations, pairwise
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ def alike(n):
 def test_the_broken_bloom_checkpoint_is_flagged_and_no_other():
     broken = find_broken(BLOOM_STEPS, BLOOM_PERPLEXITY, alike(8))
     assert list(broken) == ["400000"]
-    assert broken["400000"] == "its perplexity on held-out text is 338342, against 30.91 before and 28.41 after"
+    assert broken["400000"] == "its perplexity on held-out text is 338342, against 30.91 before and 26.76 after"
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_spread_is_the_best_of_all_choices(case):
     shift = np.random.default_rng(seed).integers(1, 5, size=(n, n)).astype(float)
 
     def steps(choice):
-        return [shift[a, b] for a, b in zip(choice, choice[1:], strict=False)]
+        return [shift[a, b] for a, b in pairwise(choice)]
 
     best = max((min(steps(choice)), sum(steps(choice))) for choice in combinations(range(n), k))
     chosen = spread(shift, k)

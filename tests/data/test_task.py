@@ -8,7 +8,27 @@ from transformers import PreTrainedTokenizerFast
 from crosstime.data.positions import Positions
 from crosstime.data.task import Pair, Prompts, Task
 
-WORDS = "<s> The dog dogs that chase was were is are has n 't des cend cends a b c".split()
+WORDS = [
+    "<s>",
+    "The",
+    "dog",
+    "dogs",
+    "that",
+    "chase",
+    "was",
+    "were",
+    "is",
+    "are",
+    "has",
+    "n",
+    "'t",
+    "des",
+    "cend",
+    "cends",
+    "a",
+    "b",
+    "c",
+]
 
 
 @pytest.fixture(scope="module")
@@ -131,8 +151,14 @@ def test_the_hash_follows_the_pairs_not_the_name():
 
 @pytest.mark.parametrize(
     "fields",
-    [{}, {"good": "a"}, {"prefix": "a", "right": "b"}, {"good": "a", "bad": "a"}]
-    + [{"prefix": "a", "right": "b", "wrong": "b"}, {"good": "a", "bad": "b", "right": "c"}],
+    [
+        {},
+        {"good": "a"},
+        {"prefix": "a", "right": "b"},
+        {"good": "a", "bad": "a"},
+        {"prefix": "a", "right": "b", "wrong": "b"},
+        {"good": "a", "bad": "b", "right": "c"},
+    ],
 )
 def test_half_a_pair_is_refused(fields):
     with pytest.raises(ValueError, match="pair needs"):

@@ -67,5 +67,5 @@ def test_sets_ask_for_the_next_token_as_published():
 
 
 def test_an_unknown_set_is_refused():
-    with pytest.raises(ValueError, match="no BLiMP set 'determiner-nouns'.*'determiner-noun'"):
+    with pytest.raises(ValueError, match=r"no BLiMP set 'determiner-nouns'.*'determiner-noun'"):
         demo.blimp("determiner-nouns")

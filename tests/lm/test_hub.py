@@ -83,9 +83,16 @@ def test_two_failures_then_success(server, failing):
     assert suite.names == ["step0", "step512"]
 
 
-def test_failures_that_do_not_end(server):
-    server.failures = 1000
-    with pytest.raises(ValueError, match=rf"{REPO} at 'step0' .*503"):
+def test_two_broken_connections_then_success(server):
+    server.failing, server.failures, server.status = "/revision/", 2, None
+    assert Suite.from_hub(REPO, ["step0"]).names == ["step0"]
+    assert server.failures == 0
+
+
+@pytest.mark.parametrize(("status", "message"), [(503, "503"), (None, "disconnected")])
+def test_failures_that_do_not_end(server, status, message):
+    server.failing, server.failures, server.status = "/revision/", 1000, status
+    with pytest.raises(ValueError, match=rf"{REPO} at 'step0' .*{message}"):
         Suite.from_hub(REPO, ["step0"])
     assert server.failures > 900
 
@@ -131,7 +138,7 @@ def test_damaged_cache_is_found():
         suite.load("step0", layer=0)
 
 
-def test_sharded_and_pickled_weights(server, folders, tmp_path):
+def test_sharded_and_pickled_weights(server, folders, tmp_path, monkeypatch):
     for name, step in {"sharded": "step0", "pickled": "step512"}.items():
         model = AutoModelForCausalLM.from_pretrained(folders / step)
         shutil.copytree(folders / step, tmp_path / name, ignore=shutil.ignore_patterns("*.safetensors"))
@@ -147,3 +154,5 @@ def test_sharded_and_pickled_weights(server, folders, tmp_path):
     for index in range(2):
         ours, theirs = (s.load(index, layer=1).logits(tokens) for s in (suite, plain))
         assert torch.equal(ours, theirs)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert Suite.from_hub(REPO, ["sharded", "pickled"]).checkpoints == suite.checkpoints

@@ -29,13 +29,25 @@ GROUPS = (
     TaskGroup("distractor agreement", tuple(TASKS)[5:]),
 )
 ATTRIBUTED = ("subject-verb agreement", "determiner-noun agreement", "distractor agreement")
-NASTY = ("</script>", "<img src=x onerror=alert(1)>", " שלום", " مرحبا", "🦊", "<!--", "\u2028", "\n", "", "%{y}", " a&b")
+NASTY = (
+    "</script>",
+    "<img src=x onerror=alert(1)>",
+    " שלום",
+    " مرحبا",
+    "🦊",
+    "<!--",
+    "\u2028",
+    "\n",
+    "",
+    "%{y}",
+    " a&b",
+)
 WORDS = (" these", " those", " this", " that", " books", " house", " were", " was", " people", " children", " said")
-TEXT = (
-    "It was in the spring of that year that the old captain came down to the harbour . The boats were lying idle , and "
-    "the children who had followed him from the village stood about in the rain , waiting for a word . “ These men , ” he "
-    "said , “ have nothing to do with the house or the people in it . ”"
-).split(" ")
+STORY = """It was in the spring of that year that the old captain came down to the harbour . The boats were lying idle ,
+and the children who had followed him from the village stood about in the rain , waiting for a word . " These men , " he
+said , " have nothing to do with the house or the people in it . "
+"""
+TEXT = STORY.split()
 
 
 def report_data(
@@ -62,11 +74,11 @@ def report_data(
             checkpoints=list(chosen),
             reasons=[
                 "the last checkpoint before accuracy moves: the activations are still close to those of step128 (.86)",
-                "the largest shift on determiner-noun agreement (+.25 since step256), and activations that have turned (.58)",
+                "the largest shift on determiner-noun agreement (+.25), and activations that have turned (.58)",
                 "the end of training: subject-verb agreement has risen by a further .14, at cosine .61",
             ][: len(chosen)]
             + ["an even step in tokens"] * (len(chosen) - 3),
-            passed_over={name: "it is at chance on every task" for name in NAMES[:2]},
+            passed_over=dict.fromkeys(NAMES[:2], "it is at chance on every task"),
         ),
         quality=quality(list(chosen), features, rng),
         features=features,
@@ -74,7 +86,9 @@ def report_data(
         ablation=ablation(features, tasks, rng),
         contexts={feature: contexts(feature, list(chosen), rng) for feature in listed},
         training=tuple(
-            TrainingPoint(4096 * i, 900 * np.exp(-i / 30) + 210, 400 * np.exp(-i / 40) + 34, 0.9 - 0.8 * np.exp(-i / 25))
+            TrainingPoint(
+                4096 * i, 900 * np.exp(-i / 30) + 210, 400 * np.exp(-i / 40) + 34, 0.9 - 0.8 * np.exp(-i / 25)
+            )
             for i in range(1, 257)
         ),
         groups=GROUPS,

@@ -41,7 +41,7 @@ l1 = 0.1
 ring_rows = 1024
 harvest_blocks = 4
 calibration_blocks = 4
-save_seconds = 0
+save_seconds = 300
 log_steps = 4
 [evaluation]
 blocks = 4
@@ -276,7 +276,8 @@ def test_an_interrupted_training_goes_on_to_the_same_weights(finished, copy):
     for name in ("crosscoder", "evaluation", "effects", "ablation", "contexts", "report"):
         shutil.rmtree(copy / name)
     shutil.rmtree(copy / "training")
-    # The first save takes the signal, so the training is cut in the middle.
+    edit(copy, "save_seconds = 300", "save_seconds = 0")
+    # The signal comes with the third save, so the training is cut in the middle.
     script = (
         "import os, signal, sys\n"
         "from crosstime import cli\n"

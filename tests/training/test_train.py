@@ -9,14 +9,16 @@ import numpy as np
 import pytest
 import torch
 
+from crosstime.analysis.effects import attribute
 from crosstime.analysis.relative import relative
 from crosstime.crosscoder.crosscoder import CrosscoderConfig
 from crosstime.data.corpus import Corpus
+from crosstime.data.task import Prompts
 from crosstime.training.config import TrainConfig
 from crosstime.training.log import open_log, read_log
 from crosstime.training.state import StateFolder
 from crosstime.training.train import Trainer
-from planted import plant
+from planted import RIGHT, WRONG, plant
 
 SMALL = TrainConfig(
     rows=2000,
@@ -55,20 +57,39 @@ def _equal(a, b):
     return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
 
 
-def test_planted_features_are_recovered():
+@pytest.fixture(scope="module")
+def recovered():
+    """A planted world, the crosscoder trained on it, and the feature that is nearest to each planted one."""
     world = plant(n_rows=4000, width=32, per_kind=2, density=0.08, noise=0.02)
     config = dataclasses.replace(
         SMALL, rows=250_000, batch_size=128, lr=5e-3, l1=0.05, ring_rows=8192, harvest_blocks=64, log_steps=500
     )
     crosscoder = _trained(world, config, features=20, corpus=_corpus(len(world.rows), n_blocks=2000))
-    found = crosscoder.W_dec.detach() / crosscoder.scale[:, None]
-    flat, planted = found.flatten(1), world.dictionary.flatten(1)
-    cosine = torch.nn.functional.normalize(planted, dim=1) @ torch.nn.functional.normalize(flat, dim=1).T
+    found = (crosscoder.W_dec.detach() / crosscoder.scale[:, None]).flatten(1)
+    cosine = torch.nn.functional.normalize(world.dictionary.flatten(1), dim=1) @ torch.nn.functional.normalize(found).T
     best, which = cosine.max(1)
     assert best.min() > 0.9, best
     assert len(set(which.tolist())) == len(which)
-    rel_dec = relative(found[which].norm(dim=-1).T.numpy())
-    np.testing.assert_allclose(rel_dec, world.rel_dec.numpy(), atol=0.05)
+    return world, crosscoder, which
+
+
+def test_planted_features_are_recovered_with_their_decoder_norms(recovered):
+    world, crosscoder, which = recovered
+    norms = (crosscoder.W_dec.detach() / crosscoder.scale[:, None])[which].norm(dim=-1)
+    np.testing.assert_allclose(relative(norms.T.numpy()), world.rel_dec.numpy(), atol=0.05)
+
+
+def test_planted_effects_are_recovered(recovered):
+    world, crosscoder, which = recovered
+    tokens = np.random.default_rng(5).integers(2, len(world.rows), (600, 6)).tolist()
+    right, wrong = torch.full((600,), RIGHT), torch.full((600,), WRONG)
+    effects = attribute(
+        crosscoder, world.models(), Prompts("planted", tokens, right, wrong, torch.arange(600)), steps=2, bootstrap=0
+    )
+    relevant = [i for i, kind in enumerate(world.kinds) if kind != "irrelevant"]
+    np.testing.assert_allclose(effects.rel_ie[which[relevant]], world.rel_ie[relevant].numpy(), atol=0.05)
+    irrelevant = which[world.features("irrelevant")]
+    assert np.abs(effects.ie[:, irrelevant]).max() < 0.1 * np.abs(effects.ie[:, which[relevant]]).max(0).min()
 
 
 def test_identical_checkpoints_share_every_feature_equally():

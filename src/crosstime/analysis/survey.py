@@ -31,6 +31,7 @@ from crosstime.lm.suite import Suite
 SIMILARITY_TOKENS = 20_000
 """Activations are compared on at most this many tokens of the tasks. Kept in bfloat16 for all checkpoints at once."""
 
+AT_CHANCE = "it is at chance on every task"
 UNITS = (("T", 10**12), ("B", 10**9), ("M", 10**6), ("K", 10**3))
 
 
@@ -81,39 +82,43 @@ class Survey:
     def propose(self, k: int) -> Proposal:
         """The `k` checkpoints with the largest shifts in performance and representation, in order of training.
 
-        `crosstime.analysis.choice` states the rule. Where fewer than `k` checkpoints are better than chance on any
-        task, the latest of the others fill up.
+        `crosstime.analysis.choice` states the rule. Where fewer than `k` checkpoints do better than chance on some
+        task, the latest of the others fill up, and last of all those that look broken.
 
         Raises:
-            ValueError: `k` is below 2, or above the number of checkpoints that are not broken.
+            ValueError: `k` is below 2, or above the number of checkpoints.
         """
         if k < 2:
             raise ValueError(f"a comparison needs at least 2 checkpoints, got k = {k}")
-        sound = [i for i, name in enumerate(self.checkpoints) if name not in self.broken]
-        if k > len(sound):
-            broken = f" ({', '.join(self.broken)} left out: broken)" if self.broken else ""
-            raise ValueError(f"cannot choose {k} checkpoints: the suite has {len(sound)}{broken}")
-        learnt = np.any(self._learnt, axis=1)
-        at_chance = [i for i in sound if not learnt[i]][: len(sound) - k]
-        candidates = [i for i in sound if i not in at_chance]
+        if k > len(self.checkpoints):
+            raise ValueError(f"cannot choose {k} checkpoints: the suite has {len(self.checkpoints)}")
+        at_chance = {
+            name: AT_CHANCE for name, learnt in zip(self.checkpoints, self._has_learnt, strict=True) if not learnt
+        }
+        unfit = at_chance | self.broken
+        # Fit ones first, then those at chance, then broken ones; of each kind the latest first.
+        rank = [(name in unfit, name in self.broken, -i) for i, name in enumerate(self.checkpoints)]
+        ranked = sorted(range(len(rank)), key=rank.__getitem__)
+        candidates = sorted(ranked[: max(k, len(ranked) - len(unfit))])
         shift = shifts(self.sentence_accuracy[candidates], self.cosine[np.ix_(candidates, candidates)])
         chosen = [candidates[i] for i in spread(shift, k)]
-        return Proposal(
-            [self.checkpoints[i] for i in chosen],
-            [self._first_reason(chosen[0]), *map(self._reason, chosen, chosen[1:])],
-            {**self.broken, **{self.checkpoints[i]: "it is at chance on every task" for i in at_chance}},
-        )
+        reasons = [self._first_reason(chosen[0]), *map(self._reason, chosen, chosen[1:])]
+        names = [self.checkpoints[i] for i in chosen]
+        for i, name in enumerate(names):
+            if why := unfit.pop(name, None):
+                reasons[i] += f" (For want of others: {why}.)"
+        return Proposal(names, reasons, unfit)
 
     @property
-    def _learnt(self) -> Bool[np.ndarray, "C T"]:
-        """Where a checkpoint does better or worse than chance, by the next token if any task can ask for it.
+    def _has_learnt(self) -> Bool[np.ndarray, " C"]:
+        """Which checkpoints do better or worse than chance on some task, by the next token if any task can ask for it.
 
         A model that knows no grammar still prefers short sentences and frequent words: single tokens mislead less.
         """
         asked = np.array(self.n_prompts) > 0
-        if asked.any():
-            return beats_chance(self.token_accuracy[:, asked], np.array(self.n_prompts)[asked])
-        return beats_chance(self.sentence_accuracy, np.array(self.n_pairs))
+        accuracy, n = (self.token_accuracy, self.n_prompts) if asked.any() else (self.sentence_accuracy, self.n_pairs)
+        kept = asked if asked.any() else np.ones_like(asked)
+        return np.any(beats_chance(accuracy[:, kept], np.array(n)[kept]), axis=1)
 
     def _first_reason(self, i: int) -> str:
         """Why a proposal starts where it does."""

@@ -25,9 +25,9 @@ from crosstime.lm.split import SplitLM
 class TaskScores:
     """What one checkpoint prefers, pair by pair."""
 
-    sentence_margins: list[Float[np.ndarray, " pairs"]]
+    sentence_margins: list[Float[np.ndarray, " _"]]
     """Per task: log-likelihood of the good sentence minus that of the bad one, in nats."""
-    logit_margins: list[Float[np.ndarray, " prompts"]]
+    logit_margins: list[Float[np.ndarray, " _"]]
     """Per task: logit of the right answer minus that of the wrong one."""
     activations: Float[Tensor, "n D"]
     """The residual stream at the sampled tokens, bfloat16 on the CPU."""
@@ -129,7 +129,8 @@ class TaskReader:
             answers.append(logp.double().cpu().numpy())
             advance(batch.tokens.numel())
         sizes = self.n_pairs + self.n_prompts
-        margins = np.bincount(self._margin, self._sign * np.concatenate(answers), sum(sizes))
+        margins = np.zeros(sum(sizes))
+        np.add.at(margins, self._margin, self._sign * np.concatenate(answers))
         by_task = np.split(margins, np.cumsum(sizes)[:-1])
         return TaskScores(by_task[: len(self.n_pairs)], by_task[len(self.n_pairs) :], torch.cat(samples))
 
@@ -143,15 +144,25 @@ def finite_residual(
         ValueError: a value is not finite: the checkpoint and the first such token are named.
     """
     residual = lm.lower(tokens.to(lm.device))
-    finite = residual.isfinite().all(-1)
+    finite = residual.isfinite().flatten(1).all(-1)
     if not finite.all():
-        row, position = (~finite).nonzero()[0].tolist()
+        ids = tokens[int(finite.int().argmin())].tolist()
+        position = _first_not_finite(lm, ids)
         raise ValueError(
             f"checkpoint {lm.name}: the activation after block {lm.layer} is not finite at token "
-            f"{tokenizer.decode([int(tokens[row, position])])!r}, position {position} of "
-            f"{tokenizer.decode(tokens[row].tolist())!r}; leave this checkpoint out, or try dtype float32"
+            f"{tokenizer.decode(ids[position : position + 1])!r}, position {position} of {tokenizer.decode(ids)!r}; "
+            "leave this checkpoint out, or try dtype float32"
         )
     return residual
+
+
+def _first_not_finite(lm: SplitLM, ids: list[int]) -> int:
+    """The position at which a text first gives a value that is not finite."""
+    # Within one pass NaN also reaches positions before it: attention weighs them with zero, and zero times NaN is NaN.
+    for end in range(1, len(ids)):
+        if not lm.lower(torch.tensor([ids[:end]], device=lm.device)).isfinite().all():
+            return end - 1
+    return len(ids) - 1
 
 
 class _Asked:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import huggingface_hub
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, RevisionNotFoundError
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as tensor_bytes
@@ -89,7 +89,9 @@ def _folder(source: str | Path, revision: str | None) -> Path:
         return Path(
             huggingface_hub.snapshot_download(str(source), revision=revision, allow_patterns=[WEIGHTS, CONFIG, CARD])
         )
-    except (RepositoryNotFoundError, HFValidationError, LocalEntryNotFoundError, HfHubHTTPError) as error:
+    except RevisionNotFoundError as error:
+        raise ValueError(f"{source} has no revision {revision!r} on the hub") from error
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"{source} is neither a folder nor a repository of the hub ({reason})") from error
 

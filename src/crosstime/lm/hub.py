@@ -11,6 +11,7 @@ from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
+    HTTPError,  # pyright: ignore[reportPrivateImportUsage] (of whichever HTTP library this version of the client uses)
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
@@ -86,7 +87,7 @@ def _download(repo: str, revision: str, patterns: list[str]) -> Path:
         raise ValueError(
             f"{repo} at {revision!r} is not in the cache and the hub cannot be reached: {reason}"
         ) from None
-    except HfHubHTTPError as error:
+    except HTTPError as error:
         raise ValueError(f"{repo} at {revision!r} could not be downloaded: {_first_line(error)}") from None
 
 
@@ -94,7 +95,7 @@ def _with_retries(download: Callable[[], Path]) -> Path:
     for wait in RETRY_WAITS:
         try:
             return download()
-        except (HfHubHTTPError, LocalEntryNotFoundError) as error:
+        except (HTTPError, LocalEntryNotFoundError) as error:
             if not _may_pass(error):
                 raise
             time.sleep(wait)
@@ -115,7 +116,7 @@ def _revisions(repo: str) -> list[str]:
     """Branches and tags; empty if the hub does not answer, for this only improves an error message."""
     try:
         refs = HfApi().list_repo_refs(repo)
-    except (HfHubHTTPError, OSError):
+    except (HTTPError, OSError):
         return []
     return [ref.name for ref in [*refs.branches, *refs.tags]]
 

@@ -18,7 +18,7 @@ from crosstime.lm.device import available_device
 from crosstime.lm.load import load_config, load_model, load_tokenizer
 from crosstime.lm.nearest import nearest
 from crosstime.lm.split import SplitLM
-from crosstime.lm.tokenizer import difference
+from crosstime.lm.tokenizer import difference, same_files
 from crosstime.lm.tokens_seen import tokens_seen
 from crosstime.lm.weights import find_weights, hash_weights
 
@@ -300,6 +300,8 @@ def _common_config(places: Sequence[_Place], trust_remote_code: bool) -> PreTrai
 def _common_tokenizer(places: Sequence[_Place], trust_remote_code: bool) -> PreTrainedTokenizerBase:
     first = load_tokenizer(places[0].folder, trust_remote_code=trust_remote_code)
     for place in places[1:]:
+        if same_files(first, places[0].folder, place.folder):
+            continue
         tokenizer = load_tokenizer(place.folder, trust_remote_code=trust_remote_code)
         if found := difference(first, tokenizer):
             raise ValueError(f"the tokenizers of {places[0].name} and {place.name} differ: {found}")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import filecmp
 import json
+from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -13,6 +15,18 @@ PROBE = "The keys to the cabinet were  not\there, 1,234 of them; Émile's 東京
 DECIDING_PARTS = ("added_tokens", "normalizer", "pre_tokenizer", "model")
 """The parts of a fast tokenizer's definition that decide its ids. (Its decoder, padding and truncation do not; what
 its post-processor adds shows in the ids of the probe.)"""
+
+SETTINGS_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+
+
+def same_files(tokenizer: PreTrainedTokenizerBase, a: Path, b: Path) -> bool:
+    """Whether two folders hold the same files of such a tokenizer, byte by byte.
+
+    Public suites repeat them in every revision, and to load and compare a large vocabulary takes seconds.
+    """
+    names = [*SETTINGS_FILES, *tokenizer.vocab_files_names.values()]
+    present = [{name for name in names if (folder / name).is_file()} for folder in (a, b)]
+    return present[0] == present[1] and all(filecmp.cmp(a / name, b / name, shallow=False) for name in present[0])
 
 
 def difference(a: PreTrainedTokenizerBase, b: PreTrainedTokenizerBase) -> str | None:

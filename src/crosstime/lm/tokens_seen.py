@@ -20,7 +20,7 @@ class _Rule:
 _RULES = (
     # Pythia: 1024 sequences of 2048 tokens a step (arXiv 2304.01373, table 1), in all sizes.
     _Rule(r"\bpythia-", r"step(\d+)", 2_097_152),
-    # BLOOM's intermediate checkpoints: the figure of Crosscoding Through Time's code (METHOD A1), averaged over the
+    # BLOOM's intermediate checkpoints: the figure of Crosscoding Through Time (arXiv 2509.05291), averaged over the
     # ramp of the batch size.
     _Rule(r"\bbloom\b", r"global_step(\d+)", 550_000),
     # OLMo names its tokens itself: "step1000-tokens2B", "stage1-step1000-tokens5B".

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -70,7 +71,7 @@ class TaskEffects:
 
     @classmethod
     def from_json(cls, entry: Mapping[str, Any]) -> TaskEffects:
-        """One entry of `tasks.json`; unknown keys are ignored.
+        """One entry of `tasks.json`; unknown keys are ignored, and null stands for NaN.
 
         Raises:
             ValueError: a key is missing.
@@ -78,7 +79,22 @@ class TaskEffects:
         missing = [name for name in cls.__dataclass_fields__ if name not in entry and name != "skipped"]
         if missing:
             raise ValueError(f"tasks.json: an entry lacks {', '.join(missing)}: attribute the tasks again")
-        return cls(**{name: entry[name] for name in cls.__dataclass_fields__ if name in entry})
+
+        def numbers(name: str) -> list[float]:
+            return [math.nan if value is None else float(value) for value in entry[name]]
+
+        return cls(
+            task=entry["task"],
+            n_examples=entry["n_examples"],
+            checkpoints=entry["checkpoints"],
+            total=numbers("total"),
+            error=numbers("error"),
+            feature_share=numbers("feature_share"),
+            gap=numbers("gap"),
+            metric_clean=numbers("metric_clean"),
+            metric_end=numbers("metric_end"),
+            skipped=entry.get("skipped", {}),
+        )
 
 
 @dataclass(frozen=True)

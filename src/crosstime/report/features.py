@@ -64,7 +64,7 @@ class TaskFeatures:
         return [int(row) for row in order if self.share[row, checkpoint] > 0]
 
     def count_for(self, checkpoint: int, part: float) -> int:
-        """How many features, the strongest first, make up a part of the sum of |IE| at a checkpoint; 0 if none has any."""
+        """How many features, the strongest first, make up a part of the sum of |IE| at a checkpoint; 0 without any."""
         share = np.sort(self.share[:, checkpoint])[::-1]
         if share.sum() == 0:
             return 0
@@ -82,7 +82,7 @@ def by_task(table: pa.Table, checkpoints: Sequence[str]) -> dict[str, TaskFeatur
     if missing:
         raise ValueError(f"the table of features has no column {missing[0]!r}: it is of other checkpoints")
     tasks = list(dict.fromkeys(table["task"].to_pylist()))
-    return {task: _of_task(table.filter(pc.equal(table["task"], task)), task, checkpoints) for task in tasks}
+    return {task: _of_task(table.filter(pc.field("task") == task), task, checkpoints) for task in tasks}
 
 
 def _of_task(table: pa.Table, task: str, checkpoints: Sequence[str]) -> TaskFeatures:
@@ -136,5 +136,9 @@ def class_words(label: str, checkpoints: Sequence[str]) -> str:
     if label.startswith("specific:") and members:
         return f"specific to {members[0]}"
     if label.startswith("shared:") and members:
-        return "shared by all checkpoints" if len(members) == len(checkpoints) > 2 else f"shared by {words.listed(members)}"
+        return (
+            "shared by all checkpoints"
+            if len(members) == len(checkpoints) > 2
+            else f"shared by {words.listed(members)}"
+        )
     return {"other": "no clear class", "negligible": "negligible effect", "undefined": "no effect"}.get(label, label)

@@ -9,6 +9,7 @@ import html
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from crosstime.analysis.ablation import Ablation
 from crosstime.analysis.quality import Quality
 from crosstime.analysis.survey import Survey
 from crosstime.report import words
-from crosstime.report.colour import FAINT, INK, PALE, RULE, SEQUENTIAL, SOFT, checkpoint_colours, mix
+from crosstime.report.colour import FAINT, INK, PALE, RULE, SEQUENTIAL, SOFT, mix
 from crosstime.report.data import TaskGroup, TrainingPoint
 from crosstime.report.features import TaskFeatures, class_members, class_order, class_words
 from crosstime.report.trajectory import CHANCE, chance_band, pooled
@@ -63,9 +64,7 @@ def escaped(text: str) -> str:
 # ---------------------------------------------------------------------------------------- the survey
 
 
-def accuracy(
-    survey: Survey, group: TaskGroup, key: str, chosen: Mapping[str, str], lowest: float
-) -> Figure:
+def accuracy(survey: Survey, group: TaskGroup, key: str, chosen: Mapping[str, str], lowest: float) -> Figure:
     """Accuracy of a group's tasks over tokens seen, with chance and the chosen checkpoints marked.
 
     Args:
@@ -153,7 +152,14 @@ class TokenAxis:
         for i, (x, name) in enumerate(marked):
             crowded = i > 0 and x - marked[i - 1][0] < 0.24 * span and labels[-1]["yshift"] == 2
             labels.append(
-                {"x": x, "y": 1, "yref": "paper", "yanchor": "bottom", "showarrow": False, "yshift": 14 if crowded else 2}
+                {
+                    "x": x,
+                    "y": 1,
+                    "yref": "paper",
+                    "yanchor": "bottom",
+                    "showarrow": False,
+                    "yshift": 14 if crowded else 2,
+                }
                 | {"text": escaped(_clipped(name, 18)), "font": {"size": 10.5, "color": SOFT}}
             )
         xaxis = {
@@ -278,7 +284,9 @@ def _end_labels(ends: Sequence[tuple[float, str]], span: tuple[float, float]) ->
 def _triangle(values: Float[np.ndarray, "C C"], survey: Survey, chosen: Mapping[str, str]) -> go.Figure:
     n = len(survey.checkpoints)
     names = survey.checkpoints
-    shown = [[float(values[i, j]) if j <= i and not math.isnan(values[i, j]) else None for j in range(n)] for i in range(n)]
+    shown = [
+        [float(values[i, j]) if j <= i and not math.isnan(values[i, j]) else None for j in range(n)] for i in range(n)
+    ]
     low = float(np.nanmin(values))
     hover = [[f"{escaped(names[i])} and {escaped(names[j])}" for j in range(n)] for i in range(n)]
     heat = go.Heatmap(
@@ -325,7 +333,8 @@ def _triangle(values: Float[np.ndarray, "C C"], survey: Survey, chosen: Mapping[
     axis = {"tickvals": list(range(n)), "ticktext": ticks, "showgrid": False, "zeroline": False, "constrain": "domain"}
     return _figure(
         [heat, dots],
-        xaxis=axis | {"range": [-0.5, n - 0.5], "tickangle": -45 if n > 8 else 0, "showline": False, "automargin": True},
+        xaxis=axis
+        | {"range": [-0.5, n - 0.5], "tickangle": -45 if n > 8 else 0, "showline": False, "automargin": True},
         yaxis=axis | {"range": [n - 0.5, -0.5], "showline": False, "automargin": True},
         shapes=outlines,
         annotations=cells,
@@ -353,20 +362,23 @@ def training_curves(points: Sequence[TrainingPoint]) -> list[Figure]:
     every = max(1, math.ceil(len(points) / TRAINING_POINTS))
     kept = [*points[::every], points[-1]]
     curves = (
-        ("loss", "Loss (log)", [p.loss for p in kept], "%{y:,.1f}"),
+        ("loss", "Loss", [p.loss for p in kept], "%{y:,.1f}"),
         ("l0", "L0", [p.l0 for p in kept], "%{y:.1f}"),
         ("explained", "Explained variance", [p.explained_variance for p in kept], "%{y:.3f}"),
     )
     figures = []
-    for key, title, values, form in curves:
-        line = go.Scatter(x=[p.rows for p in kept], y=_floats(np.asarray(values, dtype=float)), mode="lines")
+    for key, title, column, form in curves:
+        values = np.asarray(column, dtype=float)
+        line = go.Scatter(x=[p.rows for p in kept], y=_floats(values), mode="lines")
         line.update(line={"color": INK, "width": 1.5}, hovertemplate=f"{form} at %{{x:.3s}} rows<extra></extra>")
         figure = _figure([line], xaxis={"tickformat": "~s", "nticks": 5, "rangemode": "tozero"}, yaxis={"nticks": 5})
-        positive = [value for value in values if value > 0]
-        if key == "loss" and len(positive) == len(values):
-            figure.update_yaxes(type="log", nticks=4)
+        settled = values[len(values) // 20 :]
         if key == "explained":
-            figure.update_yaxes(range=[max(0.0, float(np.nanmin(values[len(values) // 20 :])) - 0.05), 1])
+            low = float(np.min(settled, where=np.isfinite(settled), initial=1.0))
+            figure.update_yaxes(range=[max(0.0, low - 0.05), 1])
+        elif (values > 0).all():
+            title = f"{title} (log)"
+            figure.update_yaxes(type="log", nticks=4)
         figures.append(Figure(f"training-{key}", title, {"": figure}, 190))
     return figures
 
@@ -380,11 +392,14 @@ def decoder_histograms(features: TaskFeatures, chosen: Mapping[str, str]) -> tup
     if len(names) > 2:
         for m, name in enumerate(names):
             figure = _histogram(live[:, m], 40, chosen[name], (0, 1), "%{y} features at RelDec %{x:.2f}")
-            figure.add_vline(x=1 / len(names), line={"color": SOFT, "width": 1, "dash": "dot"}, )
+            figure.add_vline(
+                x=1 / len(names),
+                line={"color": SOFT, "width": 1, "dash": "dot"},
+            )
             figure.update_xaxes(title_text=f"share of the decoder norm at {escaped(_clipped(name, 22))}")
             alone.append(Figure(f"reldec-{m}", f"{name} against all", {"": figure}, 210))
     pairs = []
-    for m, (before, after) in enumerate(zip(names, names[1:], strict=False)):
+    for m, (before, after) in enumerate(pairwise(names)):
         both = norms[:, m] + norms[:, m + 1]
         relative = norms[both > 0, m + 1] / both[both > 0]
         tint = mix((chosen[before], chosen[after]), (1, 1))
@@ -398,9 +413,7 @@ def decoder_histograms(features: TaskFeatures, chosen: Mapping[str, str]) -> tup
     return alone, pairs
 
 
-def _histogram(
-    values: np.ndarray, bins: int, colour: str, span: tuple[float, float] | None, hover: str
-) -> go.Figure:
+def _histogram(values: np.ndarray, bins: int, colour: str, span: tuple[float, float] | None, hover: str) -> go.Figure:
     values = values[np.isfinite(values)]
     counts, edges = np.histogram(values, bins=bins, range=span)
     bars = go.Bar(
@@ -448,9 +461,7 @@ def class_colour(label: str, chosen: Mapping[str, str]) -> str:
 
 def _by_class(features: TaskFeatures, rows: np.ndarray) -> list[tuple[str, np.ndarray]]:
     """Rows of each class, in the order of the classes."""
-    labels = sorted(
-        {features.classes[row] for row in rows}, key=lambda label: class_order(label, features.checkpoints)
-    )
+    labels = sorted({features.classes[row] for row in rows}, key=lambda label: class_order(label, features.checkpoints))
     return [(label, np.asarray([row for row in rows if features.classes[row] == label])) for label in labels]
 
 
@@ -491,7 +502,10 @@ def _ternary(
         b, a, c = features.rel_ie[members].T
         traces.append(go.Scatterternary(a=_floats(a), b=_floats(b), c=_floats(c), cliponaxis=False, **common))
     # The lower corners' names stand a line lower, clear of the points at the corner.
-    corners = [f"{line}<b>{escaped(_clipped(name, 22))}</b>" for line, name in zip(("<br>", "", "<br>"), features.checkpoints, strict=True)]
+    corners = [
+        f"{line}<b>{escaped(_clipped(name, 22))}</b>"
+        for line, name in zip(("<br>", "", "<br>"), features.checkpoints, strict=True)
+    ]
     axis = {"min": 0, "dtick": 0.2, "showticklabels": False, "ticks": "", "gridcolor": RULE, "linecolor": FAINT}
     return _figure(
         traces,
@@ -514,7 +528,10 @@ def _strip(
         place = {"x": _floats(features.rel_ie[members, 1]), "y": _floats(features.strength[members])}
         traces.append(go.Scatter(**place, **common, cliponaxis=False))
     first, second = (escaped(_clipped(name, 22)) for name in features.checkpoints)
-    ticks = {"tickvals": [0, 0.25, 0.5, 0.75, 1], "ticktext": [f"only {first}", ".25", "shared", ".75", f"only {second}"]}
+    ticks = {
+        "tickvals": [0, 0.25, 0.5, 0.75, 1],
+        "ticktext": [f"only {first}", ".25", "shared", ".75", f"only {second}"],
+    }
     return _figure(
         traces,
         xaxis=ticks | {"range": [-0.02, 1.02], "title": {"text": "RelIE"}},
@@ -523,9 +540,7 @@ def _strip(
     )
 
 
-def _map(
-    features: TaskFeatures, rows: np.ndarray, chosen: Mapping[str, str], promoted: Mapping[int, str]
-) -> go.Figure:
+def _map(features: TaskFeatures, rows: np.ndarray, chosen: Mapping[str, str], promoted: Mapping[int, str]) -> go.Figure:
     """Four or more checkpoints: RelIE of each feature as a row, sorted by where in training its effect lies."""
     relative = features.rel_ie[rows]
     centre = relative @ np.arange(relative.shape[1])
@@ -547,7 +562,13 @@ def _map(
         hovertemplate="<b>Feature %{customdata}</b><br>%{x}: RelIE <b>%{z:.2f}</b><br>%{text}<extra></extra>",
         colorbar={"thickness": 8, "len": 0.4, "y": 1, "yanchor": "top", "outlinewidth": 0, "title": {"text": "RelIE"}},
     )
-    yaxis = {"range": [len(rows) - 0.5, -0.5], "showticklabels": False, "ticks": "", "showline": False, "showgrid": False}
+    yaxis = {
+        "range": [len(rows) - 0.5, -0.5],
+        "showticklabels": False,
+        "ticks": "",
+        "showline": False,
+        "showgrid": False,
+    }
     title = f"{len(rows)} features, early effects first"
     return _figure(
         [heat], xaxis={"showgrid": False, "side": "top"}, yaxis=yaxis | {"title": {"text": title}}, margin={"t": 40}
@@ -628,7 +649,7 @@ def _joint_bars(rows: Sequence[Mapping[str, Any]], column: str, chosen: Mapping[
                 x=[tick for tick, _, _ in kept],
                 y=[row[column] for _, row, _ in kept],
                 marker={"color": colours},
-                text=[f"{row[column]:.2f}".replace("-0.00", "0.00").replace("-", "−") for _, row, _ in kept],
+                text=[words.fixed(row[column]) for _, row, _ in kept],
                 textposition="outside",
                 textfont={"size": 10.5, "color": SOFT},
                 cliponaxis=False,
@@ -637,7 +658,9 @@ def _joint_bars(rows: Sequence[Mapping[str, Any]], column: str, chosen: Mapping[
             )
         )
     yaxis = {"nticks": 5, "zeroline": True, "zerolinecolor": FAINT}
-    return _figure(bars, barmode="group", bargap=0.35, bargroupgap=0.08, yaxis=yaxis, xaxis={"showgrid": False, "type": "category"})
+    return _figure(
+        bars, barmode="group", bargap=0.35, bargroupgap=0.08, yaxis=yaxis, xaxis={"showgrid": False, "type": "category"}
+    )
 
 
 # ---------------------------------------------------------------------------------------- what all have in common

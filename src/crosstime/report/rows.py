@@ -32,16 +32,16 @@ def table_rows(features: TaskFeatures, contexts: Mapping[int, FeatureContexts]) 
         "frequency": _numbers(features.frequency[rows], 3),
         "fires": [list(fires_on(contexts[i], TOKENS_IN_TABLE)) if i in contexts else [] for i in ids],
         "promotes": [
-            [list(promotes(contexts[i], name, TOKENS_IN_TABLE)) for name in features.checkpoints] if i in contexts else []
+            [list(promotes(contexts[i], name, TOKENS_IN_TABLE)) for name in features.checkpoints]
+            if i in contexts
+            else []
             for i in ids
         ],
         "total": len(features.feature),
     }
 
 
-def card_chunks(
-    tasks: Sequence[TaskFeatures], contexts: Mapping[int, FeatureContexts]
-) -> Iterator[tuple[int, str]]:
+def card_chunks(tasks: Sequence[TaskFeatures], contexts: Mapping[int, FeatureContexts]) -> Iterator[tuple[int, str]]:
     """The cards of every listed feature and of every feature with contexts, in order of the features.
 
     Yields:

@@ -17,7 +17,6 @@ from crosstime.report.data import TaskGroup
 from crosstime.report.features import TaskFeatures, class_words
 from crosstime.report.trajectory import Dip, Segment, Shape, pooled, shape
 
-
 LEAD_GROUPS = 6
 """Groups told in the head of the page; all have a panel of their own."""
 
@@ -125,10 +124,10 @@ def _is_later(form: Shape, first: Segment | None) -> bool:
 def _order(form: Shape) -> tuple[int, float, float]:
     """Rises before dips before flat lines; rises by when the largest of them ends, then by size."""
     if form.dip is not None and not form.dip.recovered:
-        return 1, form.dip.lowest, form.dip.accuracy
+        return 1, float(form.dip.lowest), form.dip.accuracy
     largest = _largest_rise(form)
     if largest is not None:
-        return 0, largest.end, -largest.rise
+        return 0, float(largest.end), -largest.rise
     return 2, 0.0, -form.last if not math.isnan(form.last) else 0.0
 
 
@@ -141,6 +140,15 @@ def _tell(name: str, form: Shape, checkpoints: Sequence[str], later: bool) -> Se
     if not form.rises:
         return task, Span(" stays where it was, at "), _figure(form.last), Span(".")
     verb = ("emerges" if form.emerges else "rises") + (" later," if later else "")
+    if len(checkpoints) > 2 and (form.rises[0].start, form.rises[0].end) == (0, len(checkpoints) - 1):
+        return (
+            task,
+            Span(f" {verb.rstrip(',')} all through training, from "),
+            _figure(form.first),
+            Span(" to "),
+            _figure(form.last),
+            Span("."),
+        )
     if len(form.rises) == 1:
         return task, Span(f" {verb} "), *_stretch(form.rises[0], checkpoints), Span(".")
     first, second = form.rises
@@ -194,9 +202,7 @@ def _checkpoint(name: str) -> Span:
 def task_story(features: TaskFeatures, contexts: Mapping[int, FeatureContexts], k: int = 3) -> TaskStory:
     """Which features carry a task: how many make up half of the effect, and who leads at which checkpoint."""
     n = len(features.checkpoints)
-    carriers = tuple(
-        tuple(_carrier(features, row, m, contexts) for row in features.top(m, k)) for m in range(n)
-    )
+    carriers = tuple(tuple(_carrier(features, row, m, contexts) for row in features.top(m, k)) for m in range(n))
     half = tuple(features.count_for(m, 0.5) for m in range(n))
     name = words.name(features.task)
     if not any(half):
@@ -234,7 +240,7 @@ def promotes(contexts: FeatureContexts, checkpoint: str, limit: int = 3) -> tupl
 
 def _tell_half(checkpoints: Sequence[str], half: Sequence[int]) -> Sentence:
     """ "Half of the features' effect rests on 31 features at step256 and on 18 at step1000." """
-    spans = [Span("Half of the features’ effect rests on ")]
+    spans = [Span(f"Half of the features{words.APOSTROPHE} effect rests on ")]
     active = [(name, count) for name, count in zip(checkpoints, half, strict=True) if count]
     for i, (name, count) in enumerate(active):
         if i:

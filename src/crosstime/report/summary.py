@@ -81,10 +81,13 @@ def _of_quality(quality: Quality, n_features: int) -> list[KeyNumber]:
 def _range(values: np.ndarray) -> str:
     finite = values[np.isfinite(values)]
     if not finite.size:
-        return "–"
+        return words.DASH
     # Three decimals, and never rounded up to a perfect score.
-    low, high = (words.share(math.floor(1000 * value) / 1000) if value < 0.995 else f"{value:.3f}"[-4:] for value in (finite.min(), finite.max()))
-    return low if low == high else f"{low}–{high}"
+    low, high = (
+        words.share(math.floor(1000 * value) / 1000) if value < 0.995 else f"{value:.3f}"[-4:]
+        for value in (finite.min(), finite.max())
+    )
+    return low if low == high else f"{low}{words.DASH}{high}"
 
 
 def _lowest(values: np.ndarray, names: Sequence[str]) -> str:
@@ -109,7 +112,11 @@ def quality_rows(quality: Quality) -> list[tuple[str, list[Cell]]]:
     for m, name in enumerate(quality.checkpoints):
         cost = float(quality.ce_zero[m] - quality.ce_clean[m])
         recovered = float(quality.loss_recovered[m])
-        note = f"Zero ablation costs only {words.number(cost)} nats here: this ratio says little" if cost < SMALL_COST else ""
+        note = (
+            f"Zero ablation costs only {words.number(cost)} nats here: this ratio says little"
+            if cost < SMALL_COST
+            else ""
+        )
         rows.append(
             (
                 name,
@@ -140,7 +147,7 @@ def completeness_rows(task: TaskEffects) -> list[tuple[str, list[Cell]]]:
                 [
                     Cell(words.number(total)),
                     Cell(words.percent(share), share),
-                    Cell(f"{words.number(error)} ({words.percent(part).replace('-', '−')})"),
+                    Cell(f"{words.number(error)} ({words.percent(part)})"),
                     Cell(words.percent(task.gap[m], 2), math.nan, "warn" if warn else "", note),
                 ],
             )
@@ -155,7 +162,9 @@ def class_counts(tasks: Mapping[str, TaskFeatures]) -> tuple[list[str], list[tup
     """
     names = next(iter(tasks.values())).checkpoints if tasks else []
     counts = {task: Counter(_counted(label, names) for label in features.classes) for task, features in tasks.items()}
-    labels = sorted({label for counter in counts.values() for label in counter}, key=lambda label: class_order(label, names))
+    labels = sorted(
+        {label for counter in counts.values() for label in counter}, key=lambda label: class_order(label, names)
+    )
     rows = [(label, class_words(label, names), [counts[task][label] for task in tasks]) for label in labels]
     return list(tasks), rows
 

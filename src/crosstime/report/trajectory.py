@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from jaxtyping import Float
@@ -48,7 +49,7 @@ class Shape:
     """What there is to say of one trajectory."""
 
     rises: tuple[Segment, ...]
-    """The largest rise; and a second one of nearly its size, if there is one. In order of training; neighbours as one."""
+    """The largest rise, and a second of nearly its size if there is one: in order of training, neighbours joined."""
     dip: Dip | None
     first: float
     last: float
@@ -90,9 +91,7 @@ def chance_band(n_pairs: int) -> float:
 
 
 def _rises(accuracy: Float[np.ndarray, " C"], n_pairs: int, points: Sequence[int]) -> tuple[Segment, ...]:
-    segments = [
-        Segment(a, b, float(accuracy[a]), float(accuracy[b])) for a, b in zip(points, points[1:], strict=False)
-    ]
+    segments = [Segment(a, b, float(accuracy[a]), float(accuracy[b])) for a, b in pairwise(points)]
     real = sorted((s for s in segments if _is_rise(s, n_pairs)), key=lambda s: -s.rise)
     kept = sorted((s for s in real[:2] if s.rise >= 0.6 * real[0].rise), key=lambda s: s.start)
     if len(kept) == 2 and kept[0].end == kept[1].start:
@@ -104,7 +103,7 @@ def _is_rise(segment: Segment, n_pairs: int) -> bool:
     """Two-proportion z-test; conservative, since both accuracies are of the same pairs."""
     variance = sum(p * (1 - p) / n_pairs for p in (segment.before, segment.after))
     z = segment.rise / math.sqrt(max(variance, 1e-12))
-    return segment.rise >= SMALLEST_RISE and z > norm.isf(SIGNIFICANCE)
+    return segment.rise >= SMALLEST_RISE and bool(z > norm.isf(SIGNIFICANCE))
 
 
 def _dip(accuracy: Float[np.ndarray, " C"], n_pairs: int, known: np.ndarray) -> Dip | None:

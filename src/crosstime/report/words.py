@@ -7,13 +7,16 @@ import re
 from collections.abc import Sequence
 
 THIN_SPACE = "\u202f"
+MINUS = "\u2212"
+DASH = "\u2013"
+APOSTROPHE = "\u2019"
 SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def share(value: float) -> str:
     """A number between 0 and 1 as tables print accuracies: ".62", "1.00"."""
     if math.isnan(value):
-        return "–"
+        return DASH
     text = f"{value:.2f}"
     return text[1:] if text.startswith("0") else text
 
@@ -21,11 +24,11 @@ def share(value: float) -> str:
 def percent(value: float, digits: int = 0) -> str:
     """A share as a percentage: "11 %"; below the last digit "< 1 %"."""
     if math.isnan(value):
-        return "–"
+        return DASH
     smallest = 10.0**-digits
     if 0 < 100 * abs(value) < smallest / 2:
         return f"<{THIN_SPACE}{smallest:.{digits}f}{THIN_SPACE}%"
-    return f"{100 * value:.{digits}f}{THIN_SPACE}%"
+    return f"{100 * value:.{digits}f}{THIN_SPACE}%".replace("-", MINUS)
 
 
 def tokens(count: int | None) -> str:
@@ -40,19 +43,27 @@ def tokens(count: int | None) -> str:
 
 
 def number(value: float, digits: int = 2) -> str:
-    """A real number with a true minus sign, in scientific notation where it would print as zero; "–" for NaN."""
+    """A real number with a true minus sign, in scientific notation where it would print as zero; a dash for NaN."""
     if math.isnan(value):
-        return "–"
+        return DASH
     if value != 0 and abs(value) < 0.5 * 10.0**-digits:
         return power(value)
-    return f"{value:,.{digits}f}".replace("-", "−")
+    return f"{value:,.{digits}f}".replace("-", MINUS)
+
+
+def fixed(value: float, digits: int = 2) -> str:
+    """A real number with so many decimals, zero where it rounds to zero; a dash for NaN."""
+    if math.isnan(value):
+        return DASH
+    text = f"{value:,.{digits}f}"
+    return text.removeprefix("-") if float(text.replace(",", "")) == 0 else text.replace("-", MINUS)
 
 
 def power(value: float) -> str:
     """A real number in scientific notation: "3·10⁻⁵"."""
     exponent = math.floor(math.log10(abs(value)))
     mantissa = round(value / 10.0**exponent)
-    return f"{mantissa}·10{str(exponent).translate(SUPERSCRIPT)}".replace("-", "−")
+    return f"{mantissa}·10{str(exponent).translate(SUPERSCRIPT)}".replace("-", MINUS)
 
 
 def probability(value: float) -> str:
