@@ -211,8 +211,9 @@ def test_quality_survives_the_disk_nan_included(tmp_path):
 def test_activations_that_are_not_finite_are_refused_with_their_checkpoint_and_token(world):
     text = world.corpus(6, 9)
     models = world.models()
-    models[1].embed[int(text.blocks[4, 5])] = torch.nan
-    row, position = np.argwhere(text.blocks == text.blocks[4, 5])[0]
+    bad = text.blocks[[4, 5], [5, 2]]
+    models[1].embed[bad.astype(np.int64)] = torch.nan
+    row, position = np.argwhere(np.isin(text.blocks, bad))[0]
     with pytest.raises(ValueError, match=f"checkpoint 'step10' .* row {row} .* token position {position} "):
         evaluate(world.crosscoder(), models, text)
 

@@ -177,14 +177,14 @@ def ablation(features: pa.Table, tasks: list[TaskEffects], rng: np.random.Genera
         for name in task.checkpoints:
             ie = of_task[f"ie_{name}"].to_numpy()
             top = np.argsort(-np.abs(ie))[:20]
-            for group, index in (("top", top), ("random", rng.integers(0, len(ie), 20))):
-                delta = ie[index] * rng.normal(1.02, 0.12, 20) + rng.normal(0, 0.001, 20)
+            for group, index in (("top", top), ("random", rng.integers(0, len(ie), len(top)))):
+                delta = ie[index] * rng.normal(1.02, 0.12, len(top)) + rng.normal(0, 0.001, len(top))
                 rows += [
                     _ablation_row(task.task, int(f), name, group, float(ie[f]), float(d))
                     for f, d in zip(index, delta, strict=True)
                 ]
                 total = {"delta_lpd": float(delta.sum()), "delta_accuracy": float(delta.sum() / 6)}
-                joint.append({"task": task.task, "checkpoint": name, "group": group, "n_features": 20} | total)
+                joint.append({"task": task.task, "checkpoint": name, "group": group, "n_features": len(top)} | total)
     return Ablation(pa.Table.from_pylist(rows), pa.Table.from_pylist(joint))
 
 

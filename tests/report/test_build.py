@@ -96,7 +96,7 @@ def test_tables_agree_with_the_data(synthetic, reports):
     data = synthetic.report_data(n_features=512)
     rows = values(reports[3], "task-0.js")["rows"]
     assert values(reports[3], "report.js")["tasks"][0] == "determiner-noun agreement"
-    of_task = data.features.to_pandas() if False else data.features.to_pydict()
+    of_task = data.features.to_pydict()
     index = next(
         i
         for i, (task, feature) in enumerate(zip(of_task["task"], of_task["feature"], strict=True))

@@ -48,7 +48,13 @@ def test_every_kind_of_trajectory_has_words(survey, accuracy, sentence):
         tokens=[None] * 4,
         tasks=["my_task"],
         n_pairs=[1000],
+        n_prompts=[0],
         sentence_accuracy=np.array([accuracy]).T,
+        token_accuracy=np.full((4, 1), np.nan),
+        logit_difference=np.full((4, 1), np.nan),
+        perplexity=np.full(4, 50.0),
+        cosine=np.ones((4, 4)),
+        pearson=np.ones((4, 4)),
     )
     (text,) = told(one, [TaskGroup("my_task", ("my_task",))], [])
     assert text.startswith(sentence)

@@ -7,8 +7,10 @@ from crosstime.report import words
 
 @pytest.mark.parametrize(
     ("count", "text"),
-    [(None, "?"), (0, "0"), (512, "512"), (524_288, "524K"), (2_097_152, "2.1M"), (8_192_000, "8.2M")]
-    + [(31_014_912, "31M"), (9_960_000, "10M"), (4_000_000, "4M"), (286_000_000_000, "286B"), (3_048 * 10**9, "3T")],
+    [
+        *[(None, "?"), (0, "0"), (512, "512"), (524_288, "524K"), (2_097_152, "2.1M"), (8_192_000, "8.2M")],
+        *[(31_014_912, "31M"), (9_960_000, "10M"), (4_000_000, "4M"), (286 * 10**9, "286B"), (3_048 * 10**9, "3T")],
+    ],
 )
 def test_tokens_are_short(count, text):
     assert words.tokens(count) == text
@@ -37,7 +39,7 @@ def test_probabilities_and_durations():
     assert words.probability(0.0031) == "p = .003"
     assert words.probability(3e-10) == "p < 10⁻⁹"
     assert words.probability(0.0) == "p < 10⁻³⁰⁰"
-    assert [words.duration(x) for x in (4.2, 192, 7500)] == ["4.2 s", "3 min 12 s", "2 h 05 min"]
+    assert [words.duration(x) for x in (4.2, 192.0, 7500.0)] == ["4.2 s", "3 min 12 s", "2 h 05 min"]
 
 
 def test_short_names_keep_what_tells_tasks_apart():

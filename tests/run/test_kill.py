@@ -8,7 +8,8 @@ import sys
 import time
 
 import pytest
-from test_whole_run import ARTIFACTS, edit, write_inputs
+
+from users_run import ARTIFACTS, edit, write_inputs
 
 KILLS = 20
 
@@ -27,7 +28,7 @@ def start(folder):
 def test_twenty_kills_leave_the_same_weights(tmp_path, tiny_suite):
     peaceful, killed = (write_inputs(tmp_path / name, tiny_suite) for name in ("peaceful", "killed"))
     for folder in (peaceful, killed):
-        edit(folder, "rows = 4096", "rows = 131_072")
+        edit(folder, "rows = 4096", "rows = 65_536")
         edit(folder, "save_seconds = 300", "save_seconds = 0.2")
     with start(peaceful) as process:
         process.communicate()
@@ -41,7 +42,7 @@ def test_twenty_kills_leave_the_same_weights(tmp_path, tiny_suite):
         with start(killed) as process:
             assert process.stderr is not None
             process.stderr.readline()  # the first stage is at work; before that the process only imports
-            time.sleep(order.uniform(0, 4))
+            time.sleep(order.uniform(0, 3))
             process.send_signal(signal.SIGKILL)
         assert process.returncode in (-signal.SIGKILL, 0)
     with start(killed) as process:

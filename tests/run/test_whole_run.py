@@ -2,7 +2,6 @@
 
 import json
 import os
-import random
 import shutil
 import subprocess
 import sys
@@ -14,65 +13,7 @@ import tiny
 from crosstime import cli
 from crosstime.run.lock import locked
 from crosstime.run.summary import LIFECYCLES
-
-RUN_TOML = """
-[suite]
-folders = ["my checkpoints/step0", "my checkpoints/step10", "my checkpoints/step100"]
-tokens = [0, 1000, 10_000]
-[compute]
-device = "cpu"
-[text]
-train = "text ü.txt"
-context = 32
-[[task]]
-name = "agreement of mine"
-jsonl = "pairs.jsonl"
-[survey]
-blocks = 2
-[compare]
-checkpoints = ["step0", "step10", "step100"]
-[crosscoder]
-features = 64
-[training]
-rows = 4096
-batch_size = 256
-lr = 1e-3
-l1 = 0.1
-ring_rows = 1024
-harvest_blocks = 4
-calibration_blocks = 4
-save_seconds = 300
-log_steps = 4
-[evaluation]
-blocks = 4
-[effects]
-steps = 4
-bootstrap = 10
-[ablation]
-top_k = 2
-[report]
-top_k = 3
-contexts = 2
-blocks = 4
-"""
-
-ARTIFACTS = ("suite", "survey", "compare", "crosscoder", "evaluation", "effects", "ablation", "contexts", "report")
-
-
-def write_inputs(folder, suite):
-    """A run folder with a copy of a suite, a text and minimal pairs beside its run.toml."""
-    shutil.copytree(suite, folder / "my checkpoints")
-    words = " ".join(tiny.SENTENCES).split()
-    order = random.Random(0)
-    documents = ["\n".join(" ".join(order.choices(words, k=12)) for _ in range(4)) for _ in range(60)]
-    (folder / "text ü.txt").write_text("\n\n".join(documents), encoding="utf-8")
-    # Words that the tiny tokenizer has as tokens; that they are no grammar does not matter.
-    answers = (("The key", " that", " the"), ("The cat on", " the", " that"), ("A man", " on", " at"))
-    pairs = [{"prefix": prefix, "right": right, "wrong": wrong} for prefix, right, wrong in answers]
-    lines = [json.dumps(pair) for pair in [*pairs, {"good": "The cat on the table", "bad": "The cat on a table"}]]
-    (folder / "pairs.jsonl").write_text("\n".join(lines), encoding="utf-8")
-    (folder / "run.toml").write_text(RUN_TOML, encoding="utf-8")
-    return folder
+from users_run import ARTIFACTS, edit, write_inputs
 
 
 @pytest.fixture(scope="module")
@@ -91,12 +32,6 @@ def copy(finished, tmp_path):
 @pytest.fixture
 def inputs(tmp_path, tiny_suite):
     return write_inputs(tmp_path, tiny_suite)
-
-
-def edit(folder, old, new):
-    text = (folder / "run.toml").read_text(encoding="utf-8")
-    assert old in text
-    (folder / "run.toml").write_text(text.replace(old, new), encoding="utf-8")
 
 
 def stages(err):

@@ -391,7 +391,7 @@ def decoder_histograms(features: TaskFeatures, chosen: Mapping[str, str]) -> tup
     alone = []
     if len(names) > 2:
         for m, name in enumerate(names):
-            figure = _histogram(live[:, m], 40, chosen[name], (0, 1), "%{y} features at RelDec %{x:.2f}")
+            figure = _histogram(live[:, m], 40, chosen[name], (0.0, 1.0), "%{y} features at RelDec %{x:.2f}")
             figure.add_vline(
                 x=1 / len(names),
                 line={"color": SOFT, "width": 1, "dash": "dot"},
@@ -402,8 +402,8 @@ def decoder_histograms(features: TaskFeatures, chosen: Mapping[str, str]) -> tup
     for m, (before, after) in enumerate(pairwise(names)):
         both = norms[:, m] + norms[:, m + 1]
         relative = norms[both > 0, m + 1] / both[both > 0]
-        tint = mix((chosen[before], chosen[after]), (1, 1))
-        figure = _histogram(relative, 40, tint, (0, 1), "%{y} features at RelDec %{x:.2f}")
+        tint = mix((chosen[before], chosen[after]), (1.0, 1.0))
+        figure = _histogram(relative, 40, tint, (0.0, 1.0), "%{y} features at RelDec %{x:.2f}")
         figure.update_xaxes(
             tickvals=[0, 0.5, 1],
             ticktext=[f"only {escaped(_clipped(before, 14))}", "shared", f"only {escaped(_clipped(after, 14))}"],
@@ -701,7 +701,7 @@ def _figure(traces: Sequence[Any], **layout: Any) -> go.Figure:
     return go.Figure(data=list(traces), layout=base).update_layout(**layout)
 
 
-def _note(x: float, y: float, text: str, **more: Any) -> dict[str, Any]:
+def _note(x: float | int, y: float | int, text: str, **more: Any) -> dict[str, Any]:
     return {"x": x, "y": y, "text": text, "showarrow": False, "font": {"size": 10.5, "color": FAINT}} | more
 
 

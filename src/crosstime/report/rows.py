@@ -24,12 +24,11 @@ def table_rows(features: TaskFeatures, contexts: Mapping[int, FeatureContexts]) 
     ids = features.feature[rows].tolist()
     return {
         "id": ids,
-        "ie": [_numbers(features.ie[rows, m]) for m in range(len(features.checkpoints))],
-        "share": [_numbers(features.share[rows, m], 3) for m in range(len(features.checkpoints))],
-        "rel": [_numbers(features.rel_ie[rows, m], 3) for m in range(len(features.checkpoints))],
+        "ie": rounded(features.ie[rows].T),
+        "rel": rounded(features.rel_ie[rows].T, 3),
         "class": [features.classes[row] for row in rows],
         "lifecycle": [features.lifecycle[row] for row in rows],
-        "frequency": _numbers(features.frequency[rows], 3),
+        "frequency": rounded(features.frequency[rows], 3),
         "fires": [list(fires_on(contexts[i], TOKENS_IN_TABLE)) if i in contexts else [] for i in ids],
         "promotes": [
             [list(promotes(contexts[i], name, TOKENS_IN_TABLE)) for name in features.checkpoints]
@@ -47,69 +46,82 @@ def card_chunks(tasks: Sequence[TaskFeatures], contexts: Mapping[int, FeatureCon
     Yields:
         (first feature, JSON of an object of cards by feature): each chunk about `CHUNK_BYTES` large.
     """
-    rows = [{int(f.feature[row]): int(row) for row in f.strongest(ROWS)} for f in tasks]
-    listed = sorted(set(contexts).union(*rows))
+    strongest = [set(f.feature[f.strongest(ROWS)].tolist()) for f in tasks]
+    listed = sorted(set(contexts).union(*strongest))
+    effects = [_effects(features, listed) for features in tasks]
+    decoders = _decoders(tasks[0], listed) if tasks else {}
     first, cards, size = 0, [], 0
     for feature in listed:
-        card = f'"{feature}":{to_json(_card(feature, tasks, rows, contexts.get(feature)))}'
-        length = len(card.encode())
+        card = {
+            "id": feature,
+            "tasks": {i: of_task[feature] for i, of_task in enumerate(effects) if feature in of_task},
+        }
+        card |= decoders.get(feature, {}) | _meaning(contexts.get(feature), tasks)
+        text = f'"{feature}":{to_json(card)}'
+        length = len(text.encode())
         if cards and size + length > CHUNK_BYTES:
             yield first, f"{{{','.join(cards)}}}"
             cards, size = [], 0
         if not cards:
             first = feature
-        cards.append(card)
+        cards.append(text)
         size += length
     if cards:
         yield first, f"{{{','.join(cards)}}}"
 
 
-def _card(
-    feature: int, tasks: Sequence[TaskFeatures], rows: Sequence[Mapping[int, int]], contexts: FeatureContexts | None
-) -> dict[str, Any]:
-    card: dict[str, Any] = {"id": feature, "tasks": {}}
-    for i, (features, of_task) in enumerate(zip(tasks, rows, strict=True)):
-        row = of_task.get(feature, _row_of(features, feature))
-        if row is None:
-            continue
-        card["frequency"] = rounded(features.frequency[row], 3)
-        card["norm"] = _numbers(features.decoder_norm[row])
-        card["rel_dec"] = _numbers(features.rel_dec[row], 3)
-        card["tasks"][str(i)] = _effects(features, row)
-    if contexts is not None:
-        card["contexts"] = [
-            {"t": list(c.tokens), "a": [rounded(value, 3) for value in c.activations], "p": c.peak}
-            for c in contexts.contexts
-        ]
-        names = tasks[0].checkpoints if tasks else list(contexts.promoted)
-        card["promoted"] = [_changes(contexts.promoted.get(name, [])) for name in names]
-        card["suppressed"] = [_changes(contexts.suppressed.get(name, [])) for name in names]
-        card["max"] = rounded(contexts.max_activation, 3)
-    return card
-
-
-def _row_of(features: TaskFeatures, feature: int) -> int | None:
-    found = np.flatnonzero(features.feature == feature)
-    return int(found[0]) if len(found) else None
-
-
-def _effects(features: TaskFeatures, row: int) -> dict[str, Any]:
+def _effects(features: TaskFeatures, listed: Sequence[int]) -> dict[int, dict[str, Any]]:
+    """What the cards say of one task: feature -> its effects, class and lifecycle."""
+    rows = np.flatnonzero(np.isin(features.feature, listed))
+    numbers = {
+        "ie": rounded(features.ie[rows]),
+        "ie_low": rounded(features.ie_low[rows]),
+        "ie_high": rounded(features.ie_high[rows]),
+        "rel": rounded(features.rel_ie[rows], 3),
+        "rel_low": rounded(features.rel_ie_low[rows], 3),
+        "rel_high": rounded(features.rel_ie_high[rows], 3),
+        "share": rounded(features.share[rows], 3),
+    }
+    kinds = {label: class_words(label, features.checkpoints) for label in set(features.classes)}
     return {
-        "ie": _numbers(features.ie[row]),
-        "ie_low": _numbers(features.ie_low[row]),
-        "ie_high": _numbers(features.ie_high[row]),
-        "rel": _numbers(features.rel_ie[row], 3),
-        "rel_low": _numbers(features.rel_ie_low[row], 3),
-        "rel_high": _numbers(features.rel_ie_high[row], 3),
-        "share": _numbers(features.share[row], 3),
-        "class": class_words(features.classes[row], features.checkpoints),
-        "lifecycle": LIFECYCLES.get(features.lifecycle[row], features.lifecycle[row]),
+        int(features.feature[row]): {name: column[i] for name, column in numbers.items()}
+        | {"class": kinds[features.classes[row]]}
+        | {"lifecycle": LIFECYCLES.get(features.lifecycle[row], features.lifecycle[row])}
+        for i, row in enumerate(rows)
+    }
+
+
+def _decoders(features: TaskFeatures, listed: Sequence[int]) -> dict[int, dict[str, Any]]:
+    """What the cards say of a feature whatever the task: how often it fires, and its decoder norms."""
+    rows = np.flatnonzero(np.isin(features.feature, listed))
+    columns = (
+        features.feature[rows].tolist(),
+        rounded(features.frequency[rows], 3),
+        rounded(features.decoder_norm[rows]),
+        rounded(features.rel_dec[rows], 3),
+    )
+    return {
+        feature: {"frequency": frequency, "norm": norm, "rel_dec": relative}
+        for feature, frequency, norm, relative in zip(*columns, strict=True)
+    }
+
+
+def _meaning(contexts: FeatureContexts | None, tasks: Sequence[TaskFeatures]) -> dict[str, Any]:
+    """Where a feature fires most and what it promotes; nothing where no contexts were collected."""
+    if contexts is None:
+        return {}
+    names = tasks[0].checkpoints if tasks else list(contexts.promoted)
+    return {
+        "contexts": [
+            {"t": list(c.tokens), "a": rounded(np.asarray(c.activations, dtype=float), 3), "p": c.peak}
+            for c in contexts.contexts
+        ],
+        "promoted": [_changes(contexts.promoted.get(name, [])) for name in names],
+        "suppressed": [_changes(contexts.suppressed.get(name, [])) for name in names],
+        "max": contexts.max_activation,
     }
 
 
 def _changes(pairs: Sequence[tuple[str, float]]) -> list[list[Any]]:
-    return [[text, rounded(value, 3)] for text, value in pairs]
-
-
-def _numbers(values: np.ndarray, digits: int = 4) -> list[float | None]:
-    return [rounded(value, digits) for value in values]
+    values = rounded(np.array([value for _, value in pairs], dtype=float), 3)
+    return [[text, value] for (text, _), value in zip(pairs, values, strict=True)]

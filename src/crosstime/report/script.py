@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
 # Characters that would end a script element, open a comment in it, or end a line of JavaScript inside a string.
 _UNSAFE = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
@@ -30,14 +31,14 @@ def assignment(target: str, text: str) -> str:
     return f"{target} = {text};\n"
 
 
-def rounded(value: float, digits: int = 4) -> float | None:
-    """A number with so many significant digits; None where it is not finite. Halves the size of the data."""
-    value = float(value)
-    if not math.isfinite(value):
-        return None
-    if value == 0.0:
-        return 0
-    return float(f"{value:.{digits}g}")
+def rounded(values: Float[np.ndarray, "*shape"], digits: int = 4) -> list:
+    """Numbers with so many significant digits, as (nested) lists; None where not finite. Halves the size of the data."""
+    if values.ndim > 1:
+        flat = rounded(values.reshape(-1), digits)
+        width = values.shape[-1]
+        return [flat[start : start + width] for start in range(0, len(flat), width)]
+    short = [float(f"{value:.{digits}g}") for value in values.tolist()]
+    return [None if not math.isfinite(v) else int(v) if v.is_integer() else v for v in short]
 
 
 def _dump(value: Any) -> str:

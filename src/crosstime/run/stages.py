@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import warnings
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -38,7 +39,7 @@ def write_suite(run: Run, draft: Path) -> None:
 
 def write_survey(run: Run, draft: Path) -> None:
     """Every checkpoint on every set of minimal pairs and on held-out text."""
-    survey(
+    found = survey(
         run.suite,
         [part for parts in run.surveyed.values() for part in parts],
         run.heldout_text,
@@ -47,7 +48,10 @@ def write_survey(run: Run, draft: Path) -> None:
         dtype=run.dtype,
         device=run.device,
         max_blocks=run.config.survey.blocks,
-    ).save(draft)
+    )
+    for name, why in found.broken.items():
+        warnings.warn(f"checkpoint {name!r} looks broken: {why}", stacklevel=1)
+    found.save(draft)
 
 
 def write_comparison(run: Run, draft: Path) -> None:

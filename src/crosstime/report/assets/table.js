@@ -34,8 +34,7 @@
   }
 
   function text(rows, i) {
-    const promoted = rows.promotes[i].flat();
-    const parts = [rows.id[i], crosstime.report.classes[rows.class[i]].words, rows.lifecycle[i], ...rows.fires[i], ...promoted];
+    const parts = [rows.id[i], crosstime.report.classes[rows.class[i]].words, rows.lifecycle[i], ...rows.fires[i], ...promoted(rows, i)];
     return parts.join("\n").toLowerCase();
   }
 
