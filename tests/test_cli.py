@@ -10,8 +10,8 @@ import warnings
 
 import pytest
 
-from crosstime import cli
-from crosstime.run import artifact, config
+from crosstime import artifact, cli
+from crosstime.run import config
 
 
 def crosstime(*arguments, **options):

@@ -21,7 +21,7 @@ from typing import Any
 
 import tyro
 
-from crosstime.run import artifact
+from crosstime import artifact
 from crosstime.run.toml import nearest
 
 DONE, FAULT, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from crosstime.run import artifact
+from crosstime import artifact
 from crosstime.run.stage import Stage, Workspace, bring_up_to_date, states
 
 

@@ -5,7 +5,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from crosstime.run import artifact, summary
+from crosstime import artifact
+from crosstime.run import summary
 
 FOLDERS = {"compare": "compare", "evaluate": "evaluation", "attribute": "effects", "report": "report"}
 KEYS = {

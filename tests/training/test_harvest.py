@@ -60,7 +60,7 @@ def test_calibration_is_mean_and_scale_of_the_encoded_rows_and_winds_back():
 def test_activations_that_are_not_finite_name_checkpoint_and_token():
     models = WORLD.models()
     models[1].embed[123] = torch.nan
-    with pytest.raises(ValueError, match=rf"checkpoint {models[1].name}: .* token id 123 \(position 3"):
+    with pytest.raises(ValueError, match=rf"checkpoint {models[1].name}: .* token id 123, position 3"):
         Harvest(models, CORPUS, Positions(), seed=0).next(30)
 
 

@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from crosstime.crosscoder.crosscoder import Crosscoder
+from crosstime.lm.finite import finite_residual
 from crosstime.lm.split import SplitLM
 
 
@@ -40,14 +41,10 @@ def residuals(
     """What the crosscoder reads: the output of its layer at every checkpoint, float32, on the crosscoder's device.
 
     Raises:
-        ValueError: a checkpoint gives NaN or infinity; names it and the first such row and token.
+        ValueError: a checkpoint gives NaN or infinity; it and the token are named.
     """
     device = crosscoder.W_enc.device
-    x = torch.stack([model.lower(tokens.to(model.device)).to(device, torch.float32) for model in models], dim=2)
-    # The sum over D is not finite where an entry is not, and is cheaper to look through than the entries.
-    if not bool(x.sum(-1).isfinite().all()):
-        _refuse(crosscoder, models, x, tokens)
-    return x
+    return torch.stack([finite_residual(model, tokens).to(device, torch.float32) for model in models], dim=2)
 
 
 def encode(crosscoder: Crosscoder, x: Float[Tensor, "B S M D"]) -> Float[Tensor, "B S F"]:
@@ -55,21 +52,3 @@ def encode(crosscoder: Crosscoder, x: Float[Tensor, "B S M D"]) -> Float[Tensor,
     f = crosscoder.encode(x)
     f[:, : crosscoder.config.positions.first_encoded] = 0
     return f
-
-
-def _refuse(
-    crosscoder: Crosscoder,
-    models: Sequence[SplitLM],
-    x: Float[Tensor, "B S M D"],
-    tokens: Int[Tensor, "B S"],
-) -> None:
-    """Name the first activation that is not finite, if there is one (a sum of finite entries may overflow)."""
-    bad = (~x.isfinite().all(-1)).nonzero()
-    if len(bad) == 0:
-        return
-    row, position, m = bad[0].tolist()
-    raise ValueError(
-        f"checkpoint {crosscoder.config.checkpoints[m]!r} gives activations that are not finite after block "
-        f"{models[m].layer}: first in row {row} of the batch at token position {position} (token id "
-        f"{int(tokens[row, position])}); load it in float32 or leave it out"
-    )

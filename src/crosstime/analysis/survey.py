@@ -21,10 +21,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from crosstime.analysis.choice import beats_chance, find_broken, shifts, spread
-from crosstime.analysis.task_scores import TaskReader, finite_residual
+from crosstime.analysis.task_scores import TaskReader
 from crosstime.data.corpus import Corpus
 from crosstime.data.positions import Positions
 from crosstime.data.task import Task
+from crosstime.lm.finite import finite_residual
 from crosstime.lm.split import SplitLM
 from crosstime.lm.suite import Suite
 

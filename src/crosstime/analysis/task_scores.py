@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from crosstime.data.positions import Positions
 from crosstime.data.task import Task, common_length, indices_by_length
+from crosstime.lm.finite import finite_residual
 from crosstime.lm.split import SplitLM
 
 
@@ -133,36 +134,6 @@ class TaskReader:
         np.add.at(margins, self._margin, self._sign * np.concatenate(answers))
         by_task = np.split(margins, np.cumsum(sizes)[:-1])
         return TaskScores(by_task[: len(self.n_pairs)], by_task[len(self.n_pairs) :], torch.cat(samples))
-
-
-def finite_residual(
-    lm: SplitLM, tokens: Int[Tensor, "B S"], tokenizer: PreTrainedTokenizerBase
-) -> Float[Tensor, "B S D"]:
-    """The residual stream after the layer of the cut.
-
-    Raises:
-        ValueError: a value is not finite: the checkpoint and the first such token are named.
-    """
-    residual = lm.lower(tokens.to(lm.device))
-    finite = residual.isfinite().flatten(1).all(-1)
-    if not finite.all():
-        ids = tokens[int(finite.int().argmin())].tolist()
-        position = _first_not_finite(lm, ids)
-        raise ValueError(
-            f"checkpoint {lm.name}: the activation after block {lm.layer} is not finite at token "
-            f"{tokenizer.decode(ids[position : position + 1])!r}, position {position} of {tokenizer.decode(ids)!r}; "
-            "leave this checkpoint out, or try dtype float32"
-        )
-    return residual
-
-
-def _first_not_finite(lm: SplitLM, ids: list[int]) -> int:
-    """The position at which a text first gives a value that is not finite."""
-    # Within one pass NaN also reaches positions before it: attention weighs them with zero, and zero times NaN is NaN.
-    for end in range(1, len(ids)):
-        if not lm.lower(torch.tensor([ids[:end]], device=lm.device)).isfinite().all():
-            return end - 1
-    return len(ids) - 1
 
 
 class _Asked:

@@ -111,7 +111,7 @@ def _write_data(
         }
         _write(folder / f"task-{i}.js", f"crosstime.tasks[{i}]", to_json(entry))
     starts = []
-    for i, (first, cards) in enumerate(card_chunks(list(tasks.values()), data.contexts)):
+    for i, (first, cards) in enumerate(card_chunks(list(tasks.values()), data.contexts if tasks else {})):
         starts.append(first)
         _write(folder / f"cards-{i}.js", f"crosstime.cards[{i}]", cards)
     drawn = {figure.key: figure.to_dict() for section in figures.values() for figure in section}

@@ -36,7 +36,6 @@ def table_rows(features: TaskFeatures, contexts: Mapping[int, FeatureContexts]) 
             else []
             for i in ids
         ],
-        "total": len(features.feature),
     }
 
 
@@ -52,10 +51,8 @@ def card_chunks(tasks: Sequence[TaskFeatures], contexts: Mapping[int, FeatureCon
     decoders = _decoders(tasks[0], listed) if tasks else {}
     first, cards, size = 0, [], 0
     for feature in listed:
-        card = {
-            "id": feature,
-            "tasks": {i: of_task[feature] for i, of_task in enumerate(effects) if feature in of_task},
-        }
+        on_tasks = {i: of_task[feature] for i, of_task in enumerate(effects) if feature in of_task}
+        card = {"id": feature, "tasks": on_tasks}
         card |= decoders.get(feature, {}) | _meaning(contexts.get(feature), tasks)
         text = f'"{feature}":{to_json(card)}'
         length = len(text.encode())

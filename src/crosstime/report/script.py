@@ -32,7 +32,7 @@ def assignment(target: str, text: str) -> str:
 
 
 def rounded(values: Float[np.ndarray, "*shape"], digits: int = 4) -> list:
-    """Numbers with so many significant digits, as (nested) lists; None where not finite. Halves the size of the data."""
+    """Numbers with so many significant digits, as (nested) lists, which halves their size; None where not finite."""
     if values.ndim > 1:
         flat = rounded(values.reshape(-1), digits)
         width = values.shape[-1]

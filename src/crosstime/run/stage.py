@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
-from crosstime.run import artifact, toml
+from crosstime import artifact
+from crosstime.run import toml
 
 
 @dataclass(frozen=True)

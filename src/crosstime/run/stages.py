@@ -13,6 +13,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from crosstime import artifact
 from crosstime.analysis.ablation import Ablation, ablate
 from crosstime.analysis.contexts import contexts, load_contexts, save_contexts
 from crosstime.analysis.effects import Effects, attribute
@@ -21,7 +22,6 @@ from crosstime.analysis.quality import Quality, evaluate
 from crosstime.analysis.survey import Survey, survey
 from crosstime.report.build import build_report
 from crosstime.report.data import ReportData, RunFacts, TaskEffects, TaskGroup, TrainingPoint
-from crosstime.run import artifact
 from crosstime.run.config import RunConfig
 from crosstime.run.stage import Stage
 from crosstime.run.values import Run

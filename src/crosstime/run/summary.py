@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from crosstime.run import artifact
+from crosstime import artifact
 
 LIFECYCLES = ("emerged", "maintained", "dropped", "transient", "negligible", "undefined")
 _QUALITIES = ("explained_variance", "loss_recovered", "delta_ce")

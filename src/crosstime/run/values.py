@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from crosstime import demo
+from crosstime import artifact, demo
 from crosstime.crosscoder.crosscoder import Crosscoder
 from crosstime.data.corpus import Corpus
 from crosstime.data.jsonl import load_jsonl
@@ -20,7 +20,6 @@ from crosstime.data.task import Task
 from crosstime.lm.device import available_device
 from crosstime.lm.split import SplitLM
 from crosstime.lm.suite import Suite
-from crosstime.run import artifact
 from crosstime.run.config import RunConfig, SuiteConfig, TaskConfig
 from crosstime.run.stage import Workspace
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from crosstime.data.corpus import Corpus
 from crosstime.data.positions import Positions
+from crosstime.lm.finite import finite_residual
 from crosstime.lm.split import SplitLM
 
 
@@ -56,19 +57,7 @@ class Harvest:
         return self.corpus.blocks[self._order[1][index]]
 
     def _residual(self, model: SplitLM, tokens: Int[Tensor, "B S"]) -> Float[Tensor, "B T D"]:
-        residual = model.lower(tokens.to(model.device))[:, self.positions.first_encoded :]
-        if not torch.isfinite(residual).all():
-            raise ValueError(self._where_not_finite(model, residual, tokens))
-        return residual
-
-    def _where_not_finite(self, model: SplitLM, residual: Tensor, tokens: Tensor) -> str:
-        row, column = (~torch.isfinite(residual)).any(dim=-1).nonzero()[0].tolist()
-        column += self.positions.first_encoded
-        return (
-            f"checkpoint {model.name}: the output of block {model.layer} is not finite at token id "
-            f"{tokens[row, column]} (position {column} of a training block): its weights may be broken; "
-            "leave the checkpoint out, or load it as float32"
-        )
+        return finite_residual(model, tokens)[:, self.positions.first_encoded :]
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from crosstime.run.artifact import read_manifest, sweep, verify, writing
+from crosstime.artifact import read_manifest, sweep, verify, writing
 
 TENSORS = "state.safetensors"
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from crosstime.run import artifact
+from crosstime import artifact
 
 
 def write(folder, text="content", *, settings=None, inputs=None):
@@ -137,7 +137,7 @@ def test_a_full_disk_is_known_through_the_errors_of_libraries():
 KILLED = """
     import os, signal
     from pathlib import Path
-    from crosstime.run import artifact
+    from crosstime import artifact
 
     def die(*_):
         os.kill(os.getpid(), signal.SIGKILL)
