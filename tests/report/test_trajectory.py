@@ -1,54 +1,66 @@
 import numpy as np
 import pytest
 
-from crosstime.report.trajectory import chance_band, pooled, shape
+from crosstime.report.trajectory import chance_band, pooled, positions, shape
+
+STEPS = [float(i) for i in range(12)]
 
 
-def test_the_largest_rise_between_the_compared_checkpoints_is_found():
+def test_the_steepest_stretch_is_the_shortest_that_holds_half_of_the_rise():
     accuracy = np.array([0.50, 0.51, 0.62, 0.80, 0.87, 0.96])
-    (rise,) = shape(accuracy, 1000, grid=[2, 4, 5]).rises
-    assert (rise.start, rise.end) == (2, 4)
-    assert rise.rise == pytest.approx(0.25)
+    rise = shape(accuracy, 1000, STEPS).rise
+    assert rise is not None
+    assert (rise.whole.start, rise.whole.end, rise.whole.rise) == (0, 5, pytest.approx(0.46))
+    assert (rise.steepest.start, rise.steepest.end, rise.steepest.rise) == (1, 3, pytest.approx(0.29))
+    assert rise.emerges
 
 
-def test_two_rises_of_nearly_the_same_size_are_both_told():
-    accuracy = np.array([0.51, 0.65, 0.66, 0.80])
-    first, second = shape(accuracy, 1000, grid=[1, 2, 3]).rises
-    assert (first.start, first.end, second.start, second.end) == (0, 1, 2, 3)
+def test_the_length_of_a_stretch_is_in_log_tokens():
+    accuracy = np.array([0.5, 0.6, 0.7])
+    rise = shape(accuracy, 1000, positions([1000, 2000, 16_000])).rise
+    assert rise is not None
+    assert (rise.steepest.start, rise.steepest.end) == (0, 1)
 
 
-def test_neighbouring_rises_are_one():
-    (rise,) = shape(np.array([0.5, 0.65, 0.8, 0.8]), 1000, grid=[0, 1, 2, 3]).rises
-    assert (rise.start, rise.end, rise.before, rise.after) == (0, 2, 0.5, 0.8)
+def test_a_rise_is_counted_from_its_low():
+    rise = shape(np.array([0.6, 0.5, 0.8, 0.7]), 1000, STEPS).rise
+    assert rise is not None
+    assert (rise.whole.start, rise.whole.end) == (1, 2)
 
 
 def test_noise_is_no_rise_and_no_dip():
-    noisy = 0.5 + np.random.default_rng(0).normal(0, 0.5 / np.sqrt(400), 12)
-    form = shape(noisy, 400, grid=range(12))
-    assert form.rises == ()
-    assert form.dip is None
+    forms = [shape(0.5 + np.random.default_rng(i).normal(0, 0.025, 12), 400, STEPS) for i in range(40)]
+    assert sum(form.rise is not None or form.dip is not None for form in forms) <= 1
+
+
+def test_positions_put_zero_before_the_first_and_fall_back_on_order():
+    zero, first, second = positions([0, 1000, 10_000])
+    assert zero < first < second
+    assert positions([None, 1000, 10_000]) == [0, 1, 2]
+    assert positions([0, 0]) == [0, 1]
 
 
 def test_a_dip_needs_significance_not_only_a_low_value():
     accuracy = np.array([0.50, 0.34, 0.42])
-    assert shape(accuracy, 20, [0, 1, 2]).dip is None
-    dip = shape(accuracy, 1000, [0, 1, 2]).dip
+    assert shape(accuracy, 20, STEPS).dip is None
+    dip = shape(accuracy, 1000, STEPS).dip
     assert dip is not None
     assert (dip.lowest, dip.accuracy, dip.recovered) == (1, 0.34, False)
     assert dip.p_value < 1e-10
 
 
 def test_a_dip_that_is_made_good_is_known():
-    dip = shape(np.array([0.5, 0.4, 0.7]), 1000, [0, 1, 2]).dip
+    dip = shape(np.array([0.5, 0.4, 0.7]), 1000, STEPS).dip
     assert dip is not None
     assert dip.recovered
 
 
 def test_unmeasured_checkpoints_are_passed_over():
-    form = shape(np.array([np.nan, 0.5, np.nan, 0.9]), 500, grid=[0, 1, 2, 3])
-    assert [(s.start, s.end) for s in form.rises] == [(1, 3)]
-    empty = shape(np.full(3, np.nan), 500, grid=[0, 1, 2])
-    assert empty.rises == ()
+    rise = shape(np.array([np.nan, 0.5, np.nan, 0.9]), 500, STEPS).rise
+    assert rise is not None
+    assert (rise.whole.start, rise.whole.end) == (1, 3)
+    empty = shape(np.full(3, np.nan), 500, STEPS)
+    assert empty.rise is None
     assert np.isnan(empty.last)
 
 

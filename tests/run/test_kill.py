@@ -44,7 +44,8 @@ def test_twenty_kills_leave_the_same_weights(tmp_path, tiny_suite):
             process.stderr.readline()  # the first stage is at work; before that the process only imports
             time.sleep(order.uniform(0, 3))
             process.send_signal(signal.SIGKILL)
-        assert process.returncode in (-signal.SIGKILL, 0)
+            err = process.stderr.read()
+        assert process.returncode in (-signal.SIGKILL, 0), err
     with start(killed) as process:
         _, err = process.communicate()
     assert process.returncode == 0, err

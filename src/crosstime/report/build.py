@@ -39,7 +39,7 @@ def build_report(data: ReportData, folder: Path) -> Path:
     """
     if not folder.is_dir() or any(folder.iterdir()):
         raise ValueError(f"{folder}: a report is written into an existing, empty folder")
-    groups = group_stories(data.survey, data.survey_groups, data.chosen) if data.survey is not None else []
+    groups = group_stories(data.survey, data.survey_groups) if data.survey is not None else []
     tasks = _in_order(by_task(data.features, data.chosen) if data.features is not None else {}, groups)
     chosen = dict(zip(data.chosen, checkpoint_colours(len(data.chosen)), strict=True))
     figures = _figures(data, tasks, chosen, groups)

@@ -23,7 +23,7 @@ from crosstime.report import words
 from crosstime.report.colour import FAINT, INK, PALE, RULE, SEQUENTIAL, SOFT, mix
 from crosstime.report.data import TaskGroup, TrainingPoint
 from crosstime.report.features import TaskFeatures, class_members, class_order, class_words
-from crosstime.report.trajectory import CHANCE, chance_band, pooled
+from crosstime.report.trajectory import CHANCE, chance_band, pooled, positions
 
 FONT = (
     'ui-sans-serif, -apple-system, BlinkMacSystemFont, "Segoe UI", Roboto, "Helvetica Neue", "Noto Sans", '
@@ -96,7 +96,7 @@ def perplexity(survey: Survey, chosen: Mapping[str, str]) -> Figure:
         [_line(axis, values, "perplexity", INK, 2.0, "%{y:,.1f}"), *_chosen_points(axis, values, chosen)],
         **axis.layout(chosen),
     )
-    figure.update_yaxes(type="log", dtick=1, exponentformat="none")
+    figure.update_yaxes(**_log_axis(values))
     return Figure("perplexity", "Perplexity on held-out text", {"": figure}, 300)
 
 
@@ -128,16 +128,14 @@ class TokenAxis:
         """The axis of a survey's checkpoints. One checkpoint whose tokens are unknown makes it ordinal."""
         tokens = list(survey.tokens)
         names = list(survey.checkpoints)
-        positive = [count for count in tokens if count]
-        if any(count is None for count in tokens) or not positive:
-            return cls(names, tokens, [float(i) for i in range(len(names))], _ordinal_ticks(names), "checkpoint")
-        low, high = math.log10(min(positive)), math.log10(max(positive))
-        gap = max(0.14 * (high - low), 0.25)
-        positions = [math.log10(count) if count else low - gap for count in tokens]
-        ticks = _decade_ticks(low, high)
-        if 0 in tokens:
-            ticks = [(low - gap, "0"), *(tick for tick in ticks if tick[0] > low - 0.4 * gap)]
-        return cls(names, tokens, positions, ticks, "tokens seen")
+        places = positions(tokens)
+        counts = [count for count in tokens if count is not None]
+        if len(counts) < len(tokens) or max(counts) == 0:
+            return cls(names, tokens, places, _ordinal_ticks(names), "checkpoint")
+        ticks = _decade_ticks(math.log10(min(count for count in counts if count)), max(places))
+        if 0 in counts:
+            ticks = [(places[counts.index(0)], "0"), *ticks]
+        return cls(names, tokens, places, ticks, "tokens seen")
 
     def layout(self, chosen: Mapping[str, str]) -> dict[str, Any]:
         """The axis itself, and a line with a label for each chosen checkpoint."""
@@ -184,6 +182,15 @@ def _decade_ticks(low: float, high: float) -> list[tuple[float, str]]:
     exponents = range(math.floor(low), math.ceil(high) + 1)
     values = [step * 10**exponent for exponent in exponents for step in steps if exponent >= 0]
     return [(math.log10(v), words.tokens(v)) for v in values if low - 0.02 <= math.log10(v) <= high + 0.02]
+
+
+def _log_axis(values: np.ndarray) -> dict[str, Any]:
+    """A log axis whose ticks are whole numbers; plotly's own would print a bare 2 or 5 between powers of ten."""
+    known = values[np.isfinite(values) & (values > 0)]
+    low, high = (math.log10(known.min()), math.log10(known.max())) if known.size else (0.0, 1.0)
+    steps = (1, 2, 5) if high - low < 1.5 else (1, 3) if high - low < 2.5 else (1,)
+    ticks = [step * 10.0**power for power in range(math.floor(low) - 1, math.ceil(high) + 1) for step in steps]
+    return {"type": "log", "tickvals": ticks, "ticktext": [f"{tick:,g}" for tick in ticks]}
 
 
 def _ordinal_ticks(names: Sequence[str]) -> list[tuple[float, str]]:
@@ -333,8 +340,7 @@ def _triangle(values: Float[np.ndarray, "C C"], survey: Survey, chosen: Mapping[
     axis = {"tickvals": list(range(n)), "ticktext": ticks, "showgrid": False, "zeroline": False, "constrain": "domain"}
     return _figure(
         [heat, dots],
-        xaxis=axis
-        | {"range": [-0.5, n - 0.5], "tickangle": -45 if n > 8 else 0, "showline": False, "automargin": True},
+        xaxis=axis | {"range": [-0.5, n - 0.5], "autotickangles": [0, -45, -90], "showline": False, "automargin": True},
         yaxis=axis | {"range": [n - 0.5, -0.5], "showline": False, "automargin": True},
         shapes=outlines,
         annotations=cells,
@@ -378,7 +384,7 @@ def training_curves(points: Sequence[TrainingPoint]) -> list[Figure]:
             figure.update_yaxes(range=[max(0.0, low - 0.05), 1])
         elif (values > 0).all():
             title = f"{title} (log)"
-            figure.update_yaxes(type="log", nticks=4)
+            figure.update_yaxes(**_log_axis(values))
         figures.append(Figure(f"training-{key}", title, {"": figure}, 190))
     return figures
 

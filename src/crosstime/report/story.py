@@ -15,7 +15,7 @@ from crosstime.analysis.survey import Survey
 from crosstime.report import words
 from crosstime.report.data import TaskGroup
 from crosstime.report.features import TaskFeatures, class_words
-from crosstime.report.trajectory import Dip, Segment, Shape, pooled, shape
+from crosstime.report.trajectory import Dip, Rise, Segment, Shape, pooled, positions, shape
 
 LEAD_GROUPS = 6
 """Groups told in the head of the page; all have a panel of their own."""
@@ -92,85 +92,65 @@ def plain(sentence: Sentence) -> str:
 # ---------------------------------------------------------------------------------------- accuracy over training
 
 
-def group_stories(survey: Survey, groups: Sequence[TaskGroup], chosen: Sequence[str]) -> list[GroupStory]:
+def group_stories(survey: Survey, groups: Sequence[TaskGroup]) -> list[GroupStory]:
     """One story a group: rises in the order in which they happen, then dips, then what stays as it is.
 
-    Accuracy is that of whole sentences, pooled over the pairs of the group's tasks. Rises are measured between the
-    chosen checkpoints and the ends of training (between all, where none is chosen).
+    Accuracy is that of whole sentences, pooled over the pairs of the group's tasks.
     """
-    names = survey.checkpoints
-    grid = [names.index(name) for name in chosen if name in names] or list(range(len(names)))
-    stories = []
+    places = positions(survey.tokens)
+    shapes = []
     for group in groups:
         columns = [survey.tasks.index(task) for task in group.tasks]
         n_pairs = [survey.n_pairs[column] for column in columns]
         accuracy = pooled(np.asarray(survey.sentence_accuracy, dtype=float)[:, columns], n_pairs)
-        form = shape(accuracy, sum(n_pairs), grid)
-        stories.append((words.name(group.name), form))
-    stories.sort(key=lambda story: _order(story[1]))
-    first = _largest_rise(stories[0][1]) if stories else None
-    return [GroupStory(name, form, _tell(name, form, names, _is_later(form, first))) for name, form in stories]
-
-
-def _largest_rise(form: Shape) -> Segment | None:
-    return max(form.rises, key=lambda segment: segment.rise, default=None)
-
-
-def _is_later(form: Shape, first: Segment | None) -> bool:
-    largest = _largest_rise(form)
-    return first is not None and largest is not None and largest.end > first.end
+        shapes.append((words.name(group.name), shape(accuracy, sum(n_pairs), places)))
+    shapes.sort(key=lambda story: _order(story[1]))
+    first = shapes[0][1].rise if shapes else None
+    return [GroupStory(name, form, _tell(name, form, survey.checkpoints, first)) for name, form in shapes]
 
 
 def _order(form: Shape) -> tuple[int, float, float]:
-    """Rises before dips before flat lines; rises by when the largest of them ends, then by size."""
+    """Rises before dips before flat lines; rises by when the steepest part of them ends, then by size."""
     if form.dip is not None and not form.dip.recovered:
         return 1, float(form.dip.lowest), form.dip.accuracy
-    largest = _largest_rise(form)
-    if largest is not None:
-        return 0, float(largest.end), -largest.rise
+    if form.rise is not None:
+        return 0, float(form.rise.steepest.end), -form.rise.whole.rise
     return 2, 0.0, -form.last if not math.isnan(form.last) else 0.0
 
 
-def _tell(name: str, form: Shape, checkpoints: Sequence[str], later: bool) -> Sentence:
+def _tell(name: str, form: Shape, checkpoints: Sequence[str], first: Rise | None) -> Sentence:
+    """One sentence on a group; `first` is the rise that was told first, to which a later one is compared."""
     task = Span(words.sentence_case(name), "task")
     if math.isnan(form.last):
         return task, Span(" was not measured.")
     if form.dip is not None:
-        return task, *_tell_dip(form.dip, form, checkpoints), Span(".")
-    if not form.rises:
+        return task, *_tell_dip(form.dip, form.rise, checkpoints), Span(".")
+    if form.rise is None:
         return task, Span(" stays where it was, at "), _figure(form.last), Span(".")
-    verb = ("emerges" if form.emerges else "rises") + (" later," if later else "")
-    if len(checkpoints) > 2 and (form.rises[0].start, form.rises[0].end) == (0, len(checkpoints) - 1):
-        return (
-            task,
-            Span(f" {verb.rstrip(',')} all through training, from "),
-            _figure(form.first),
-            Span(" to "),
-            _figure(form.last),
-            Span("."),
-        )
-    if len(form.rises) == 1:
-        return task, Span(f" {verb} "), *_stretch(form.rises[0], checkpoints), Span(".")
-    first, second = form.rises
-    return (
-        task,
-        Span(f" {verb} in two steps: "),
-        *_stretch(first, checkpoints),
-        Span(" and "),
-        *_stretch(second, checkpoints),
-        Span("."),
-    )
+    verb = " emerges" if form.rise.emerges else " rises"
+    later = first is not None and form.rise.steepest.end > first.steepest.end
+    return task, Span(f"{verb} later," if later else verb), *_tell_rise(form.rise, checkpoints), Span(".")
 
 
-def _tell_dip(dip: Dip, form: Shape, checkpoints: Sequence[str]) -> list[Span]:
+def _tell_rise(rise: Rise, checkpoints: Sequence[str]) -> list[Span]:
+    """ " mostly between step256 and step1000 (.60 -> .86), and reaches .95 at step3786" """
+    if rise.steepest.rise >= 0.95 * rise.whole.rise:
+        return [Span(" "), *_stretch(rise.steepest, checkpoints)]
+    spans = [Span(" mostly "), *_stretch(rise.steepest, checkpoints)]
+    if rise.whole.after - rise.steepest.after >= 0.01:
+        reached = [_figure(rise.whole.after), Span(" at "), _checkpoint(checkpoints[rise.whole.end])]
+        return [*spans, Span(", and reaches "), *reached]
+    return spans
+
+
+def _tell_dip(dip: Dip, rise: Rise | None, checkpoints: Sequence[str]) -> list[Span]:
     verb = " starts below chance, at " if dip.lowest == 0 else " first falls below chance, to "
     spans = [Span(verb), _figure(dip.accuracy)]
     spans += [Span(" at "), _checkpoint(checkpoints[dip.lowest]), Span(f" ({words.probability(dip.p_value)})")]
+    if dip.recovered and rise is not None and rise.steepest.start >= dip.lowest:
+        return [*spans, Span(", then rises"), *_tell_rise(rise, checkpoints)]
     if dip.recovered:
-        after = [segment for segment in form.rises if segment.end > dip.lowest]
-        if after:
-            return [*spans, Span(", then rises "), *_stretch(after[-1], checkpoints)]
-        return [*spans, Span(", then rises to "), _figure(dip.last)]
+        return [*spans, Span(", and ends above it, at "), _figure(dip.last)]
     if dip.last - dip.accuracy >= 0.01:
         return [*spans, Span(", and has only come back to "), _figure(dip.last), Span(" by the end")]
     return [*spans, Span(", and stays there")]

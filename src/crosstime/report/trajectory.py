@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import combinations
 
 import numpy as np
 from jaxtyping import Float
@@ -32,6 +32,21 @@ class Segment:
 
 
 @dataclass(frozen=True)
+class Rise:
+    """A rise, and where in training most of it happens."""
+
+    whole: Segment
+    """From the low to the later high that lie furthest apart."""
+    steepest: Segment
+    """The shortest stretch of training (in log tokens) that holds half of the whole."""
+
+    @property
+    def emerges(self) -> bool:
+        """Whether it leads from near chance to a clear preference."""
+        return self.whole.before < 0.6 and self.whole.after >= 0.75
+
+
+@dataclass(frozen=True)
 class Dip:
     """Accuracy significantly below chance: the model prefers the wrong answer."""
 
@@ -48,17 +63,21 @@ class Dip:
 class Shape:
     """What there is to say of one trajectory."""
 
-    rises: tuple[Segment, ...]
-    """The largest rise, and a second of nearly its size if there is one: in order of training, neighbours joined."""
+    rise: Rise | None
     dip: Dip | None
-    first: float
     last: float
 
-    @property
-    def emerges(self) -> bool:
-        """Whether the largest rise leads from near chance to a clear preference."""
-        largest = max(self.rises, key=lambda segment: segment.rise, default=None)
-        return largest is not None and largest.before < 0.7 and largest.after >= 0.75
+
+def positions(tokens: Sequence[int | None]) -> list[float]:
+    """Where checkpoints stand in training: log10 of the tokens seen, or their order where one of them is unknown.
+
+    Zero tokens stand a little before the first checkpoint that has seen any.
+    """
+    positive = [count for count in tokens if count]
+    if any(count is None for count in tokens) or not positive:
+        return [float(i) for i in range(len(tokens))]
+    low, high = math.log10(min(positive)), math.log10(max(positive))
+    return [math.log10(count) if count else low - max(0.14 * (high - low), 0.25) for count in tokens]
 
 
 def pooled(accuracy: Float[np.ndarray, "C T"], n_pairs: Sequence[int]) -> Float[np.ndarray, " C"]:
@@ -68,21 +87,18 @@ def pooled(accuracy: Float[np.ndarray, "C T"], n_pairs: Sequence[int]) -> Float[
     return np.where(total > 0, np.nansum(accuracy * weights, axis=1) / np.maximum(total, 1), np.nan)
 
 
-def shape(accuracy: Float[np.ndarray, " C"], n_pairs: int, grid: Sequence[int]) -> Shape:
+def shape(accuracy: Float[np.ndarray, " C"], n_pairs: int, places: Sequence[float]) -> Shape:
     """Describes a trajectory.
 
     Args:
         accuracy: by checkpoint, in order of training. NaN where a checkpoint was not measured.
         n_pairs: minimal pairs behind each value.
-        grid: the checkpoints (indices) between which rises are measured: those that the crosscoder compares, and
-            both ends, so that a rise and the features that carry it are told about the same stretch of training.
+        places: where the checkpoints stand in training (see `positions`).
     """
-    known = np.flatnonzero(~np.isnan(accuracy))
-    if len(known) == 0:
-        return Shape((), None, math.nan, math.nan)
-    points = sorted({int(known[0]), int(known[-1]), *(i for i in grid if not math.isnan(accuracy[i]))})
-    first, last = float(accuracy[known[0]]), float(accuracy[known[-1]])
-    return Shape(_rises(accuracy, n_pairs, points), _dip(accuracy, n_pairs, known), first, last)
+    known = [int(i) for i in np.flatnonzero(~np.isnan(accuracy))]
+    if not known:
+        return Shape(None, None, math.nan)
+    return Shape(_rise(accuracy, n_pairs, places, known), _dip(accuracy, n_pairs, known), float(accuracy[known[-1]]))
 
 
 def chance_band(n_pairs: int) -> float:
@@ -90,24 +106,27 @@ def chance_band(n_pairs: int) -> float:
     return 1.96 * math.sqrt(CHANCE * (1 - CHANCE) / n_pairs)
 
 
-def _rises(accuracy: Float[np.ndarray, " C"], n_pairs: int, points: Sequence[int]) -> tuple[Segment, ...]:
-    segments = [Segment(a, b, float(accuracy[a]), float(accuracy[b])) for a, b in pairwise(points)]
-    real = sorted((s for s in segments if _is_rise(s, n_pairs)), key=lambda s: -s.rise)
-    kept = sorted((s for s in real[:2] if s.rise >= 0.6 * real[0].rise), key=lambda s: s.start)
-    if len(kept) == 2 and kept[0].end == kept[1].start:
-        return (Segment(kept[0].start, kept[1].end, kept[0].before, kept[1].after),)
-    return tuple(kept)
+def _rise(
+    accuracy: Float[np.ndarray, " C"], n_pairs: int, places: Sequence[float], known: Sequence[int]
+) -> Rise | None:
+    segments = [Segment(a, b, float(accuracy[a]), float(accuracy[b])) for a, b in combinations(known, 2)]
+    whole = max(segments, key=lambda segment: segment.rise, default=None)
+    if whole is None or not _is_rise(whole, n_pairs, len(segments)):
+        return None
+    half = [segment for segment in segments if segment.rise >= 0.5 * whole.rise - 1e-9]
+    steepest = min(half, key=lambda segment: (round(places[segment.end] - places[segment.start], 6), -segment.rise))
+    return Rise(whole, steepest)
 
 
-def _is_rise(segment: Segment, n_pairs: int) -> bool:
-    """Two-proportion z-test; conservative, since both accuracies are of the same pairs."""
+def _is_rise(segment: Segment, n_pairs: int, n_looked_at: int) -> bool:
+    """Two-proportion z-test, corrected for the choice; conservative, since both accuracies are of the same pairs."""
     variance = sum(p * (1 - p) / n_pairs for p in (segment.before, segment.after))
     z = segment.rise / math.sqrt(max(variance, 1e-12))
-    return segment.rise >= SMALLEST_RISE and bool(z > norm.isf(SIGNIFICANCE))
+    return segment.rise >= SMALLEST_RISE and bool(z > norm.isf(SIGNIFICANCE / n_looked_at))
 
 
-def _dip(accuracy: Float[np.ndarray, " C"], n_pairs: int, known: np.ndarray) -> Dip | None:
-    lowest = int(known[np.argmin(accuracy[known])])
+def _dip(accuracy: Float[np.ndarray, " C"], n_pairs: int, known: Sequence[int]) -> Dip | None:
+    lowest = min(known, key=lambda i: float(accuracy[i]))
     value, last = float(accuracy[lowest]), float(accuracy[known[-1]])
     p_value = min(1.0, len(known) * float(binom.cdf(round(value * n_pairs), n_pairs, CHANCE)))
     if p_value > SIGNIFICANCE or CHANCE - value < SMALLEST_RISE:
