@@ -200,7 +200,7 @@ def seconds(run_dir: Path) -> dict[str, float]:
 def _source(run: Run) -> str:
     suite = run.config.suite
     if suite.demo:
-        return "the embedded suite"
+        return "gutenberg-2m, the embedded suite"
     return suite.repo or suite.folder or str(Path(suite.folders[0]).parent)
 
 

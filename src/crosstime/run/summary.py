@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from crosstime import artifact
@@ -56,7 +56,10 @@ def table(numbers: dict[str, Any]) -> str:
         lines += [("L0", _number(numbers["l0"], 1)), ("dead features", _percent(numbers["dead_fraction"]))]
     if numbers["features"]:
         counts = [f"{numbers['features'][kind]:,} {kind}" for kind in LIFECYCLES[:3]]
-        lines += [("features", ", ".join(counts)), ("completeness gap", _percent(numbers["completeness_gap"], 2))]
+        lines += [
+            ("features, on any task", ", ".join(counts)),
+            ("completeness gap", _percent(numbers["completeness_gap"], 2)),
+        ]
     if numbers["ablation_correlation"] is not None:
         lines.append(("IE and ablation", f"Spearman {_number(numbers['ablation_correlation'])}"))
     label_width = max(len(label) for label, _ in lines)
@@ -81,13 +84,19 @@ def _effects(folder: Path) -> dict[str, Any]:
     if tasks is None:
         return {"completeness_gap": None, "features": None}
     gaps = [gap for task in tasks for gap in task["gap"] if gap is not None]
-    columns = pq.read_table(folder / "features.parquet", columns=["lifecycle", "class"])
-    lifecycles = Counter(columns["lifecycle"].to_pylist())
-    classes = Counter(columns["class"].to_pylist())
+    features = pq.read_table(folder / "features.parquet", columns=["feature", "lifecycle", "class"])
+    lifecycles, classes = _features_by(features, "lifecycle"), _features_by(features, "class")
     return {
         "completeness_gap": max(gaps, default=None),
-        "features": {**{kind: lifecycles[kind] for kind in LIFECYCLES}, "classes": dict(classes.most_common())},
+        "features": {**{kind: lifecycles.get(kind, 0) for kind in LIFECYCLES}, "classes": classes},
     }
+
+
+def _features_by(features: pa.Table, column: str) -> dict[str, int]:
+    """How many features have each value of the column on at least one task; the most frequent first."""
+    counts = features.group_by(column).aggregate([("feature", "count_distinct")])
+    pairs = zip(counts[column].to_pylist(), counts["feature_count_distinct"].to_pylist(), strict=True)
+    return dict(sorted(pairs, key=lambda pair: (-pair[1], pair[0])))
 
 
 def _ablation(folder: Path) -> float | None:

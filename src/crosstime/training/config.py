@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
+
+ASIDE = {"matters": False}
+"""Marks a setting on which the weights do not depend: changing it makes nothing stale."""
 
 
 @dataclass(frozen=True)
@@ -43,11 +46,11 @@ class TrainConfig:
     """Token blocks from which scale factors and mean activations are measured."""
     seed: int = 124
     """Seed of the start values, of the order of the text, and of the shuffling."""
-    save_seconds: float = 300.0
+    save_seconds: float = field(default=300.0, metadata=ASIDE)
     """Seconds between saves of the state from which an interrupted run goes on."""
-    log_steps: int = 20
+    log_steps: int = field(default=20, metadata=ASIDE)
     """Steps between two lines of the log."""
-    loggers: tuple[Literal["wandb", "tensorboard"], ...] = ()
+    loggers: tuple[Literal["wandb", "tensorboard"], ...] = field(default=(), metadata=ASIDE)
     """Where the log goes besides log.jsonl; each needs the extra of its name installed."""
 
     def __post_init__(self) -> None:

@@ -260,10 +260,9 @@ class _Interval:
 
 def _settings(crosscoder: CrosscoderConfig, config: TrainConfig, corpus: Corpus) -> dict[str, Any]:
     """All that decides the course of training, flat, so that a difference can be named."""
-    free = {"save_seconds", "log_steps", "loggers"}
-    training = {k: v for k, v in dataclasses.asdict(config).items() if k not in free}
+    matters = [field.name for field in dataclasses.fields(config) if field.metadata.get("matters", True)]
     return {
-        **{f"training.{name}": value for name, value in training.items()},
+        **{f"training.{name}": getattr(config, name) for name in matters},
         "crosscoder.features": crosscoder.features,
         "crosscoder.layer": crosscoder.layer,
         "checkpoints": list(crosscoder.checkpoints),
