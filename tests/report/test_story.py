@@ -24,11 +24,11 @@ def test_the_demo_suite_tells_its_story(synthetic, survey):
     determiner, verb, distractor = told(survey, synthetic.GROUPS)
     assert determiner == (
         "Determiner-noun agreement emerges mostly between step256 and step1000 (.60\u2009→\u2009.86), "
-        "and reaches .95 at step3786; most on determiner noun agreement with adjective 1 (.55\u2009→\u2009.82)."
+        "and reaches .95 at step3786; best on determiner noun agreement 1 (.62\u2009→\u2009.87)."
     )
     assert verb == (
         "Subject-verb agreement rises later, mostly between step1000 and step3786 (.61\u2009→\u2009.74); "
-        "most on regular plural subject verb agreement 1 (.66\u2009→\u2009.80)."
+        "best on regular plural subject verb agreement 1 (.66\u2009→\u2009.80)."
     )
     assert distractor.startswith("Distractor agreement first falls below chance, to .33 at step2000 (p < 10")
     assert distractor.endswith("and has only come back to .36 by the end.")

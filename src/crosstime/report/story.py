@@ -114,7 +114,7 @@ def group_stories(survey: Survey, groups: Sequence[TaskGroup]) -> list[GroupStor
 
 
 def _clearest(tasks: Sequence[str], accuracy: np.ndarray, form: Shape) -> Sentence:
-    """ "; best on determiner noun agreement 1 (.62 -> .87)": the task learnt best, over the stretch told of its group."""
+    """ "; best on determiner noun agreement 1 (.62 -> .87)": the task learnt best, over its group's stretch."""
     if form.rise is None or len(tasks) < 2:
         return ()
     before, after = accuracy[form.rise.steepest.start], accuracy[form.rise.steepest.end]
