@@ -34,7 +34,7 @@ def _make_small(run_dir):
         ("rows = 1_000_000", "rows = 30_000\ncalibration_blocks = 16"),
         ("features = 4096", "features = 256"),
         ("ring_rows = 65_536", "ring_rows = 8192"),
-        ("max_pairs = 200 ", "max_pairs = 10 "),
+        ("max_pairs = 400 ", "max_pairs = 10 "),
         ("max_pairs = 400\n", "max_pairs = 10\n"),
         ("blocks = 64 ", "blocks = 4 "),
         ("blocks = 512 ", "blocks = 16 "),
