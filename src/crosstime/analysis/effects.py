@@ -181,8 +181,8 @@ class _Path:
         at = (x + self.nodes.to(x.device)[:, None, None, None] * change).flatten(0, 1).requires_grad_()
         last = torch.full((len(at),), length - 1, device=model.device)
         logits = model.upper(at.to(model.device), positions=last).float().unflatten(0, (-1, batch))
-        rows = torch.arange(batch)
-        metric = logits[:, rows, wrong.to(logits.device)] - logits[:, rows, right.to(logits.device)]
+        rows, right, wrong = (index.to(logits.device) for index in (torch.arange(batch), right, wrong))
+        metric = logits[:, rows, wrong] - logits[:, rows, right]
         (gradient,) = torch.autograd.grad(metric.sum(), at)
         gradient = torch.einsum("k,kbsd->bsd", self.weights.to(x.device), gradient.unflatten(0, (-1, batch)))
         metric = metric.detach().to(x.device)
@@ -197,14 +197,16 @@ def _ends(crosscoder: Crosscoder, x: Float[Tensor, "B S M D"], m: int) -> Float[
 
 
 class _Sums:
-    """Sums over prompts, in float64, so that their order does not matter; and the same under each resampling."""
+    """Sums over prompts, in float64 so that their order does not matter (on the CPU: not every device has float64);
+    and the same under each resampling.
+    """
 
     def __init__(self, crosscoder: Crosscoder, n: int, bootstrap: int, seed: int) -> None:
         self.crosscoder = crosscoder
         m, f = len(crosscoder.config.checkpoints), crosscoder.config.features
         device = crosscoder.W_enc.device
         self.n = n
-        self.ie = torch.zeros(m, f, dtype=torch.float64, device=device)
+        self.ie = torch.zeros(m, f, dtype=torch.float64)
         self.resampled = torch.zeros(m, bootstrap, f, device=device)
         drawn = torch.randint(n, (bootstrap, n), generator=torch.Generator().manual_seed(seed))
         counts = torch.zeros(bootstrap, n).scatter_add_(1, drawn, torch.ones(bootstrap, n))
@@ -226,7 +228,7 @@ class _Sums:
     ) -> None:
         """Add one batch at checkpoint m. A feature's effect is -f_i <mean gradient, d_i,m>, summed over positions."""
         effect = -(f * (slopes.gradient @ self.crosscoder.raw_decoder(m).T)).sum(1)
-        self.ie[m] += effect.sum(0, dtype=torch.float64)
+        self.ie[m] += effect.sum(0).cpu()
         self.resampled[m] += self.resampling[:, index.to(self.resampling.device)] @ effect
         first = self.crosscoder.config.positions.first_encoded
         error = -(slopes.gradient * (x - x_hat))[:, first:].sum((1, 2))
@@ -239,11 +241,11 @@ class _Sums:
             ("absolute_gap", gap.abs()),
             ("absolute_total", total.abs()),
         ):
-            self.scalars[name][m] += values.sum(dtype=torch.float64).cpu()
+            self.scalars[name][m] += values.cpu().double().sum()
 
     def effects(self, prompts: Prompts) -> Effects:
         mean = {name: (value / self.n).numpy() for name, value in self.scalars.items()}
-        ie = (self.ie / self.n).float().cpu().numpy()
+        ie = (self.ie / self.n).float().numpy()
         ie_low, ie_high, rel_low, rel_high = _intervals(self.resampled)
         with np.errstate(invalid="ignore", divide="ignore"):
             gap = mean["absolute_gap"] / mean["absolute_total"]

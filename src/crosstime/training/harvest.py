@@ -70,13 +70,14 @@ def calibrate(harvest: Harvest, *, blocks: int, batch: int) -> tuple[Float[Tenso
         ValueError: an activation is not finite, or a checkpoint's activations are all zero.
     """
     start, blocks = harvest.position, min(blocks, len(harvest.corpus))
-    total, norms, count = 0.0, 0.0, 0
+    # float64 for the sums over batches, on the CPU: not every device has it.
+    total, norms, count = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64), 0
     for first in range(0, blocks, batch):
-        rows = harvest.next(min(batch, blocks - first)).double()
-        total, norms, count = total + rows.sum(0), norms + rows.norm(dim=-1).sum(0), count + len(rows)
+        rows = harvest.next(min(batch, blocks - first)).float()
+        total = total + rows.sum(0).cpu().double()
+        norms = norms + rows.norm(dim=-1).sum(0).cpu().double()
+        count += len(rows)
     harvest.position = start
-    assert isinstance(total, Tensor)
-    assert isinstance(norms, Tensor)
     if (norms == 0).any():
         name = harvest.models[int((norms == 0).nonzero()[0])].name
         raise ValueError(f"checkpoint {name}: its activations are all zero, so there is nothing to learn from")
