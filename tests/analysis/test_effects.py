@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from crosstime.analysis.effects import Effects, attribute
+from crosstime.analysis.effects import CompletenessWarning, Effects, attribute
 from crosstime.analysis.features import feature_table
 from crosstime.analysis.path_rules import nodes_and_weights
 from crosstime.crosscoder.crosscoder import Crosscoder, CrosscoderConfig
@@ -14,6 +14,9 @@ from crosstime.data.positions import Positions
 from crosstime.data.task import Prompts
 from crosstime.lm.split import SplitLM
 from planted import RIGHT, WRONG
+
+# Most of these tests take fewer steps than an accurate integral needs: what they check holds at any number.
+pytestmark = pytest.mark.filterwarnings("ignore::crosstime.analysis.effects.CompletenessWarning")
 
 
 def _prompts(n_tokens, lengths=(4, 6, 4, 7, 6, 4, 2), answers=None, seed=1):
@@ -88,6 +91,13 @@ def test_features_and_error_make_up_the_whole_change(crosscoder, models, prompts
     np.testing.assert_allclose(found.ie.sum(1) + found.error, found.total, atol=1e-3)
     np.testing.assert_allclose(found.total, found.metric_end - found.metric_clean, atol=1e-6)
     assert (found.gap < 0.005).all()
+
+
+@pytest.mark.filterwarnings("error::crosstime.analysis.effects.CompletenessWarning")
+def test_a_large_gap_is_warned_of_and_a_small_one_is_not(crosscoder, models, prompts):
+    attribute(crosscoder, models, prompts, bootstrap=0)
+    with pytest.warns(CompletenessWarning, match=r"random: at checkpoint \w+ the effects miss \d+%"):
+        attribute(crosscoder, models, prompts, rule="left", steps=1, bootstrap=0)
 
 
 def test_the_end_of_the_path_is_the_crosscoders_bias_at_encoded_positions(crosscoder, models, prompts):

@@ -4,6 +4,8 @@ import dataclasses
 import json
 import os
 import signal
+import sys
+import types
 
 import numpy as np
 import pytest
@@ -226,3 +228,21 @@ def test_a_run_that_diverges_says_so():
     world = plant(n_rows=200)
     with pytest.raises(ValueError, match=r"training diverged: .* lower training\.lr"):
         _trained(world, dataclasses.replace(SMALL, lr=1e30, clip=1e30))
+
+
+@pytest.mark.parametrize("name", ["wandb", "tensorboard"])
+def test_a_logger_that_is_not_installed_is_named_with_its_extra(monkeypatch, name):
+    for module in ("wandb", "torch.utils.tensorboard"):
+        monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ValueError, match=rf"pip install 'crosstime\[{name}\]'"):
+        open_log(None, (name,), from_step=0)
+
+
+def test_records_go_to_wandb_as_flat_numbers(monkeypatch, tmp_path):
+    logged = []
+    run = types.SimpleNamespace(log=lambda numbers, step: logged.append((step, numbers)))
+    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=lambda **_: run))
+    file, wandb = open_log(tmp_path / "log.jsonl", ("wandb",), from_step=0)
+    for sink in (file, wandb):
+        sink({"step": 3, "loss": 1.5, "explained_variance_by_checkpoint": {"a": 0.9}})
+    assert logged == [(3, {"step": 3, "loss": 1.5, "explained_variance_by_checkpoint/a": 0.9})]

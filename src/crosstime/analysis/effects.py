@@ -9,6 +9,7 @@ gradient with its decoder vector.
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -29,6 +30,12 @@ from crosstime.data.task import Prompts
 from crosstime.lm.split import SplitLM
 
 CONFIDENCE = 0.95
+LARGE_GAP = 0.05
+"""Completeness gap above which an attribution is not to be trusted."""
+
+
+class CompletenessWarning(UserWarning):
+    """The effects do not add up to the change that they are to explain."""
 
 
 @dataclass(frozen=True)
@@ -125,6 +132,9 @@ def attribute(
 
     Raises:
         ValueError: the models do not fit the crosscoder, a rule that does not exist, or activations not finite.
+
+    Warns:
+        CompletenessWarning: the completeness gap exceeds 5 % at some checkpoint.
     """
     check_models(crosscoder, models)
     path = _Path.of(rule, steps)
@@ -141,7 +151,21 @@ def attribute(
                 )
                 sums.add(m, index, slopes, f, x[:, :, m], x_hat[:, :, m])
             bar.update(len(index))
-    return sums.effects(prompts)
+    effects = sums.effects(prompts)
+    _warn_of_gap(effects)
+    return effects
+
+
+def _warn_of_gap(effects: Effects) -> None:
+    worst = int(np.nan_to_num(effects.gap).argmax())
+    if effects.gap[worst] > LARGE_GAP:
+        warnings.warn(
+            f"{effects.task}: at checkpoint {effects.checkpoints[worst]} the effects miss {effects.gap[worst]:.0%} of "
+            "the change that they are to explain: take more steps, or another rule; if that does not help, the "
+            "crosscoder's b_dec is far from the mean activation",
+            CompletenessWarning,
+            stacklevel=3,
+        )
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,12 @@ from typing import Literal
 
 import numpy as np
 
+from crosstime.analysis.effects import LARGE_GAP
 from crosstime.analysis.quality import Quality
 from crosstime.report import words
 from crosstime.report.data import ReportData, TaskEffects
 from crosstime.report.features import TaskFeatures, class_members, class_order, class_words
 
-GAP_LIMIT = 0.05
-"""Completeness gap above which the attribution of a task is not to be trusted."""
 SMALL_COST = 0.5
 """Nats of zero ablation below which loss recovered says little: the ratio has next to nothing to recover."""
 
@@ -61,7 +60,7 @@ def key_numbers(data: ReportData, tasks: Mapping[str, TaskFeatures]) -> list[Key
     if gaps:
         worst = max(gaps)
         numbers.append(
-            KeyNumber("Completeness gap", words.percent(worst, 2), "of the effect, at worst", worst > GAP_LIMIT)
+            KeyNumber("Completeness gap", words.percent(worst, 2), "of the effect, at worst", worst > LARGE_GAP)
         )
     return numbers
 
@@ -139,7 +138,7 @@ def completeness_rows(task: TaskEffects) -> list[tuple[str, list[Cell]]]:
     for m, name in enumerate(task.checkpoints):
         share, total, error = task.feature_share[m], task.total[m], task.error[m]
         part = error / total if total else math.nan
-        warn = not task.gap[m] <= GAP_LIMIT
+        warn = not task.gap[m] <= LARGE_GAP
         note = "Above 5 %: the attribution misses part of the effect. Use more integration steps" if warn else ""
         rows.append(
             (

@@ -48,9 +48,9 @@ def _jsonl(path: Path, from_step: int) -> Sink:
     return write
 
 
-def _numbers(record: Record) -> dict[str, float]:
+def _numbers(record: Record) -> dict[str, int | float]:
     """A record as flat names and numbers, the form that both services take."""
-    flat: dict[str, float] = {}
+    flat: dict[str, int | float] = {}
     for name, value in record.items():
         if isinstance(value, dict):
             flat |= {f"{name}/{key}": number for key, number in value.items()}
