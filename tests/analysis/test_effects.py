@@ -121,6 +121,12 @@ def test_the_gap_shrinks_with_the_order_of_the_rule(crosscoder, models, prompts)
     assert gap("gauss-legendre", 16) < 0.1 * gap("gauss-legendre", 4)
 
 
+def test_long_prompts_make_smaller_batches(crosscoder, models, prompts, monkeypatch):
+    one = attribute(crosscoder, models, prompts, steps=4, bootstrap=0)
+    monkeypatch.setattr("crosstime.analysis.effects.POSITIONS_AT_ONCE", 60)
+    np.testing.assert_allclose(attribute(crosscoder, models, prompts, steps=4, bootstrap=0).ie, one.ie, atol=1e-6)
+
+
 def test_batches_and_the_order_of_prompts_do_not_matter(crosscoder, models, prompts):
     one = attribute(crosscoder, models, prompts, batch_size=1, steps=4, bootstrap=0)
     order = [5, 2, 0, 6, 1, 4, 3]

@@ -15,11 +15,13 @@ from crosstime.analysis.effects import attribute
 from crosstime.analysis.relative import relative
 from crosstime.crosscoder.crosscoder import CrosscoderConfig
 from crosstime.data.corpus import Corpus
+from crosstime.data.positions import Positions
 from crosstime.data.task import Prompts
+from crosstime.lm.suite import Suite
 from crosstime.training.config import TrainConfig
 from crosstime.training.log import open_log, read_log
 from crosstime.training.state import StateFolder
-from crosstime.training.train import Trainer
+from crosstime.training.train import Trainer, train
 from planted import RIGHT, WRONG, plant
 
 SMALL = TrainConfig(
@@ -198,6 +200,17 @@ def test_a_damaged_state_is_refused_and_an_unfinished_one_ignored(tmp_path):
     path.write_bytes(path.read_bytes()[:-1] + b"\x01")
     with pytest.raises(ValueError, match="altered or damaged"):
         state.load()
+
+
+def test_a_state_of_another_context_is_refused(tmp_path, tiny_suite):
+    """Without BOS the same stream cut otherwise is the same bytes."""
+    suite = Suite.from_folder(tiny_suite)
+    config = dataclasses.replace(SMALL, rows=500)
+    ids = np.random.default_rng(0).integers(2, suite.vocab_size, 4096, dtype=np.uint16)
+    kwargs = {"layer": 1, "features": 8, "positions": Positions(bos=False), "config": config, "state_folder": tmp_path}
+    train(suite, Corpus(ids.reshape(-1, 32), "0" * 64, "wide"), **kwargs)
+    with pytest.raises(ValueError, match="context was 32 and is 16"):
+        train(suite, Corpus(ids.reshape(-1, 16), "0" * 64, "narrow"), **kwargs)
 
 
 def test_the_log_has_every_interval_once_also_after_a_kill(tmp_path):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,8 @@ from crosstime.data.task import Prompts
 from crosstime.lm.split import SplitLM
 
 CONFIDENCE = 0.95
+POSITIONS_AT_ONCE = 8192
+"""Positions that one forward and backward pass holds, over all prompts and nodes: long prompts make smaller batches."""
 LARGE_GAP = 0.05
 """Completeness gap above which an attribution is not to be trusted."""
 
@@ -117,8 +119,8 @@ def attribute(
 ) -> Effects:
     """Indirect effect of every feature at every checkpoint on a task.
 
-    Prompts of equal length share a batch and nothing is padded, so the result depends neither on the batch size nor
-    on the order of the prompts.
+    Prompts of equal length share a batch and nothing is padded, so the effects depend neither on the batch size nor on
+    the order of the prompts. (The bootstrap draws prompts by number, so its intervals move within their own noise.)
 
     Args:
         crosscoder: F features over M checkpoints.
@@ -126,7 +128,7 @@ def attribute(
         prompts: the task, tokenised.
         rule: how the path is integrated; 16 Gauss-Legendre nodes leave a gap far below 1 %.
         steps: nodes of the rule.
-        batch_size: prompts per batch; a forward pass holds `steps + 2` times as many rows.
+        batch_size: prompts per batch at most; a forward pass holds `steps + 2` times as many rows.
         bootstrap: resamples of the prompts for the intervals; 0 for none (the bounds are then NaN).
         seed: of the resampling.
 
@@ -140,7 +142,7 @@ def attribute(
     path = _Path.of(rule, steps)
     sums = _Sums(crosscoder, len(prompts), bootstrap, seed)
     with tqdm(total=len(prompts), desc=f"effects on {prompts.task}", unit="prompt", leave=False, disable=None) as bar:
-        for index, tokens in prompts.by_length(batch_size):
+        for index, tokens in _batches(prompts, batch_size, len(path.nodes)):
             x = residuals(crosscoder, models, tokens)
             with torch.no_grad():
                 f = encode(crosscoder, x)
@@ -154,6 +156,13 @@ def attribute(
     effects = sums.effects(prompts)
     _warn_of_gap(effects)
     return effects
+
+
+def _batches(prompts: Prompts, batch_size: int, nodes: int) -> Iterator[tuple[Int[Tensor, " B"], Int[Tensor, "B S"]]]:
+    """Prompts of equal length, with their numbers."""
+    for index, tokens in prompts.by_length(batch_size):
+        at_once = max(1, POSITIONS_AT_ONCE // (tokens.shape[1] * nodes))
+        yield from zip(index.split(at_once), tokens.split(at_once), strict=True)
 
 
 def _warn_of_gap(effects: Effects) -> None:

@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+ROWS_AT_ONCE = 65_536
+
 
 class Ring:
     """Holds rows for shuffling. Rows that were served free their slots, and new rows are written into those.
@@ -47,10 +49,15 @@ class Ring:
     def state(self) -> dict[str, Tensor]:
         """Everything needed to go on from here, as tensors; free slots are not kept."""
         return {
-            "ring.rows": self.store[self.slots[: self.live].to(self.store.device)],
+            "ring.rows": self._live_rows(),
             "ring.slots": self.slots,
             "ring.random": self.generator.get_state(),
         }
+
+    def _live_rows(self) -> Float[Tensor, "N W"]:
+        """The rows yet to be served, in order, on the CPU: by parts, so that the device holds no second ring."""
+        parts = self.slots[: self.live].split(ROWS_AT_ONCE)
+        return torch.cat([self.store[part.to(self.store.device)].cpu() for part in parts])
 
     def restore(self, state: dict[str, Tensor]) -> None:
         """Go on from a state."""

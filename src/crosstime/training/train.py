@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -125,7 +126,7 @@ class Trainer:
                 if self.step % self.config.log_steps == 0 or self.step == self.config.steps:
                     self._report(log, bar)
                 due = time.monotonic() - last_save >= self.config.save_seconds
-                if self.state is not None and (due or stop or self.step == self.config.steps):
+                if self.state is not None and (due or stop):
                     self.state.save(self.step, self._tensors())
                     last_save = time.monotonic()
                 if stop and self.step < self.config.steps:
@@ -143,14 +144,19 @@ class Trainer:
 
     def next_batch(self) -> Float[Tensor, "B W"]:
         """The next shuffled rows, scaled, all checkpoints side by side."""
-        begin = time.perf_counter()
         if self.ring.free >= self.refill:
-            while self.ring.free >= self.refill:
-                self.ring.fill(self.harvest.next(self.config.harvest_blocks).flatten(1))
-            self.ring.shuffle()
-        self.interval.harvest_seconds += time.perf_counter() - begin
+            self._refill()
         rows = self.ring.serve(self.config.batch_size).float().unflatten(1, self.crosscoder.b_dec.shape)
         return (rows * self.crosscoder.scale[:, None]).flatten(1)
+
+    def _refill(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)  # or the wait for the steps before would count as harvest
+        begin = time.perf_counter()
+        while self.ring.free >= self.refill:
+            self.ring.fill(self.harvest.next(self.config.harvest_blocks).flatten(1))
+        self.ring.shuffle()
+        self.interval.harvest_seconds += time.perf_counter() - begin
 
     def _start(self) -> None:
         mean, scale = calibrate(self.harvest, blocks=self.config.calibration_blocks, batch=self.config.harvest_blocks)
@@ -268,7 +274,8 @@ def _settings(crosscoder: CrosscoderConfig, config: TrainConfig, corpus: Corpus)
         "checkpoints": list(crosscoder.checkpoints),
         "weights": list(crosscoder.weights),
         "positions": dataclasses.asdict(crosscoder.positions),
-        "text": hashlib.sha256(corpus.blocks.tobytes()).hexdigest(),
+        "context": corpus.context,
+        "text": hashlib.sha256(np.ascontiguousarray(corpus.blocks)).hexdigest(),
     }
 
 
