@@ -145,7 +145,7 @@ class World:
     def corpus(self, n_blocks: int, context: int, seed: int = 0) -> Corpus:
         """Blocks of random tokens, for the models of the whole vocabulary."""
         blocks = np.random.default_rng(seed).integers(0, len(self.rows), (n_blocks, context), dtype=np.uint16)
-        return Corpus(blocks, "", "planted")
+        return Corpus(blocks, "planted")
 
     def prompts(self, *, per_length: int = 8, lengths: tuple[int, ...] = (3, 5), seed: int = 0) -> Prompts:
         """Prompts of random tokens, some of each length, with the answers that the read-outs are about."""

@@ -184,6 +184,31 @@ def test_the_sweep_leaves_everything_else_alone(tmp_path):
     assert names(tmp_path) == [".hidden", "run.toml", "stage"]
 
 
+def test_a_folder_is_discarded(tmp_path):
+    write(tmp_path / "training" / "state")
+    artifact.discard(tmp_path / "training" / "state", tmp_path)
+    artifact.discard(tmp_path / "training" / "state", tmp_path)
+    assert names(tmp_path) == ["training"]
+    assert names(tmp_path / "training") == []
+
+
+def test_half_a_discarded_folder_is_swept(tmp_path, monkeypatch):
+    """A process that dies while it deletes has already taken the folder out of its place."""
+    write(tmp_path / "training" / "state")
+
+    def die(path):
+        (path / "data.bin").unlink()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(artifact.shutil, "rmtree", die)
+    with pytest.raises(KeyboardInterrupt):
+        artifact.discard(tmp_path / "training" / "state", tmp_path)
+    monkeypatch.undo()
+    assert names(tmp_path / "training") == []
+    artifact.sweep(tmp_path)
+    assert names(tmp_path) == ["training"]
+
+
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
     path = tmp_path / "run.toml"
     artifact.write_text(path, "first\n")

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 import warnings
+from pathlib import Path
 
 import pytest
 
@@ -67,7 +68,7 @@ def test_wrong_usage_exits_2(arguments, capfd):
 
 
 def test_a_mistyped_command_is_told_the_nearest(errors):
-    assert errors("shwo", "runs/demo").endswith("there is no command `shwo`: did you mean `show`?")
+    assert errors("shwo", "runs/demo").endswith("there is no command `shwo`; the nearest is 'show'")
 
 
 @pytest.mark.parametrize("command", ["run", "survey", "train", "evaluate", "attribute", "ablate", "report", "show"])
@@ -84,7 +85,7 @@ def test_new_writes_a_run_and_never_over_one(tmp_path, errors, capfd):
     (tmp_path / "a" / "b" / "run.toml").write_text("mine")
     assert "is already there" in errors("new", "demo", tmp_path / "a" / "b")
     assert (tmp_path / "a" / "b" / "run.toml").read_text() == "mine"
-    assert "did you mean `demo`?" in errors("new", "dmeo", tmp_path / "c")
+    assert "the nearest is 'demo'" in errors("new", "dmeo", tmp_path / "c")
     assert not (tmp_path / "c").exists()
 
 
@@ -98,7 +99,7 @@ def test_demo_leaves_another_run_alone(tmp_path, errors):
 def test_a_mistyped_key(tmp_path, errors, command):
     (tmp_path / "run.toml").write_text(config.preset("demo").replace("context =", "contxt ="))
     line = errors(command, tmp_path)
-    assert line.endswith(f"{tmp_path / 'run.toml'}: [text] unknown key `contxt`: did you mean `context`?")
+    assert line.endswith(f"{tmp_path / 'run.toml'}: [text] unknown key `contxt`; the nearest is 'context'")
 
 
 def test_a_folder_in_which_nothing_may_be_written(tmp_path, errors, monkeypatch):
@@ -138,6 +139,35 @@ def test_a_fault_of_ours_exits_1_and_keeps_the_traceback(tmp_path, monkeypatch, 
     assert str(tmp_path / "error.log") in err
     assert len(err.splitlines()) == 1
     assert "break_down" in (tmp_path / "error.log").read_text()
+
+
+def fault_of(package, tmp_path, body):
+    """A function in a module of the package's folder (or of one elsewhere) that fails as `body` does."""
+    path = Path(cli.__file__).parent / "made_up.py" if package else tmp_path / "library.py"
+    scope = {}
+    exec(compile(f"def fail(*_args, **_kwargs):\n    {body}", path, "exec"), scope)
+    return scope["fail"]
+
+
+@pytest.mark.parametrize(
+    ("package", "body", "code"),
+    [
+        (True, "raise ValueError('text.train is wrong')", cli.BAD_INPUT),
+        (True, "raise UnicodeError('a kind of ValueError, and ours')", cli.BAD_INPUT),
+        (True, "import numpy; numpy.ones(2) + numpy.ones(3)", cli.FAULT),
+        (True, "list(zip([1], [], strict=True))", cli.FAULT),
+        (True, "int('x')", cli.FAULT),
+        (True, "import json; json.loads('{')", cli.FAULT),
+        (False, "raise ValueError('a library says so')", cli.FAULT),
+    ],
+)
+def test_only_a_value_error_that_we_raise_is_bad_input(tmp_path, monkeypatch, capfd, package, body, code):
+    (tmp_path / "run.toml").write_text(config.preset("demo"))
+    monkeypatch.setattr("crosstime.run.stage.bring_up_to_date", fault_of(package, tmp_path, body))
+    assert cli.main(["run", str(tmp_path)]) == code
+    err = capfd.readouterr().err
+    assert len(err.splitlines()) == 1
+    assert ("fault" in err) == (tmp_path / "error.log").exists() == (code == cli.FAULT)
 
 
 def test_only_our_own_warnings_are_shown(tmp_path, monkeypatch, capfd):

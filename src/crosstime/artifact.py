@@ -39,7 +39,7 @@ class Manifest:
     versions: dict[str, str]
     """Versions of the packages that computed it."""
     seconds: float
-    """Wall time of the computation."""
+    """Wall time of the computation, unfinished attempts that it went on from included."""
 
     @property
     def content(self) -> str:
@@ -92,7 +92,9 @@ def _damaged(folder: Path, name: str) -> ValueError:
 
 
 @contextmanager
-def writing(folder: Path, *, settings: Mapping[str, Any], inputs: Mapping[str, str]) -> Iterator[Path]:
+def writing(
+    folder: Path, *, settings: Mapping[str, Any], inputs: Mapping[str, str], seconds_before: float = 0.0
+) -> Iterator[Path]:
     """Gives a new empty folder to write into, and makes it the artifact `folder` if the block ends well.
 
     If the block raises, the new folder is removed and the artifact that stood there before stands there still.
@@ -101,6 +103,7 @@ def writing(folder: Path, *, settings: Mapping[str, Any], inputs: Mapping[str, s
         folder: the artifact's final place.
         settings: see `Manifest.settings`; values that JSON can hold.
         inputs: see `Manifest.inputs`.
+        seconds_before: wall time of the unfinished attempts that this one goes on from.
     """
     draft = _sibling(folder, _WRITING)
     _remove(draft)
@@ -111,7 +114,8 @@ def writing(folder: Path, *, settings: Mapping[str, Any], inputs: Mapping[str, s
         files = {
             path.relative_to(draft).as_posix(): sha256_of(path) for path in sorted(draft.rglob("*")) if path.is_file()
         }
-        manifest = Manifest(files, dict(settings), dict(inputs), _versions(), round(time.perf_counter() - begin, 3))
+        seconds = round(seconds_before + time.perf_counter() - begin, 3)
+        manifest = Manifest(files, dict(settings), dict(inputs), _versions(), seconds)
         (draft / MANIFEST).write_text(json.dumps(asdict(manifest), indent=1, allow_nan=False) + "\n", encoding="utf-8")
         _sync_tree(draft)
         _replace(draft, folder)
@@ -133,6 +137,20 @@ def sweep(run_dir: Path) -> None:
             _remove(path)
         else:
             path.rename(folder)
+
+
+def discard(folder: Path, run_dir: Path) -> None:
+    """Deletes a folder, if it is there, so that a killed process never leaves a part of it under its name.
+
+    It is first moved to where `sweep(run_dir)` removes what is left of it.
+    """
+    leaving = _sibling(run_dir / folder.name, _WRITING)
+    _remove(leaving)
+    try:
+        folder.rename(leaving)
+    except FileNotFoundError:
+        return
+    _remove(leaving)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -6,6 +6,7 @@ asked for goes to stdout; everything else goes to stderr.
 
 from __future__ import annotations
 
+import dis
 import errno
 import os
 import signal
@@ -22,7 +23,7 @@ from typing import Any
 import tyro
 
 from crosstime import artifact
-from crosstime.run.toml import nearest
+from crosstime.lm.nearest import nearest
 
 DONE, FAULT, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
@@ -254,7 +255,7 @@ def _dispatch(arguments: Sequence[str]) -> None:
         print(f"crosstime {version('crosstime')}")
         return
     if arguments and not arguments[0].startswith("-") and arguments[0] not in COMMANDS:
-        raise ValueError(f"there is no command `{arguments[0]}`: {nearest(arguments[0], list(COMMANDS))}")
+        raise ValueError(f"there is no command `{arguments[0]}`{nearest(arguments[0], COMMANDS)}")
     tyro.extras.subcommand_cli_from_dict(
         COMMANDS,
         prog="crosstime",
@@ -271,9 +272,26 @@ def _users_line(error: Exception) -> str | None:
     if isinstance(error, _USER_ERRORS) or (isinstance(error, OSError) and error.errno == errno.EROFS):
         where = f"{error.filename}: " if getattr(error, "filename", None) else ""
         return where + (error.strerror or str(error) or type(error).__name__)
-    if isinstance(error, ValueError):
+    if isinstance(error, ValueError) and _is_raised_here(error):
         return " ".join(str(error).split())
     return None
+
+
+def _is_raised_here(error: Exception) -> bool:
+    """Whether a `raise` in this package made the error.
+
+    Every ValueError about the user's input is ours. One of numpy's (shapes that do not fit), of a builtin (`zip` of
+    different lengths) or of a library that got past us says nothing to a user: there the innermost frame is not in this
+    package, or it stands at a call and not at a `raise`.
+    """
+    frame = error.__traceback__
+    if frame is None:
+        return False
+    while frame.tb_next is not None:
+        frame = frame.tb_next
+    code = frame.tb_frame.f_code
+    ours = Path(code.co_filename).is_relative_to(Path(__file__).parent)
+    return ours and code.co_code[frame.tb_lasti] == dis.opmap["RAISE_VARARGS"]
 
 
 def _say(line: str) -> None:

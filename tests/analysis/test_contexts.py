@@ -31,7 +31,7 @@ def text(tokenizer) -> Corpus:
     whole = [i for i in range(1, len(tokenizer)) if tokenizer.decode([i]).isascii()]
     blocks = np.random.default_rng(5).choice(np.array(whole, dtype=np.uint16), (40, 30))
     blocks[:, 0] = 0  # BOS
-    return Corpus(blocks, "", "random")
+    return Corpus(blocks, "random")
 
 
 def test_the_strongest_windows_of_a_planted_world_are_found(rare_world, tokenizer, text):
@@ -61,7 +61,7 @@ def test_the_strongest_windows_of_a_planted_world_are_found(rare_world, tokenize
 
 
 def test_the_same_text_is_shown_once(rare_world, tokenizer, text):
-    repeated = Corpus(np.concatenate([text.blocks, text.blocks[::-1]]), "", "twice")
+    repeated = Corpus(np.concatenate([text.blocks, text.blocks[::-1]]), "twice")
     arguments = rare_world.crosscoder(), rare_world.models()
     once, twice = (contexts(*arguments, corpus, tokenizer, [2, 4], top=60) for corpus in (text, repeated))
     for i in (2, 4):
@@ -70,14 +70,14 @@ def test_the_same_text_is_shown_once(rare_world, tokenizer, text):
 
 
 def test_blocks_shorter_than_the_window_are_shown_whole(rare_world, tokenizer, text):
-    short = Corpus(text.blocks[:, :7], "", "short")
+    short = Corpus(text.blocks[:, :7], "short")
     found = contexts(rare_world.crosscoder(), rare_world.models(), short, tokenizer, [2], window=24)
     assert {len(context.tokens) for context in found[2].contexts} == {6}
 
 
 def test_promoted_tokens_are_those_of_the_logit_lens(transformers_models, models, crosscoder, tokenizer):
     blocks = np.random.default_rng(5).integers(1, 96, (8, 20), dtype=np.uint16)
-    text = Corpus(blocks, "", "random")
+    text = Corpus(blocks, "random")
     found = contexts(crosscoder, models, text, tokenizer, [3, 17])
     tokens = torch.from_numpy(blocks.astype(np.int64))
     with torch.no_grad():
@@ -152,7 +152,7 @@ def test_a_window_that_starts_within_a_character_shows_it_whole():
     blocks = np.array([[0, *ids]], dtype=np.uint16)
     for window in (5, 6, 7, 11):
         found = contexts(
-            world.crosscoder(), world.models(), Corpus(blocks, "", "text"), tokenizer, range(10), window=window
+            world.crosscoder(), world.models(), Corpus(blocks, "text"), tokenizer, range(10), window=window
         )
         shown = [context.tokens for feature in found.values() for context in feature.contexts]
         assert shown

@@ -254,6 +254,11 @@ def test_saved_and_read_again(crosscoder, models, prompts, tmp_path):
     assert again.summary() == found.summary()
 
 
+def test_prompts_of_another_policy_are_refused(crosscoder, models, prompts):
+    with pytest.raises(ValueError, match="the task was tokenised without BOS"):
+        attribute(crosscoder, models, dataclasses.replace(prompts, bos=False))
+
+
 def test_models_that_do_not_fit_are_refused(crosscoder, models, prompts):
     with pytest.raises(ValueError, match="reads 2 checkpoints; got 1"):
         attribute(crosscoder, models[:1], prompts)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from crosstime.analysis import quality
+from crosstime.analysis import cross_entropy as logits
 from crosstime.analysis.quality import Quality, evaluate
 from crosstime.data.corpus import Corpus
 from crosstime.data.positions import Positions
@@ -21,7 +21,7 @@ PER_CHECKPOINT = ("explained_variance", "ce_clean", "ce_spliced", "ce_zero")
 @pytest.fixture(scope="module")
 def text() -> Corpus:
     blocks = np.random.default_rng(0).integers(0, 96, (7, 12), dtype=np.uint16)
-    return Corpus(blocks, "", "random")
+    return Corpus(blocks, "random")
 
 
 def copied(crosscoder, **changes):
@@ -144,7 +144,7 @@ def test_spliced_and_zeroed_cross_entropy_equal_those_of_a_hooked_model(
 def test_the_numbers_do_not_depend_on_batches_or_on_how_logits_are_chunked(models, crosscoder, text, monkeypatch):
     whole = evaluate(crosscoder, models, text, batch_blocks=7)
     for batch_blocks, logits_at_once in ((1, 2**25), (5, 2 * text.blocks.shape[1] * 96)):
-        monkeypatch.setattr(quality, "LOGITS_AT_ONCE", logits_at_once)
+        monkeypatch.setattr(logits, "LOGITS_AT_ONCE", logits_at_once)
         found = evaluate(crosscoder, models, text, batch_blocks=batch_blocks)
         assert (found.n_tokens, found.l0, found.dead) == (whole.n_tokens, whole.l0, whole.dead)
         for name in PER_CHECKPOINT:

@@ -1,5 +1,6 @@
 import dataclasses
 import shutil
+import weakref
 
 import numpy as np
 import pytest
@@ -8,10 +9,12 @@ from tokenizers.normalizers import Lowercase
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from crosstime import demo
+from crosstime.analysis import cross_entropy
 from crosstime.analysis.survey import Survey, similarity, survey
 from crosstime.data.corpus import Corpus
 from crosstime.data.positions import Positions
 from crosstime.data.task import Pair, Task
+from crosstime.lm.split import SplitLM
 from crosstime.lm.suite import Suite
 from tiny import make_tokenizer
 
@@ -132,6 +135,37 @@ def test_batch_size_changes_nothing(surveyed, suite, heldout, max_tokens_per_bat
         suite, [ANSWERS, SENTENCES], heldout, layer=LAYER, max_tokens_per_batch=max_tokens_per_batch, max_blocks=1000
     )
     assert_same(surveyed, again)
+
+
+@pytest.mark.parametrize("sequences", [1, 3])
+def test_logits_are_made_a_few_sequences_at_a_time(surveyed, suite, heldout, monkeypatch, sequences):
+    limit = sequences * heldout.context * suite.vocab_size
+    monkeypatch.setattr(cross_entropy, "LOGITS_AT_ONCE", limit)
+    made = []
+    upper = SplitLM.upper
+
+    def spied(self, residual, *args, **kwargs):
+        made.append(len(residual) * residual.shape[1] * suite.vocab_size)
+        return upper(self, residual, *args, **kwargs)
+
+    monkeypatch.setattr(SplitLM, "upper", spied)
+    assert_same(surveyed, survey(suite, [ANSWERS, SENTENCES], heldout, layer=LAYER))
+    assert max(made) <= limit
+
+
+def test_one_checkpoint_at_a_time_is_in_memory(suite, heldout, monkeypatch):
+    loaded = []
+    load = Suite.load
+
+    def watched(self, *args, **kwargs):
+        assert all(model() is None for model in loaded)
+        lm = load(self, *args, **kwargs)
+        loaded.append(weakref.ref(next(lm._upper.parameters())))
+        return lm
+
+    monkeypatch.setattr(Suite, "load", watched)
+    survey(suite, [ANSWERS], heldout, layer=LAYER)
+    assert len(loaded) == len(suite)
 
 
 def test_order_of_pairs_changes_nothing(surveyed, suite, heldout):

@@ -132,20 +132,46 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
         Crosscoder.from_pretrained(tmp_path)
 
 
-def test_a_failed_save_leaves_the_old_crosscoder_whole(crosscoder, x, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda config: config.pop("weights_sha256"),
+        lambda config: config.pop("layer"),
+        lambda config: config.update(activation="jumprelu"),
+        lambda config: config["positions"].update(last=True),
+        lambda config: config.update(tokens=None),
+    ],
+)
+def test_the_config_of_another_version_is_named(crosscoder, tmp_path, edit):
+    crosscoder.save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    config = json.loads(path.read_text())
+    edit(config)
+    path.write_text(json.dumps(config))
+    with pytest.raises(
+        ValueError, match=r"config\.json is damaged or of another version of crosstime \(.*update"
+    ) as error:
+        Crosscoder.from_pretrained(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("files_that_fit", [0, 1, 2])
+def test_a_failed_save_leaves_the_old_crosscoder_whole(crosscoder, x, tmp_path, monkeypatch, files_that_fit):
     crosscoder.save_pretrained(tmp_path)
     before = crosscoder(x)
     with torch.no_grad():
         crosscoder.b_dec.add_(1)
-    monkeypatch.setattr("os.fsync", _no_space)
+    room = iter(range(files_that_fit))
+
+    def sync(_descriptor):
+        if next(room, None) is None:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", sync)
     with pytest.raises(OSError, match="No space left"):
         crosscoder.save_pretrained(tmp_path)
     assert torch.equal(Crosscoder.from_pretrained(tmp_path)(x), before)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["README.md", "config.json", "model.safetensors"]
-
-
-def _no_space(_descriptor):
-    raise OSError(28, "No space left on device")
 
 
 def test_what_describes_no_crosscoder_is_refused():

@@ -5,11 +5,13 @@ from crosstime import demo
 from crosstime.data.blimp import DETERMINER_NOUN, GROUPS
 from crosstime.data.corpus import Corpus
 from crosstime.data.text import read_text
+from crosstime.lm.suite import Suite
 
 
 def test_every_checkpoint_is_there_with_its_tokens():
     folders = {path.name for path in demo.SUITE.iterdir() if path.is_dir()}
-    tokens = demo.tokens()
+    suite = Suite.from_folder(demo.SUITE)
+    tokens = dict(zip(suite.names, suite.tokens, strict=True))
     assert folders == set(tokens)
     assert len(tokens) >= 7
     assert list(tokens.values()) == sorted(tokens.values())

@@ -75,6 +75,14 @@ def test_missing_repository():
         Suite.from_hub("someone/else", ["step0"])
 
 
+@pytest.mark.usefixtures("server")
+@pytest.mark.parametrize("repo", ["one/two/three", "some one/else"])
+def test_what_cannot_be_a_repository(repo):
+    with pytest.raises(ValueError, match=f"'{repo}' is no name of a repository on the hub") as caught:
+        Suite.from_hub(repo, ["step0"])
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize("failing", ["/revision/", "/tree/", "config.json", "model.safetensors"])
 def test_two_failures_then_success(server, failing):
     server.failing, server.failures = failing, 2

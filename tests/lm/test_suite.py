@@ -1,6 +1,7 @@
 """Suites from folders: what fits together is loaded, and what does not is refused with a reason."""
 
 import json
+import os
 import pickle
 import shutil
 
@@ -10,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GPT2Config
 
 import tiny
+from crosstime.lm import weights
 from crosstime.lm.suite import Suite
 
 TOKENS = torch.tensor([[0, 5, 7, 9, 11]])
@@ -224,6 +226,29 @@ def test_weights_that_change_after_the_suite_was_made(folder):
     suite.load("step0", layer=0)
     with pytest.raises(ValueError, match=r"the weights of step10 in .* have changed since the suite was made"):
         suite.load("step10", layer=0)
+
+
+def test_weights_that_change_behind_their_date(folder):
+    path = folder / "step10" / "model.safetensors"
+    suite, then = Suite.from_folder(folder), path.stat()
+    flip_byte(path)
+    os.utime(path, ns=(then.st_atime_ns, then.st_mtime_ns))
+    with pytest.raises(ValueError, match="the weights of step10"):
+        suite.load("step10", layer=0)
+
+
+def test_a_process_reads_weights_for_their_hash_once(folder, monkeypatch):
+    read = []
+
+    def spy(files, hash_tensors=weights._hash_tensors):
+        read.append(files[0].parent.name)
+        return hash_tensors(files)
+
+    monkeypatch.setattr(weights, "_hash_tensors", spy)
+    suite = Suite.from_folder(folder)
+    suite.load("step10", layer=0)
+    assert Suite.from_folder(folder).checkpoints == suite.checkpoints
+    assert read == ["step0", "step10", "step100"]
 
 
 @pytest.mark.parametrize("kept", [0, 4, 5000, -1])

@@ -111,6 +111,7 @@ def test_a_row_opens_its_card_and_the_address_keeps_it(visit, reports):
     assert page.inner_text("#card-title") == f"Feature {feature}"
     assert page.evaluate("location.hash") == f"#feature-{feature}"
     assert page.locator("#card .gauges tbody tr").count() == 3
+    assert "with at least .10 of RelIE" in page.inner_text("#card .card-words")
     assert page.locator("#card .contexts .peak").count() == 12
     page.click('#card [aria-label="Next feature of the table"]')
     page.wait_for_function(f"document.querySelector('#card-title').textContent === 'Feature {one.ids()[3]}'")

@@ -5,8 +5,10 @@ import re
 import numpy as np
 import pytest
 
+from crosstime.analysis.relative import LIFECYCLES
 from crosstime.report.build import build_report
 from crosstime.report.data import ReportData, RunFacts, TaskEffects
+from crosstime.report.features import LIFECYCLE_WORDS
 
 MEGABYTE = 2**20
 
@@ -47,6 +49,18 @@ def test_every_drawn_figure_has_a_place_and_every_place_a_figure(reports, n):
 def test_relative_effects_are_drawn_to_suit_the_number_of_checkpoints(reports, n, kind):
     task = values(reports[n], "task-0.js")
     assert {trace["type"] for trace in task["relative"]["variants"][0]["data"]} == {kind}
+
+
+@pytest.mark.parametrize(("n", "least"), [(2, ".15"), (3, ".10")])
+def test_class_and_lifecycle_are_told_apart_in_the_notes(reports, n, least):
+    notes = page(reports[n]).split('id="notes"')[1]
+    assert f"a feature is present at one that holds at least .3/M of its RelIE, here {least}." in notes
+    assert "Two measures: the class says where most of the effect lies" in notes
+
+
+def test_every_lifecycle_has_words():
+    assert tuple(LIFECYCLE_WORDS) == LIFECYCLES
+    assert all(words.startswith(f"{kind}: ") for kind, words in LIFECYCLE_WORDS.items())
 
 
 def test_the_story_is_on_the_first_page(reports):

@@ -6,9 +6,14 @@ import pytest
 from crosstime.analysis.contexts import Context, FeatureContexts
 from crosstime.report.data import TaskGroup
 from crosstime.report.features import by_task, class_words
-from crosstime.report.story import group_stories, lead, plain, task_story
+from crosstime.report.story import group_stories, lead, task_story
 
 CHOSEN = ["step256", "step1000", "step3786"]
+
+
+def plain(sentence):
+    """The sentence without its markup."""
+    return "".join(span.text for span in sentence)
 
 
 @pytest.fixture

@@ -1,19 +1,6 @@
 import math
 
-import pytest
-
 from crosstime.report import words
-
-
-@pytest.mark.parametrize(
-    ("count", "text"),
-    [
-        *[(None, "?"), (0, "0"), (512, "512"), (524_288, "524K"), (2_097_152, "2.1M"), (8_192_000, "8.2M")],
-        *[(31_014_912, "31M"), (9_960_000, "10M"), (4_000_000, "4M"), (286 * 10**9, "286B"), (3_048 * 10**9, "3T")],
-    ],
-)
-def test_tokens_are_short(count, text):
-    assert words.tokens(count) == text
 
 
 def test_accuracies_have_no_leading_zero():

@@ -1,4 +1,4 @@
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -139,6 +139,14 @@ def test_what_a_killed_run_left_is_swept(tmp_path, three):
     (tmp_path / ".one-folder.writing").mkdir()
     go(tmp_path, three)
     assert not (tmp_path / ".one-folder.writing").exists()
+
+
+def test_the_seconds_of_unfinished_attempts_count(tmp_path, calls):
+    one = replace(stage("one", (), calls, settings=()), seconds_before=lambda _: 1000.0)
+    go(tmp_path, [one])
+    manifest = artifact.read_manifest(tmp_path / "one-folder")
+    assert manifest is not None
+    assert 1000 <= manifest.seconds < 1100
 
 
 def test_settling_happens_to_old_and_new_artifacts(tmp_path, calls):

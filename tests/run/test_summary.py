@@ -41,8 +41,10 @@ def write(tmp_path):
 @pytest.fixture
 def finished(write, tmp_path):
     write(
-        "compare", checkpoints_json=[{"name": "a", "tokens": 2_000_000, "sha256": "x"}, {"name": "b", "tokens": None}]
+        "suite",
+        sources_json=[{"name": "z", "tokens": 1}, {"name": "a", "tokens": 2_000_000}, {"name": "b", "tokens": None}],
     )
+    write("compare", checkpoints_json=[{"name": "a", "sha256": "x"}, {"name": "b", "sha256": "y"}])
     write(
         "evaluation",
         metrics_json={

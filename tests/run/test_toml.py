@@ -43,9 +43,9 @@ def read(tmp_path, text):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[iner]", r"unknown section `iner`: did you mean `inner`\?"),
-        ("[inner]\nstep = 1", r"\[inner\] unknown key `step`: did you mean `steps`\?"),
-        ("[inner]\nzzzz = 1", r"\[inner\] unknown key `zzzz`: valid: `rate`, `steps`"),
+        ("[iner]", r"unknown section `iner`; the nearest is 'inner'"),
+        ("[inner]\nstep = 1", r"\[inner\] unknown key `step`; the nearest is 'steps'"),
+        ("[inner]\nzzzz = 1", r"\[inner\] unknown key `zzzz`; the nearest is '"),
         ("[inner]\nsteps = 1.0", r"\[inner\] `steps` must be a whole number, not 1\.0"),
         ("[inner]\nsteps = true", r"\[inner\] `steps` must be a whole number, not true"),
         ("[inner]\nsteps = -1", r"inner\.steps must not be negative"),
@@ -54,11 +54,11 @@ def read(tmp_path, text):
         ('[inner]\nwords = "a"', r'\[inner\] `words` must be a list of strings, not "a"'),
         ("[inner]\nwords = [1]", r"\[inner\] `words` must be a list of strings, not \[1\]"),
         ("[inner]\ncounts = 1.5", r"\[inner\] `counts` must be a list of whole numbers or a table of whole numbers"),
-        ('[inner]\nkind = "gren"', r'one of "red", "green", not "gren"; did you mean `green`\?'),
+        ('[inner]\nkind = "gren"', r'one of "red", "green", not "gren"; the nearest is \'green\''),
         ("inner = 3", r"`inner` must be a section, \[inner\]"),
         ("[item]\nname = 'a'", r"`item` must be a list of sections: write \[\[item\]\]"),
         ("[[item]]\nname = 'a'\n[[item]]", r"\[item 2\] `name` is missing"),
-        ("[[item]]\nnam = 'a'", r"\[item 1\] unknown key `nam`: did you mean `name`\?"),
+        ("[[item]]\nnam = 'a'", r"\[item 1\] unknown key `nam`; the nearest is 'name'"),
         ("[inner", "is not valid TOML: "),
     ],
 )

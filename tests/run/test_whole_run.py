@@ -107,6 +107,17 @@ def flip_weights(folder):
     path.write_bytes(content)
 
 
+def other_config(folder):
+    path = folder / "my checkpoints" / "step10" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"layer_norm_eps": 0.1}))
+
+
+def other_tokenizer(folder):
+    """In every checkpoint, so that they still fit together."""
+    for path in folder.glob("my checkpoints/*/tokenizer.json"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"normalizer": {"type": "Lowercase"}}))
+
+
 def flip_artifact(folder):
     path = folder / "crosscoder" / "model.safetensors"
     content = bytearray(path.read_bytes())
@@ -118,13 +129,50 @@ def flip_artifact(folder):
     ("damage", "message"),
     [
         (flip_weights, "weights of checkpoint 'step10'"),
+        (other_config, "the config.json of checkpoint 'step10'"),
+        (other_tokenizer, "the tokenizer.json of checkpoint 'step0'"),
         (flip_artifact, "model.safetensors is altered or damaged: delete the folder"),
     ],
 )
-def test_one_flipped_bit_is_found_in_a_finished_run(copy, capfd, damage, message):
+def test_damage_and_changes_are_found_in_a_finished_run(copy, capfd, damage, message):
     damage(copy)
     assert cli.main(["run", str(copy)]) == cli.BAD_INPUT
     assert message in capfd.readouterr().err
+
+
+def redone(folder, capfd):
+    assert cli.main(["run", str(folder)]) == 0
+    return {name for name, words in stages(capfd.readouterr().err).items() if words != "up to date"}
+
+
+def test_corrected_tokens_reach_the_report_and_train_nothing(copy, capfd):
+    edit(copy, "tokens = [0, 1000, 10_000]", "tokens = [0, 2000, 30_000_000]")
+    assert redone(copy, capfd) == {"suite", "compare", "report"}
+    assert cli.main(["show", str(copy), "--json"]) == 0
+    shown = json.loads(capfd.readouterr().out)
+    assert [checkpoint["tokens"] for checkpoint in shown["checkpoints"]] == [0, 2000, 30_000_000]
+    assert "30M tokens" in (copy / "report" / "data" / "figures.js").read_text(encoding="utf-8")
+
+
+def test_checkpoints_may_move(copy, capfd):
+    (copy / "my checkpoints").rename(copy / "elsewhere")
+    folders = 'folders = ["my checkpoints/step0", "my checkpoints/step10", "my checkpoints/step100"]'
+    edit(copy, folders, 'folder = "elsewhere"')
+    assert redone(copy, capfd) == {"suite", "compare", "report"}
+
+
+def test_other_checkpoints_in_the_folder_are_named(inputs, capfd):
+    edit(inputs, 'folders = ["my checkpoints/step0", "my checkpoints/step10", "my checkpoints/step100"]', "")
+    edit(inputs, "tokens = [0, 1000, 10_000]", 'folder = "my checkpoints"')
+    edit(inputs, 'checkpoints = ["step0", "step10", "step100"]', "number = 2")
+    assert cli.main(["survey", str(inputs)]) == 0
+    (inputs / "my checkpoints" / "step10").rename(inputs / "my checkpoints" / "step20")
+    capfd.readouterr()
+    assert cli.main(["survey", str(inputs)]) == cli.BAD_INPUT
+    err = capfd.readouterr().err
+    assert "(new: step20; gone: step10): delete" in err
+    shutil.rmtree(inputs / "suite")
+    assert cli.main(["survey", str(inputs)]) == 0
 
 
 def spoil(path, content):
@@ -212,7 +260,7 @@ def test_an_interrupted_training_goes_on_to_the_same_weights(finished, copy):
         shutil.rmtree(copy / name)
     shutil.rmtree(copy / "training")
     edit(copy, "save_seconds = 300", "save_seconds = 0")
-    # The signal comes with the third save, so the training is cut in the middle.
+    # The signal comes with the sixth save, so the training is cut in the middle.
     script = (
         "import os, signal, sys\n"
         "from crosstime import cli\n"
@@ -220,7 +268,7 @@ def test_an_interrupted_training_goes_on_to_the_same_weights(finished, copy):
         "save = StateFolder.save\n"
         "def then_signal(self, step, tensors):\n"
         "    save(self, step, tensors)\n"
-        "    if step == 3: os.kill(os.getpid(), signal.SIGINT)\n"
+        "    if step == 6: os.kill(os.getpid(), signal.SIGINT)\n"
         "StateFolder.save = then_signal\n"
         "sys.exit(cli.main(['train', sys.argv[1]]))\n"
     )
@@ -228,6 +276,12 @@ def test_an_interrupted_training_goes_on_to_the_same_weights(finished, copy):
     assert done.returncode == cli.INTERRUPTED, done.stderr
     assert done.stderr.splitlines()[-1] == f"crosstime: interrupted - go on with `crosstime run {copy}`"
     assert not (copy / "crosscoder").exists()
+    # As if the first process had taken long.
+    log = copy / "training" / "log.jsonl"
+    (record,) = [json.loads(line) for line in log.read_text().splitlines()]
+    log.write_text(json.dumps(record | {"rows_per_second": record["rows"] / 5000}) + "\n")
     assert cli.main(["train", str(copy)]) == 0
     before, after = (folder / "crosscoder" / "model.safetensors" for folder in (finished, copy))
     assert before.read_bytes() == after.read_bytes()
+    assert json.loads((copy / "crosscoder" / "manifest.json").read_text())["seconds"] > 5000
+    assert not (copy / "training" / "state").exists()

@@ -31,6 +31,7 @@ def test_schedules_may_be_left_out():
         ({"lr": float("nan")}, "training.lr must be positive"),
         ({"l1": -1.0}, "training.l1 must not be negative"),
         ({"l1_warmup": 1.5}, "training.l1_warmup is a share"),
+        ({"seed": -1}, "training.seed must not be negative"),
         ({"ring_rows": 10}, "must be at least training.batch_size"),
         ({"rows": 100}, "less than one training.batch_size"),
     ],

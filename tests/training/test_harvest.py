@@ -10,7 +10,7 @@ from crosstime.training.harvest import Harvest, calibrate
 from planted import plant
 
 WORLD = plant(n_rows=300, noise=0.1)
-CORPUS = Corpus(np.arange(300, dtype=np.uint16).reshape(30, 10), "0" * 64, "counting")
+CORPUS = Corpus(np.arange(300, dtype=np.uint16).reshape(30, 10), "counting")
 
 
 def _harvest(positions=Positions(), seed=0):  # noqa: B008

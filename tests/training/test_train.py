@@ -41,7 +41,7 @@ SMALL = TrainConfig(
 
 def _corpus(n_tokens, n_blocks=40, context=17, seed=0):
     blocks = np.random.default_rng(seed).integers(n_tokens, size=(n_blocks, context), dtype=np.uint16)
-    return Corpus(blocks, "0" * 64, "planted")
+    return Corpus(blocks, "planted")
 
 
 def _trainer(world, config=SMALL, *, features=16, models=None, state=None, corpus=None):
@@ -208,20 +208,20 @@ def test_a_state_of_another_context_is_refused(tmp_path, tiny_suite):
     config = dataclasses.replace(SMALL, rows=500)
     ids = np.random.default_rng(0).integers(2, suite.vocab_size, 4096, dtype=np.uint16)
     kwargs = {"layer": 1, "features": 8, "positions": Positions(bos=False), "config": config, "state_folder": tmp_path}
-    train(suite, Corpus(ids.reshape(-1, 32), "0" * 64, "wide"), **kwargs)
+    train(suite, Corpus(ids.reshape(-1, 32), "wide", bos=False), **kwargs)
     with pytest.raises(ValueError, match="context was 32 and is 16"):
-        train(suite, Corpus(ids.reshape(-1, 16), "0" * 64, "narrow"), **kwargs)
+        train(suite, Corpus(ids.reshape(-1, 16), "narrow", bos=False), **kwargs)
 
 
 def test_the_log_has_every_interval_once_also_after_a_kill(tmp_path):
     path = tmp_path / "log.jsonl"
-    (write,) = open_log(path, (), from_step=0)
-    for step in (10, 20, 30):
-        write({"step": step})
+    with open_log(path, (), from_step=0) as (write,):
+        for step in (10, 20, 30):
+            write({"step": step})
     with path.open("a") as file:
         file.write('{"step": 4')  # killed while writing
-    (write,) = open_log(path, (), from_step=20)
-    write({"step": 30, "again": True})
+    with open_log(path, (), from_step=20) as (write,):
+        write({"step": 30, "again": True})
     assert read_log(path) == [{"step": 10}, {"step": 20}, {"step": 30, "again": True}]
 
 
@@ -247,15 +247,80 @@ def test_a_run_that_diverges_says_so():
 def test_a_logger_that_is_not_installed_is_named_with_its_extra(monkeypatch, name):
     for module in ("wandb", "torch.utils.tensorboard"):
         monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(ValueError, match=rf"pip install 'crosstime\[{name}\]'"):
-        open_log(None, (name,), from_step=0)
+    with (
+        pytest.raises(ValueError, match=rf"pip install 'crosstime\[{name}\]'"),
+        open_log(None, (name,), from_step=0),
+    ):
+        pass
 
 
-def test_records_go_to_wandb_as_flat_numbers(monkeypatch, tmp_path):
-    logged = []
-    run = types.SimpleNamespace(log=lambda numbers, step: logged.append((step, numbers)))
-    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=lambda **_: run))
-    file, wandb = open_log(tmp_path / "log.jsonl", ("wandb",), from_step=0)
-    for sink in (file, wandb):
-        sink({"step": 3, "loss": 1.5, "explained_variance_by_checkpoint": {"a": 0.9}})
-    assert logged == [(3, {"step": 3, "loss": 1.5, "explained_variance_by_checkpoint/a": 0.9})]
+class _Service:
+    """A logger's run or writer, which notes what it is told and how it was left."""
+
+    def __init__(self):
+        self.logged, self.left = [], []
+
+    def log(self, numbers, step):
+        self.logged.append((step, numbers))
+
+    def add_scalar(self, name, value, step):
+        self.logged.append((step, {name: value}))
+
+    def flush(self):
+        pass
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, *_):
+        self.left.append(kind)
+
+
+@pytest.fixture
+def services(monkeypatch):
+    wandb, tensorboard = _Service(), _Service()
+    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=lambda **_: wandb))
+    module = types.SimpleNamespace(SummaryWriter=lambda **_: tensorboard)
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
+    return wandb, tensorboard
+
+
+def test_records_go_to_the_services_as_flat_numbers(services, tmp_path):
+    wandb, tensorboard = services
+    with open_log(tmp_path / "log.jsonl", ("wandb", "tensorboard"), from_step=0) as sinks:
+        for sink in sinks:
+            sink({"step": 3, "loss": 1.5, "explained_variance_by_checkpoint": {"a": 0.9}})
+        assert wandb.left == tensorboard.left == []
+    flat = {"step": 3, "loss": 1.5, "explained_variance_by_checkpoint/a": 0.9}
+    assert wandb.logged == [(3, flat)]
+    assert tensorboard.logged == [(3, {name: value}) for name, value in flat.items()]
+    assert wandb.left == tensorboard.left == [None]
+
+
+def test_an_interrupted_training_closes_the_services(services, tiny_suite):
+    wandb, _ = services
+    wandb.log = _interrupt
+    suite = Suite.from_folder(tiny_suite)
+    corpus = _corpus(suite.vocab_size)
+    config = dataclasses.replace(SMALL, rows=500, loggers=("wandb",))
+    with pytest.raises(KeyboardInterrupt):
+        train(suite, corpus, layer=1, features=8, config=config)
+    assert wandb.left == [KeyboardInterrupt]
+
+
+def _interrupt(*_args, **_kwargs):
+    raise KeyboardInterrupt
+
+
+def test_a_log_that_cannot_be_rewritten_stays(tmp_path, monkeypatch):
+    path = tmp_path / "log.jsonl"
+    with open_log(path, (), from_step=0) as (write,):
+        write({"step": 10})
+
+    def no_space(_descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", no_space)
+    with pytest.raises(OSError, match="No space left"), open_log(path, (), from_step=10):
+        pass
+    assert read_log(path) == [{"step": 10}]

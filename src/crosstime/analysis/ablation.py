@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from crosstime.analysis.activations import check_models, encode, residuals
 from crosstime.analysis.effects import Effects
+from crosstime.analysis.numbers import finite
 from crosstime.crosscoder.crosscoder import Crosscoder
 from crosstime.data.task import Prompts
 from crosstime.lm.split import SplitLM
@@ -76,10 +77,8 @@ class Ablation:
         """Write ablation.parquet, joint.parquet and, for readers, summary.json into an existing folder."""
         pq.write_table(self.table, folder / "ablation.parquet")
         pq.write_table(self.joint, folder / "joint.parquet")
-        numbers = {"correlation": self.correlation, "pearson": self.pearson}
-        summary = {name: None if np.isnan(value) else value for name, value in numbers.items()}
-        summary["n_rows"] = self.table.num_rows
-        (folder / "summary.json").write_text(json.dumps(summary, indent=2, allow_nan=False), encoding="utf-8")
+        summary = {"correlation": self.correlation, "pearson": self.pearson, "n_rows": self.table.num_rows}
+        (folder / "summary.json").write_text(json.dumps(finite(summary), indent=2, allow_nan=False), encoding="utf-8")
 
     @classmethod
     def load(cls, folder: Path) -> Ablation:
@@ -96,7 +95,7 @@ def ablate(
     *,
     top_k: int = 10,
     seed: int = 0,
-    batch_size: int = 256,
+    batch_size: int = 64,
 ) -> Ablation:
     """Ablate the top features by |IE| of each checkpoint, one by one and together, and as many random ones.
 
@@ -116,6 +115,7 @@ def ablate(
         ValueError: models, effects or frequencies are not this crosscoder's, or the effects not this task's.
     """
     check_models(crosscoder, models)
+    crosscoder.config.positions.check(prompts.bos, "the task")
     _check_effects(crosscoder, prompts, effects, frequency)
     if min(top_k, batch_size) < 1:
         raise ValueError(f"top_k and batch_size must be at least 1; got {top_k} and {batch_size}")

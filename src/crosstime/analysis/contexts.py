@@ -86,6 +86,7 @@ def contexts(
             activation is not finite.
     """
     check_models(crosscoder, models)
+    crosscoder.config.positions.check(corpus.bos, "the text")
     chosen = sorted(set(features))
     if chosen and not 0 <= chosen[0] <= chosen[-1] < crosscoder.config.features:
         raise ValueError(f"the crosscoder has features 0 to {crosscoder.config.features - 1}; got {chosen}")

@@ -139,6 +139,7 @@ def attribute(
         CompletenessWarning: the completeness gap exceeds 5 % at some checkpoint.
     """
     check_models(crosscoder, models)
+    crosscoder.config.positions.check(prompts.bos, "the task")
     path = _Path.of(rule, steps)
     sums = _Sums(crosscoder, len(prompts), bootstrap, seed)
     with tqdm(total=len(prompts), desc=f"effects on {prompts.task}", unit="prompt", leave=False, disable=None) as bar:

@@ -12,22 +12,21 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
 from crosstime.analysis.activations import check_models, encode, residuals
+from crosstime.analysis.cross_entropy import cross_entropy
+from crosstime.analysis.numbers import finite
 from crosstime.crosscoder.crosscoder import Crosscoder
 from crosstime.data.corpus import Corpus
 from crosstime.lm.split import SplitLM
 
-LOGITS_AT_ONCE = 2**25
-"""Logits held in memory at a time (128 MiB in float32); fewer than one sequence's cannot be made."""
-
 
 @dataclass(frozen=True)
 class Quality:
-    """Quality of a crosscoder on held-out text (METHOD: arXiv 2509.05291, section on crosscoder evaluation).
+    """Quality of a crosscoder on held-out text (arXiv 2509.05291, where it evaluates its crosscoders).
 
     Per-checkpoint values (length M) stand in the order of `checkpoints`; cross-entropies are in nats per token,
     over the predictions made at encoded positions.
@@ -75,9 +74,9 @@ class Quality:
             "l0": self.l0,
             "dead": self.dead,
             "dead_fraction": self.dead_fraction,
-            **{name: _to_json(getattr(self, name)) for name in (*_PER_CHECKPOINT, "delta_ce", "loss_recovered")},
+            **{name: getattr(self, name).tolist() for name in (*_PER_CHECKPOINT, "delta_ce", "loss_recovered")},
         }
-        (folder / "metrics.json").write_text(json.dumps(metrics, indent=2, allow_nan=False), encoding="utf-8")
+        (folder / "metrics.json").write_text(json.dumps(finite(metrics), indent=2, allow_nan=False), encoding="utf-8")
         features = np.arange(len(self.frequency), dtype=np.int32)
         pq.write_table(pa.table({"feature": features, "frequency": self.frequency}), folder / "frequency.parquet")
 
@@ -121,6 +120,7 @@ def evaluate(
         ValueError: the models are not the crosscoder's, the text holds no block, or an activation is not finite.
     """
     check_models(crosscoder, models)
+    crosscoder.config.positions.check(heldout.bos, "the held-out text")
     if min(max_blocks, batch_blocks) < 1:
         raise ValueError(f"max_blocks and batch_blocks must be at least 1; got {max_blocks} and {batch_blocks}")
     first = crosscoder.config.positions.first_encoded
@@ -142,7 +142,7 @@ def evaluate(
         for m, model in enumerate(models):
             for kind, encoded in enumerate((rows[:, :, m], xhat[:, :, m], torch.zeros_like(xhat[:, :, m]))):
                 spliced = torch.cat([x[:, :first, m], encoded], dim=1)
-                nats[kind, m] += _cross_entropy_sum(model, spliced, tokens, first)
+                nats[kind, m] += cross_entropy(model, spliced, tokens, first).double().sum().item()
     n_tokens = len(blocks) * (blocks.shape[1] - first)
     clean, spliced, zero = nats / (len(blocks) * (blocks.shape[1] - first - 1))
     total = spread.squares
@@ -180,21 +180,3 @@ class _Spread:
         self.squares = self.squares + squares + (shift**2).sum(axis=1) * (self.n * n / joined)
         self.mean = self.mean + shift * (n / joined)
         self.n = joined
-
-
-def _cross_entropy_sum(
-    model: SplitLM, residual: Float[Tensor, "B S D"], tokens: Int[Tensor, "B S"], first: int
-) -> float:
-    """Nats over all predictions made at positions `first` .. S-2, given the residual stream after the model's layer."""
-    rows_at_once = max(1, LOGITS_AT_ONCE // (residual.shape[1] * model.vocab_size))
-    nats = 0.0
-    for part, ids in zip(residual.split(rows_at_once), tokens.split(rows_at_once), strict=True):
-        logits = model.upper(part.to(model.device))[:, first:-1].float()
-        right = logits.gather(-1, ids[:, first + 1 :, None].to(logits.device))[..., 0]
-        nats += float((logits.logsumexp(-1) - right).sum())
-    return nats
-
-
-def _to_json(values: np.ndarray) -> list[float | None]:
-    """JSON has no NaN: null stands for it."""
-    return [None if np.isnan(value) else float(value) for value in values]

@@ -13,6 +13,9 @@ from jaxtyping import Bool, Float
 SPECIFIC = 0.7
 """A feature belongs to one checkpoint when more than this share is there (the paper's bound)."""
 
+LIFECYCLES = ("emerged", "maintained", "dropped", "transient", "negligible", "undefined")
+"""What `lifecycle` may say of a feature."""
+
 
 def relative(values: Float[np.ndarray, "M F"]) -> Float[np.ndarray, "F M"]:
     """|v_m| / sum over checkpoints of |v|: rows sum to 1, or are NaN (undefined) where all values are 0.

@@ -16,24 +16,24 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 from tqdm import tqdm
 
 from crosstime.analysis.choice import beats_chance, find_broken, shifts, spread
+from crosstime.analysis.cross_entropy import cross_entropy
+from crosstime.analysis.numbers import finite, token_count
 from crosstime.analysis.task_scores import TaskReader
 from crosstime.data.corpus import Corpus
 from crosstime.data.positions import Positions
 from crosstime.data.task import Task
 from crosstime.lm.finite import finite_residual
-from crosstime.lm.split import SplitLM
 from crosstime.lm.suite import Suite
 
 SIMILARITY_TOKENS = 20_000
 """Activations are compared on at most this many tokens of the tasks. Kept in bfloat16 for all checkpoints at once."""
 
 AT_CHANCE = "it is at chance on every task"
-UNITS = (("T", 10**12), ("B", 10**9), ("M", 10**6), ("K", 10**3))
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ class Survey:
 
     def _label(self, i: int) -> str:
         seen = self.tokens[i]
-        return self.checkpoints[i] if seen is None else f"{self.checkpoints[i]} ({_short(seen)} tokens)"
+        return self.checkpoints[i] if seen is None else f"{self.checkpoints[i]} ({token_count(seen)} tokens)"
 
     def save(self, folder: Path | str) -> None:
         """Write `accuracy.parquet`, `similarity.parquet` and `survey.json` into an existing folder."""
@@ -156,8 +156,7 @@ class Survey:
             "n_pairs": self.n_pairs,
             "n_prompts": self.n_prompts,
             "layer": self.layer,
-            # JSON knows no infinity.
-            "perplexity": [value if np.isfinite(value) else None for value in self.perplexity.tolist()],
+            "perplexity": finite(self.perplexity.tolist()),
             "broken": self.broken,
         }
         (folder / "survey.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
@@ -266,9 +265,10 @@ def survey(
             nats = []
             for batch in block_batches:
                 residual = finite_residual(lm, batch, suite.tokenizer)
-                nats.append(_cross_entropy(lm, batch, residual, int(positions.bos)))
+                nats.append(cross_entropy(lm, residual, batch, int(positions.bos)))
                 bar.update(batch.numel())
             perplexities.append(_perplexity(torch.cat(nats)))
+            del lm  # or it would stay beside the next one while that loads
 
     cosine, pearson = similarity(torch.stack([score.activations for score in scores]))
     logit_margins = [score.logit_margins for score in scores]
@@ -308,16 +308,7 @@ def similarity(activations: Float[Tensor, "C n D"]) -> tuple[Float[np.ndarray, "
     return cosine, pearson
 
 
-def _cross_entropy(
-    lm: SplitLM, tokens: Int[Tensor, "B S"], residual: Float[Tensor, "B S D"], first: int
-) -> Float[Tensor, " n"]:
-    """Nats of each token given those before it, for predictions made at position `first` and later."""
-    logits = lm.upper(residual)[:, first:-1].float()
-    targets = tokens[:, first + 1 :].to(logits.device)
-    return torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").cpu()
-
-
-def _perplexity(nats: Float[Tensor, " n"]) -> float:
+def _perplexity(nats: Float[Tensor, "B n"]) -> float:
     """Infinite where it is no number, so that there is one value for "broken"."""
     value = nats.double().mean().exp().item()
     return value if np.isfinite(value) else float("inf")
@@ -330,10 +321,3 @@ def _mean(values: np.ndarray) -> float:
 def _share(value: float) -> str:
     """Two decimals, without the leading zero."""
     return f"{value:.2f}".replace("0.", ".", 1) if abs(value) < 1 else f"{value:.2f}"
-
-
-def _short(count: int) -> str:
-    """A number of tokens: 524K, 2.1M, 33B."""
-    unit, size = next((pair for pair in UNITS if count >= pair[1]), ("", 1))
-    value = count / size
-    return f"{value:.1f}{unit}" if unit and value < 10 else f"{value:.0f}{unit}"

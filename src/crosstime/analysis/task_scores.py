@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from crosstime.analysis.cross_entropy import logits_in_parts
 from crosstime.data.positions import Positions
 from crosstime.data.task import Task, common_length, indices_by_length
 from crosstime.lm.finite import finite_residual
@@ -48,7 +49,10 @@ class _Questions:
 
 @dataclass(frozen=True)
 class _Batch:
-    """Texts of one length, the points (row, position) of which logits are needed, and the questions about them."""
+    """Texts of one length, the points (row, position) of which logits are needed, and the questions about them.
+
+    Points are ordered by row and position, questions by point.
+    """
 
     tokens: Int[Tensor, "B S"]
     point_row: Int[Tensor, " P"]
@@ -57,6 +61,14 @@ class _Batch:
     question_token: Int[Tensor, " Q"]
     sample_row: Int[Tensor, " n"]
     sample_position: Int[Tensor, " n"]
+
+    def answers(self, rows: slice, logits: Float[Tensor, "rows S V"]) -> Float[np.ndarray, " A"]:
+        """The log-probabilities that are asked of some rows, given these rows' logits."""
+        first, last = torch.searchsorted(self.point_row, torch.tensor([rows.start, rows.stop])).tolist()
+        begin, end = torch.searchsorted(self.question_point, torch.tensor([first, last])).tolist()
+        point, token = self.question_point[begin:end] - first, self.question_token[begin:end]
+        chosen = logits[self.point_row[first:last] - rows.start, self.point_position[first:last]].float()
+        return (chosen[point, token] - chosen.logsumexp(-1)[point]).cpu().double().numpy()
 
 
 class TaskReader:
@@ -125,9 +137,7 @@ class TaskReader:
         for batch in self.batches:
             residual = finite_residual(lm, batch.tokens, self._tokenizer)
             samples.append(residual[batch.sample_row, batch.sample_position].to("cpu", torch.bfloat16))
-            logits = lm.upper(residual)[batch.point_row, batch.point_position].float()
-            logp = logits[batch.question_point, batch.question_token] - logits.logsumexp(-1)[batch.question_point]
-            answers.append(logp.double().cpu().numpy())
+            answers += [batch.answers(part, logits) for part, logits in logits_in_parts(lm, residual)]
             advance(batch.tokens.numel())
         sizes = self.n_pairs + self.n_prompts
         margins = np.zeros(sum(sizes))

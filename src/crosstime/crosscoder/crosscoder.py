@@ -137,10 +137,11 @@ class Crosscoder(nn.Module):
         """Read a crosscoder from a folder, or from a repository of the hub.
 
         Raises:
-            ValueError: nothing is there, it is no crosscoder, or its weights were truncated or altered.
+            ValueError: nothing is there, it is no crosscoder or one of another version, or its weights were truncated
+                or altered.
         """
-        config, tensors = files.load(source, revision=revision)
-        crosscoder = cls(CrosscoderConfig(**config))
+        config, tensors = files.load(source, CrosscoderConfig, revision=revision)
+        crosscoder = cls(config)
         files.fill(crosscoder, tensors, source)
         return crosscoder
 

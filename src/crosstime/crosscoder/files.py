@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +27,7 @@ FORMAT = "crosstime-crosscoder-1"
 
 
 def save(crosscoder: Any, folder: str | Path) -> None:
-    """Write a crosscoder; config.json, which names the hash of the weights, comes last."""
+    """Write a crosscoder. Where one lies already, a failure (a full disk, say) leaves it as it was."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     weights = tensor_bytes({name: tensor.contiguous() for name, tensor in crosscoder.state_dict().items()})
@@ -36,13 +37,14 @@ def save(crosscoder: Any, folder: str | Path) -> None:
         "scale_factors": crosscoder.scale.tolist(),
         "weights_sha256": hashlib.sha256(weights).hexdigest(),
     }
-    _replace(folder / WEIGHTS, weights)
-    _replace(folder / CARD, _card(config).encode())
-    _replace(folder / CONFIG, json.dumps(config, indent=2).encode())
+    card, described = _card(config).encode(), json.dumps(config, indent=2).encode()
+    _replace(folder, {WEIGHTS: weights, CARD: card, CONFIG: described})
 
 
-def load(source: str | Path, *, revision: str | None) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The fields of CrosscoderConfig and the tensors, after their hash was found right."""
+def load(
+    source: str | Path, config_class: Callable[..., Any], *, revision: str | None
+) -> tuple[Any, dict[str, Tensor]]:
+    """The configuration, as CrosscoderConfig or whatever takes its fields, and the tensors, whose hash was right."""
     folder = _folder(source, revision)
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
@@ -54,11 +56,18 @@ def load(source: str | Path, *, revision: str | None) -> tuple[dict[str, Any], d
         ) from None
     if not isinstance(config, dict) or config.pop("format", None) != FORMAT:
         raise ValueError(f"{folder / CONFIG} does not describe a crosscoder of crosstime (format {FORMAT!r})")
-    config.pop("scale_factors")  # for people who read the file; the weights hold them exactly
-    tensors = _verified_tensors(folder / WEIGHTS, config.pop("weights_sha256"))
-    for name in ("checkpoints", "tokens", "sources", "weights"):
-        config[name] = tuple(config[name])
-    return {**config, "positions": Positions(**config["positions"])}, tensors
+    try:
+        config.pop("scale_factors")  # for people who read the file; the weights hold them exactly
+        expected = config.pop("weights_sha256")
+        for name in ("checkpoints", "tokens", "sources", "weights"):
+            config[name] = tuple(config[name])
+        described = config_class(**{**config, "positions": Positions(**config["positions"])})
+    except (KeyError, TypeError) as error:
+        raise ValueError(
+            f"{folder / CONFIG} is damaged or of another version of crosstime ({error!r}): update crosstime, or train "
+            "the crosscoder again"
+        ) from None
+    return described, _verified_tensors(folder / WEIGHTS, expected)
 
 
 def fill(crosscoder: Any, tensors: dict[str, Tensor], source: str | Path) -> None:
@@ -113,17 +122,20 @@ def _verified_tensors(path: Path, expected: str) -> dict[str, Tensor]:
         raise ValueError(f"{path} is not a safetensors file: {error}") from None
 
 
-def _replace(path: Path, content: bytes) -> None:
-    """Write a file so that a reader sees the old content or the new, never half of one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+def _replace(folder: Path, contents: dict[str, bytes]) -> None:
+    """Write files so that none takes its place before all of them are on the disk; they do so in the order given."""
+    drafts = {name: folder / f".{name}.{os.getpid()}" for name in contents}
     try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        for name, content in contents.items():
+            with drafts[name].open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+        for name, draft in drafts.items():
+            draft.replace(folder / name)
     finally:
-        temporary.unlink(missing_ok=True)
+        for draft in drafts.values():
+            draft.unlink(missing_ok=True)
 
 
 def _card(config: dict[str, Any]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -32,9 +31,9 @@ class Corpus:
 
     blocks: UInt[np.ndarray, "n_blocks S"]
     """Token ids, uint16 where the vocabulary allows it, else uint32."""
-    text_sha256: str
-    """Of the whole text, also where only its beginning became blocks."""
     name: str
+    bos: bool = True
+    """Whether each block starts with BOS."""
 
     @classmethod
     def from_text(
@@ -64,14 +63,12 @@ class Corpus:
             raise ValueError("a corpus needs at least one text file")
         name = ", ".join(path.name for path in files)
         documents: list[str] = []
-        text_hash = hashlib.sha256()
         for path in files:
             text = read_text(path)
             if not text.strip():
                 raise ValueError(f"{path} is empty: there is no text to read")
-            text_hash.update(text.encode())
             documents += _documents(text)
-        return _pack(documents, tokenizer, context, positions, limit_tokens, text_hash.hexdigest(), name)
+        return _pack(documents, tokenizer, context, positions, limit_tokens, name)
 
     @classmethod
     def from_strings(
@@ -91,8 +88,7 @@ class Corpus:
         texts = [text for text in texts if text]
         if not texts:
             raise ValueError("the texts are empty: there is nothing to read")
-        sha256 = hashlib.sha256("\n\n".join(texts).encode()).hexdigest()
-        return _pack(texts, tokenizer, context, positions, None, sha256, name)
+        return _pack(texts, tokenizer, context, positions, None, name)
 
     def __len__(self) -> int:
         """Number of blocks."""
@@ -141,7 +137,6 @@ def _pack(
     context: int,
     positions: Positions,
     limit_tokens: int | None,
-    text_sha256: str,
     name: str,
 ) -> Corpus:
     """Tokenise documents and cut the stream of their tokens into blocks."""
@@ -169,7 +164,7 @@ def _pack(
     n_blocks = (n_stream if wanted is None else min(n_stream, wanted)) // new
     stream = np.concatenate(parts)[: n_blocks * new].reshape(n_blocks, new)
     first = np.tile(np.array(bos, dtype=dtype), (n_blocks, 1))
-    return Corpus(np.concatenate([first, stream], axis=1), text_sha256, name)
+    return Corpus(np.concatenate([first, stream], axis=1), name, positions.bos)
 
 
 def _token_stream(documents: Sequence[str], tokenizer: PreTrainedTokenizerBase, name: str) -> Iterator[Iterable[int]]:

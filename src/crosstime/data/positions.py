@@ -25,6 +25,18 @@ class Positions:
         """Index of the first position that the crosscoder reads and replaces."""
         return 0 if self.encode_first else 1
 
+    def check(self, bos: bool, what: str) -> None:
+        """Refuse text that was tokenised under another policy than this one.
+
+        Raises:
+            ValueError: `what` has BOS where the policy has none, or the reverse.
+        """
+        if bos != self.bos:
+            has, wants = ("with", "without") if bos else ("without", "with")
+            raise ValueError(
+                f"{what} was tokenised {has} BOS, the crosscoder's policy is {wants}: pass the same Positions everywhere"
+            )
+
     def bos_ids(self, tokenizer: PreTrainedTokenizerBase) -> list[int]:
         """The ids that stand before every text: BOS, or EOS where a tokenizer has no BOS, or nothing.
 

@@ -70,6 +70,8 @@ class Prompts:
     """Which pair of the task each prompt comes from."""
     skipped: dict[str, int] = field(default_factory=dict)
     """Pairs that gave no prompt: the reason and how many."""
+    bos: bool = True
+    """Whether each prompt starts with BOS."""
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -194,7 +196,7 @@ class Task:
             index.append(i)
         right, wrong = torch.tensor(answers, dtype=torch.long).reshape(-1, 2).unbind(1)
         reasons = {reason: count for reason, count in skipped.items() if count}
-        return Prompts(self.name, tokens, right, wrong, torch.tensor(index, dtype=torch.long), reasons)
+        return Prompts(self.name, tokens, right, wrong, torch.tensor(index, dtype=torch.long), reasons, positions.bos)
 
 
 def indices_by_length(sequences: Sequence[Sequence[int]]) -> dict[int, list[int]]:

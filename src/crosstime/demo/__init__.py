@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from crosstime.data.blimp import load_blimp
 from crosstime.data.task import Task
 
 FOLDER = Path(__file__).parent
-CARD = FOLDER / "CARD.md"
 SUITE = FOLDER / "suite"
 """One folder per checkpoint, step64 to step3786."""
 TRAIN_TEXT = FOLDER / "text" / "train.txt.xz"
 HELDOUT_TEXT = FOLDER / "text" / "heldout.txt.xz"
 BLIMP = FOLDER / "tasks" / "blimp"
 """The subject-verb and determiner-noun sets of BLiMP."""
-
-
-def tokens() -> dict[str, int]:
-    """Tokens seen in pretraining by each checkpoint, in order of training."""
-    return {f"step{entry['step']}": entry["tokens"] for entry in json.loads((SUITE / "log.json").read_text())}
 
 
 def blimp(name: str) -> Task:

@@ -11,6 +11,7 @@ from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
+    HFValidationError,
     HTTPError,  # pyright: ignore[reportPrivateImportUsage] (of whichever HTTP library this version of the client uses)
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
@@ -18,6 +19,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from crosstime.lm.errors import first_line
 from crosstime.lm.nearest import nearest
 from crosstime.lm.weights import WEIGHT_NAMES, check_blob, find_weights
 
@@ -76,6 +78,8 @@ def _download(repo: str, revision: str, patterns: list[str]) -> Path:
         return _with_retries(
             lambda: Path(snapshot_download(repo, revision=revision, allow_patterns=patterns, ignore_patterns=["*/*"]))
         )
+    except HFValidationError as error:
+        raise ValueError(f"{repo!r} is no name of a repository on the hub: {first_line(error)}") from None
     except RevisionNotFoundError:
         raise ValueError(f"{repo} has no revision {revision!r}{nearest(revision, _revisions(repo))}") from None
     except GatedRepoError:
@@ -83,12 +87,12 @@ def _download(repo: str, revision: str, patterns: list[str]) -> Path:
     except RepositoryNotFoundError:
         raise ValueError(f"there is no repository {repo} on the hub, or it is private (`hf auth login`)") from None
     except LocalEntryNotFoundError as error:
-        reason = _first_line(error.__cause__ or error)
+        reason = first_line(error.__cause__ or error)
         raise ValueError(
             f"{repo} at {revision!r} is not in the cache and the hub cannot be reached: {reason}"
         ) from None
     except HTTPError as error:
-        raise ValueError(f"{repo} at {revision!r} could not be downloaded: {_first_line(error)}") from None
+        raise ValueError(f"{repo} at {revision!r} could not be downloaded: {first_line(error)}") from None
 
 
 def _with_retries(download: Callable[[], Path]) -> Path:
@@ -119,7 +123,3 @@ def _revisions(repo: str) -> list[str]:
     except (HTTPError, OSError):
         return []
     return [ref.name for ref in [*refs.branches, *refs.tags]]
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -19,6 +19,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
+from crosstime.lm.errors import first_line
 from crosstime.lm.weights import is_safetensors
 
 
@@ -31,7 +32,7 @@ def load_config(folder: Path, *, trust_remote_code: bool = False) -> PreTrainedC
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"{folder / 'config.json'} cannot be used: {_first_line(error)}") from None
+        raise ValueError(f"{folder / 'config.json'} cannot be used: {first_line(error)}") from None
     return config.get_text_config()
 
 
@@ -45,7 +46,7 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> PreTrain
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
     except Exception as error:  # the tokenizers library raises bare exceptions
-        raise ValueError(f"{folder} has no usable tokenizer ({_first_line(error)}): {advice}") from None
+        raise ValueError(f"{folder} has no usable tokenizer ({first_line(error)}): {advice}") from None
     # Without any of its files transformers makes an empty tokenizer.
     if not any((folder / name).is_file() for name in {"tokenizer.json", *tokenizer.vocab_files_names.values()}):
         raise ValueError(f"{folder} has no tokenizer: {advice}")
@@ -75,7 +76,7 @@ def load_model(
                 output_loading_info=True,
             )
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
-        raise ValueError(f"the weights in {folder} cannot be loaded: {_first_line(error)}") from None
+        raise ValueError(f"the weights in {folder} cannot be loaded: {first_line(error)}") from None
     model, info = cast("tuple[PreTrainedModel, dict[str, Any]]", loaded)
     for problem in ("missing_keys", "mismatched_keys"):
         if names := sorted(str(key) for key in info.get(problem, ())):
@@ -96,7 +97,3 @@ def _quiet() -> Iterator[None]:
         logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

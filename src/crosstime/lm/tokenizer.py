@@ -19,13 +19,18 @@ its post-processor adds shows in the ids of the probe.)"""
 SETTINGS_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 
 
+def deciding_files(tokenizer: PreTrainedTokenizerBase, folder: Path) -> set[str]:
+    """The files in a checkpoint's folder from which such a tokenizer is read, by name."""
+    names = [*SETTINGS_FILES, *tokenizer.vocab_files_names.values()]
+    return {name for name in names if (folder / name).is_file()}
+
+
 def same_files(tokenizer: PreTrainedTokenizerBase, a: Path, b: Path) -> bool:
     """Whether two folders hold the same files of such a tokenizer, byte by byte.
 
     Public suites repeat them in every revision, and to load and compare a large vocabulary takes seconds.
     """
-    names = [*SETTINGS_FILES, *tokenizer.vocab_files_names.values()]
-    present = [{name for name in names if (folder / name).is_file()} for folder in (a, b)]
+    present = [deciding_files(tokenizer, folder) for folder in (a, b)]
     return present[0] == present[1] and all(filecmp.cmp(a / name, b / name, shallow=False) for name in present[0])
 
 

@@ -19,6 +19,10 @@ WEIGHT_NAMES = ("model.safetensors", "pytorch_model.bin")
 
 CHUNK = 1 << 22
 
+_Stamp = tuple[str, int, int, int]
+_known: dict[tuple[_Stamp, ...], str] = {}
+"""Hashes of weights that this process has read, so that loading a checkpoint does not read its files twice."""
+
 
 def find_weights(folder: Path) -> list[Path]:
     """The weight files that transformers would load from a folder.
@@ -52,11 +56,26 @@ def is_safetensors(files: list[Path]) -> bool:
 def hash_weights(files: list[Path]) -> str:
     """SHA-256 over the names, types, shapes and bytes of all tensors, by name.
 
-    The same weights give the same hash however they were saved: format, shards and metadata do not count.
+    The same weights give the same hash however they were saved: format, shards and metadata do not count. Files that
+    have not been written to since this process hashed them are not read again.
 
     Raises:
         ValueError: a file is damaged, or a pickle that holds more than tensors (which is never executed).
     """
+    # Taken before the files are read: one that is written to meanwhile will have another stamp.
+    stamps = tuple(_stamp(file) for file in files)
+    if stamps not in _known:
+        _known[stamps] = _hash_tensors(files)
+    return _known[stamps]
+
+
+def _stamp(file: Path) -> _Stamp:
+    """What changes when a file is written to: its size, and its times (a copy may bring along an old `mtime`)."""
+    state = file.stat()
+    return str(file.resolve()), state.st_size, state.st_mtime_ns, state.st_ctime_ns
+
+
+def _hash_tensors(files: list[Path]) -> str:
     digests = {name: _digest(tensor) for file in files for name, tensor in _tensors(file)}
     whole = hashlib.sha256()
     for name, digest in sorted(digests.items()):

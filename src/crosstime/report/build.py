@@ -11,10 +11,11 @@ import jinja2
 import numpy as np
 from plotly.offline import get_plotlyjs
 
+from crosstime.analysis.numbers import token_count
 from crosstime.report import plots, summary, words
 from crosstime.report.colour import checkpoint_colours
 from crosstime.report.data import ReportData, TaskEffects
-from crosstime.report.features import LIFECYCLES, TaskFeatures, by_task, class_words
+from crosstime.report.features import LIFECYCLE_WORDS, TaskFeatures, by_task, class_words
 from crosstime.report.rows import ROWS, card_chunks, table_rows
 from crosstime.report.script import assignment, to_json
 from crosstime.report.story import GroupStory, group_stories, lead, promotes, task_story
@@ -141,7 +142,7 @@ def _report(
             label: {"words": class_words(label, data.chosen), "colour": plots.class_colour(label, chosen)}
             for label in labels
         },
-        "lifecycles": LIFECYCLES,
+        "lifecycles": LIFECYCLE_WORDS,
         "chunks": starts,
     }
 
@@ -169,7 +170,7 @@ def _render(
         task_name=words.name,
         sentence_case=words.sentence_case,
         percent=words.percent,
-        tokens=words.tokens,
+        tokens=token_count,
         share=words.share,
         number=words.number,
         duration=words.duration,

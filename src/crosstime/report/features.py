@@ -13,11 +13,11 @@ from jaxtyping import Float, Int
 
 from crosstime.report import words
 
-LIFECYCLES = {
-    "emerged": "emerged: no effect at the first checkpoint, one at the last",
-    "maintained": "maintained: an effect at the first checkpoint and at the last",
-    "dropped": "dropped: an effect at the first checkpoint, none at the last",
-    "transient": "transient: an effect only between the first checkpoint and the last",
+LIFECYCLE_WORDS = {
+    "emerged": "emerged: absent at the first checkpoint, present at the last",
+    "maintained": "maintained: present at the first checkpoint and at the last",
+    "dropped": "dropped: present at the first checkpoint, absent at the last",
+    "transient": "transient: present only between the first checkpoint and the last",
     "negligible": "negligible: an effect too small to count",
     "undefined": "undefined: no effect on this task",
 }

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from crosstime.analysis.contexts import FeatureContexts
-from crosstime.report.features import LIFECYCLES, TaskFeatures, class_words
+from crosstime.report.features import LIFECYCLE_WORDS, TaskFeatures, class_words
 from crosstime.report.script import rounded, to_json
 from crosstime.report.story import fires_on, promotes
 
@@ -83,7 +83,7 @@ def _effects(features: TaskFeatures, listed: Sequence[int]) -> dict[int, dict[st
     return {
         int(features.feature[row]): {name: column[i] for name, column in numbers.items()}
         | {"class": kinds[features.classes[row]]}
-        | {"lifecycle": LIFECYCLES.get(features.lifecycle[row], features.lifecycle[row])}
+        | {"lifecycle": LIFECYCLE_WORDS.get(features.lifecycle[row], features.lifecycle[row])}
         for i, row in enumerate(rows)
     }
 

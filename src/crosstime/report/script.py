@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
+
+from crosstime.analysis.numbers import finite
 
 # Characters that would end a script element, open a comment in it, or end a line of JavaScript inside a string.
 _UNSAFE = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
@@ -19,7 +20,7 @@ def to_json(value: Any) -> str:
     try:
         text = _dump(value)
     except ValueError:  # a number that JSON does not know; most values hold none, and looking costs more than this
-        text = _dump(_finite(value))
+        text = _dump(finite(value))
     for character, escape in _UNSAFE.items():
         text = text.replace(character, escape)
     # A lone surrogate cannot be written as UTF-8.
@@ -47,18 +48,7 @@ def _dump(value: Any) -> str:
 
 def _from_numpy(value: Any) -> Any:
     if isinstance(value, np.ndarray):
-        return _finite(value.tolist())
+        return finite(value.tolist())
     if isinstance(value, np.generic):
-        return _finite(value.item())
+        return finite(value.item())
     raise TypeError(f"{type(value).__name__} is not a value for the page")
-
-
-def _finite(value: Any) -> Any:
-    """The value with None in place of every number that is not finite."""
-    if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value

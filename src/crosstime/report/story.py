@@ -84,11 +84,6 @@ def lead(groups: Sequence[GroupStory], tasks: Sequence[TaskStory]) -> list[tuple
     return told + [(name, brief) for name, brief in alone if brief]
 
 
-def plain(sentence: Sentence) -> str:
-    """The sentence without its markup."""
-    return "".join(span.text for span in sentence)
-
-
 # ---------------------------------------------------------------------------------------- accuracy over training
 
 

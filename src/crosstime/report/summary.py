@@ -11,6 +11,7 @@ from typing import Literal
 import numpy as np
 
 from crosstime.analysis.effects import LARGE_GAP
+from crosstime.analysis.numbers import token_count
 from crosstime.analysis.quality import Quality
 from crosstime.report import words
 from crosstime.report.data import ReportData, TaskEffects
@@ -68,7 +69,7 @@ def key_numbers(data: ReportData, tasks: Mapping[str, TaskFeatures]) -> list[Key
 def _of_quality(quality: Quality, n_features: int) -> list[KeyNumber]:
     explained, recovered = np.asarray(quality.explained_variance), np.asarray(quality.loss_recovered)
     names = quality.checkpoints
-    dead = f"{quality.dead:,} in {words.tokens(quality.n_tokens)} tokens"
+    dead = f"{quality.dead:,} in {token_count(quality.n_tokens)} tokens"
     return [
         KeyNumber("L0", f"{quality.l0:.1f}", f"of {n_features:,} features a token"),
         KeyNumber("Explained variance", _range(explained), _lowest(explained, names)),

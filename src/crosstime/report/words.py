@@ -31,17 +31,6 @@ def percent(value: float, digits: int = 0) -> str:
     return f"{100 * value:.{digits}f}{THIN_SPACE}%".replace("-", MINUS)
 
 
-def tokens(count: int | None) -> str:
-    """A number of tokens: "524K", "2.1M", "31M", "4.2B", or "?" where it is unknown."""
-    if count is None:
-        return "?"
-    for unit, size in (("T", 10**12), ("B", 10**9), ("M", 10**6), ("K", 10**3)):
-        if count >= size:
-            value = count / size
-            return f"{value:.0f}{unit}" if value >= 9.95 else f"{value:.1f}".removesuffix(".0") + unit
-    return str(count)
-
-
 def number(value: float, digits: int = 2) -> str:
     """A real number with a true minus sign, in scientific notation where it would print as zero; a dash for NaN."""
     if math.isnan(value):

@@ -13,6 +13,7 @@ from typing import Literal
 
 from crosstime.analysis.path_rules import PathRule
 from crosstime.data.positions import Positions
+from crosstime.lm.nearest import nearest
 from crosstime.run import toml
 from crosstime.training.config import TrainConfig
 
@@ -309,7 +310,7 @@ def preset(name: str) -> str:
         ValueError: no such preset; the nearest is named.
     """
     if name not in presets():
-        raise ValueError(f"there is no preset {name!r}: {toml.nearest(name, presets())}")
+        raise ValueError(f"there is no preset {name!r}{nearest(name, presets())}")
     return (_PRESETS / f"{name}.toml").read_text(encoding="utf-8")
 
 

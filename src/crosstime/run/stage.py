@@ -32,6 +32,10 @@ def _nothing_to_settle(_: Any) -> None:
     pass
 
 
+def _no_seconds(_: Any) -> float:
+    return 0.0
+
+
 @dataclass(frozen=True)
 class Stage(Generic[W]):
     """One step of the way from checkpoints to the report; it writes one artifact folder."""
@@ -52,6 +56,8 @@ class Stage(Generic[W]):
     """What its result depends on besides: hashes of the user's files."""
     settle: Callable[[W], None] = _nothing_to_settle
     """Called whenever the artifact stands, new or old: checks what else must hold of it, and tidies up."""
+    seconds_before: Callable[[W], float] = _no_seconds
+    """Wall time of the unfinished attempts that `work` would go on from."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +130,8 @@ def bring_up_to_date(
 
 def _do(workspace: W, stage: Stage[W]) -> None:
     settings, inputs = _settings(workspace, stage), _inputs(workspace, stage)
-    with artifact.writing(workspace.folder / stage.folder, settings=settings, inputs=inputs) as draft:
+    folder, before = workspace.folder / stage.folder, stage.seconds_before(workspace)
+    with artifact.writing(folder, settings=settings, inputs=inputs, seconds_before=before) as draft:
         stage.work(workspace, draft)
 
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import math
-import shutil
 import warnings
-from dataclasses import asdict, replace
+from dataclasses import replace
 from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +17,15 @@ from crosstime.analysis.ablation import Ablation, ablate
 from crosstime.analysis.contexts import contexts, load_contexts, save_contexts
 from crosstime.analysis.effects import Effects, attribute
 from crosstime.analysis.features import feature_table
+from crosstime.analysis.numbers import finite
 from crosstime.analysis.quality import Quality, evaluate
-from crosstime.analysis.survey import Survey, survey
+from crosstime.analysis.survey import survey
+from crosstime.data.task import Task
 from crosstime.report.build import build_report
 from crosstime.report.data import ReportData, RunFacts, TaskEffects, TaskGroup, TrainingPoint
 from crosstime.run.config import RunConfig
 from crosstime.run.stage import Stage
+from crosstime.run.summary import seconds
 from crosstime.run.values import Run
 from crosstime.training.log import read_log
 from crosstime.training.train import train
@@ -33,15 +35,17 @@ TRAINING_LOG = "training/log.jsonl"
 
 
 def write_suite(run: Run, draft: Path) -> None:
-    """checkpoints.json: what was found, with the hash of each checkpoint's weights."""
-    _write_json(draft / "checkpoints.json", [asdict(checkpoint) for checkpoint in run.suite.checkpoints])
+    """checkpoints.json: what decides the activations, by hash. sources.json: what is only told about them."""
+    _write_json(draft / "checkpoints.json", run.fingerprints())
+    told = ("name", "tokens", "source", "revision", "commit")
+    _write_json(draft / "sources.json", [{key: getattr(c, key) for key in told} for c in run.suite])
 
 
 def write_survey(run: Run, draft: Path) -> None:
     """Every checkpoint on every set of minimal pairs and on held-out text."""
     found = survey(
         run.suite,
-        [part for parts in run.surveyed.values() for part in parts],
+        _sets(run),
         run.heldout_text,
         layer=run.layer,
         positions=run.config.positions,
@@ -55,13 +59,13 @@ def write_survey(run: Run, draft: Path) -> None:
 
 
 def write_comparison(run: Run, draft: Path) -> None:
-    """checkpoints.json: the compared ones. proposal.json: why these, where the survey chose."""
+    """checkpoints.json: the compared ones, as in the suite's. proposal.json: why these, where the survey chose."""
     names, reasons = list(run.config.compare.checkpoints), None
     if not names:
-        proposal = Survey.load(run.folder / "survey").propose(run.config.compare.number)
+        proposal = run.read_survey().propose(run.config.compare.number)
         names, reasons = proposal.checkpoints, proposal.reasons
-    chosen = run.suite.select(names).checkpoints
-    _write_json(draft / "checkpoints.json", [{"name": c.name, "tokens": c.tokens, "sha256": c.sha256} for c in chosen])
+    chosen = [row for row in run.read_json("suite/checkpoints.json") if row["name"] in names]
+    _write_json(draft / "checkpoints.json", chosen)
     _write_json(draft / "proposal.json", reasons)
 
 
@@ -83,7 +87,15 @@ def write_crosscoder(run: Run, draft: Path) -> None:
 
 def drop_training_state(run: Run) -> None:
     """A finished training needs no state to go on from."""
-    shutil.rmtree(run.folder / TRAINING_STATE, ignore_errors=True)
+    artifact.discard(run.folder / TRAINING_STATE, run.folder)
+
+
+def unfinished_seconds(run: Run) -> float:
+    """How long the unfinished training that is to go on has trained, by its log."""
+    if not (run.folder / TRAINING_STATE).exists():
+        return 0.0
+    log = [{"rows": 0}, *read_log(run.folder / TRAINING_LOG)]
+    return sum(((now["rows"] - before["rows"]) / now["rows_per_second"] for before, now in pairwise(log)), 0.0)
 
 
 def write_evaluation(run: Run, draft: Path) -> None:
@@ -163,7 +175,7 @@ def write_report(run: Run, draft: Path) -> None:
 
 def report_data(run: Run) -> ReportData:
     """What the report is made from, read from the artifacts."""
-    survey_found = Survey.load(run.folder / "survey")
+    survey_found = run.read_survey()
     proposed = not run.config.compare.checkpoints
     crosscoder = run.crosscoder.config
     log = read_log(run.folder / TRAINING_LOG)
@@ -175,7 +187,7 @@ def report_data(run: Run) -> ReportData:
             n_features=crosscoder.features,
             rows_trained=run.config.training.steps * run.config.training.batch_size,
             seed=run.config.training.seed,
-            seconds=tuple(seconds(run.folder).items()),
+            seconds=tuple(seconds(run.folder, {stage.name: stage.folder for stage in _STAGES}).items()),
             version=version("crosstime"),
         ),
         chosen=list(crosscoder.checkpoints),
@@ -187,14 +199,8 @@ def report_data(run: Run) -> ReportData:
         ablation=Ablation.load(run.folder / "ablation"),
         contexts=load_contexts(run.folder / "contexts" / "contexts.json"),
         training=tuple(TrainingPoint(r["rows"], r["loss"], r["l0"], r["explained_variance"]) for r in log),
-        groups=tuple(TaskGroup(name, tuple(p.name for p in parts)) for name, parts in run.surveyed.items() if parts),
+        groups=tuple(TaskGroup(name, tuple(p.name for p in parts)) for name, parts in run.surveyed.items()),
     )
-
-
-def seconds(run_dir: Path) -> dict[str, float]:
-    """Wall time of each stage whose artifact is there."""
-    manifests = {stage.name: artifact.read_manifest(run_dir / stage.folder) for stage in _STAGES}
-    return {name: manifest.seconds for name, manifest in manifests.items() if manifest}
 
 
 def _source(run: Run) -> str:
@@ -205,31 +211,26 @@ def _source(run: Run) -> str:
 
 
 def _tasks(run: Run) -> dict[str, Any]:
-    return {f"task {task.name}": task.sha256 for task in run.attributed}
+    """The attributed tasks, in order: their effects are kept by number."""
+    return {f"task {n} {task.name}": task.sha256 for n, task in enumerate(run.attributed, 1)}
+
+
+def _sets(run: Run) -> list[Task]:
+    """The sets that the survey reads, each once."""
+    return list({part.name: part for parts in run.surveyed.values() for part in parts}.values())
 
 
 def _surveyed(run: Run) -> dict[str, Any]:
-    tasks = {f"task {part.name}": part.sha256 for parts in run.surveyed.values() for part in parts}
-    return tasks | run.heldout_facts()
+    return {f"task {part.name}": part.sha256 for part in _sets(run)} | run.heldout_facts()
 
 
 def _tasks_and_groups(run: Run) -> dict[str, Any]:
-    return {f"task {name}": [part.name for part in parts] for name, parts in run.surveyed.items()}
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no NaN: null stands for it."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
-    return value
+    groups = enumerate(run.surveyed.items(), 1)
+    return {f"task {n} {name}": [part.name for part in parts] for n, (name, parts) in groups}
 
 
 def _write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(_finite(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(finite(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
 
 
 _MODELS = ("compute.dtype", "positions", "crosscoder.layer")
@@ -250,7 +251,7 @@ _STAGES: tuple[Stage[Run], ...] = (
         "survey",
         "every checkpoint on every task",
         settings=(*_MODELS, *_BLOCKS, "survey"),
-        inputs=("suite",),
+        inputs=("suite/checkpoints.json",),
         facts=_surveyed,
         work=write_survey,
     ),
@@ -271,6 +272,7 @@ _STAGES: tuple[Stage[Run], ...] = (
         facts=Run.train_facts,
         work=write_crosscoder,
         settle=drop_training_state,
+        seconds_before=unfinished_seconds,
     ),
     Stage(
         "evaluate",
@@ -313,7 +315,16 @@ _STAGES: tuple[Stage[Run], ...] = (
         "report",
         "writing the pages",
         settings=("report.title", "compare"),
-        inputs=("survey", "compare", "crosscoder", "evaluation", "effects", "ablation", "contexts"),
+        inputs=(
+            "suite/sources.json",
+            "survey",
+            "compare",
+            "crosscoder",
+            "evaluation",
+            "effects",
+            "ablation",
+            "contexts",
+        ),
         facts=_tasks_and_groups,
         work=write_report,
     ),

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from crosstime import artifact
+from crosstime.analysis.numbers import token_count
 
 LIFECYCLES = ("emerged", "maintained", "dropped", "transient", "negligible", "undefined")
 _QUALITIES = ("explained_variance", "loss_recovered", "delta_ce")
@@ -27,13 +28,19 @@ def headline(run_dir: Path, folders: dict[str, str]) -> dict[str, Any]:
         ValueError: an artifact that holds one of the numbers is damaged.
     """
     return {
-        "checkpoints": _checkpoints(run_dir / "compare"),
+        "checkpoints": _checkpoints(run_dir),
         **_quality(run_dir / "evaluation"),
         **_effects(run_dir / "effects"),
         "ablation_correlation": _ablation(run_dir / "ablation"),
-        "seconds": _seconds(run_dir, folders),
+        "seconds": seconds(run_dir, folders),
         "report": _report(run_dir / "report"),
     }
+
+
+def seconds(run_dir: Path, folders: dict[str, str]) -> dict[str, float]:
+    """Wall time of each stage whose artifact is there; arguments as of `headline`."""
+    manifests = {name: artifact.read_manifest(run_dir / folder) for name, folder in folders.items()}
+    return {name: manifest.seconds for name, manifest in manifests.items() if manifest}
 
 
 def table(numbers: dict[str, Any]) -> str:
@@ -41,7 +48,7 @@ def table(numbers: dict[str, Any]) -> str:
     lines = [("report", numbers["report"] or "not yet written")]
     if numbers["checkpoints"]:
         names = [checkpoint["name"] for checkpoint in numbers["checkpoints"]]
-        tokens = [_tokens(checkpoint["tokens"]) for checkpoint in numbers["checkpoints"]]
+        tokens = [token_count(checkpoint["tokens"]) for checkpoint in numbers["checkpoints"]]
         rows = [("checkpoints", names), ("tokens seen", tokens)]
         for key, label in (
             ("explained_variance", "explained variance"),
@@ -66,9 +73,10 @@ def table(numbers: dict[str, Any]) -> str:
     return "\n".join(f"{label.ljust(label_width)}  {value}" for label, value in lines)
 
 
-def _checkpoints(folder: Path) -> list[dict[str, Any]] | None:
-    rows = _json(folder, "checkpoints.json")
-    return rows and [{"name": row["name"], "tokens": row["tokens"]} for row in rows]
+def _checkpoints(run_dir: Path) -> list[dict[str, Any]] | None:
+    compared, sources = _json(run_dir / "compare", "checkpoints.json"), _json(run_dir / "suite", "sources.json")
+    tokens = {row["name"]: row["tokens"] for row in sources or ()}
+    return compared and [{"name": row["name"], "tokens": tokens.get(row["name"])} for row in compared]
 
 
 def _quality(folder: Path) -> dict[str, Any]:
@@ -104,11 +112,6 @@ def _ablation(folder: Path) -> float | None:
     return summary and summary["correlation"]
 
 
-def _seconds(run_dir: Path, folders: dict[str, str]) -> dict[str, float]:
-    manifests = {name: artifact.read_manifest(run_dir / folder) for name, folder in folders.items()}
-    return {name: manifest.seconds for name, manifest in manifests.items() if manifest}
-
-
 def _report(folder: Path) -> str | None:
     return str((folder / "index.html").resolve()) if artifact.read_manifest(folder) else None
 
@@ -119,13 +122,6 @@ def _json(folder: Path, name: str) -> Any:
         return None
     artifact.verify(folder)
     return json.loads((folder / name).read_text(encoding="utf-8"), parse_constant=lambda _: None)
-
-
-def _tokens(count: int | None) -> str:
-    for unit, size in (("T", 10**12), ("B", 10**9), ("M", 10**6), ("K", 10**3)):
-        if count is not None and count >= size:
-            return f"{count / size:.3g}{unit}"
-    return "?" if count is None else str(count)
 
 
 def _number(value: float | None, digits: int = 3) -> str:

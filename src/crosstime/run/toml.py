@@ -12,9 +12,10 @@ import tomllib
 import types
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+
+from crosstime.lm.nearest import nearest
 
 T = TypeVar("T")
 
@@ -79,15 +80,9 @@ def settings(value: Any, name: str) -> dict[str, Any]:
     return dict(_flat(value, name))
 
 
-def nearest(word: str, valid: Sequence[str]) -> str:
-    """The end of an error message about an unknown word: the nearest valid one, or all where none is near."""
-    match = get_close_matches(word, valid, n=1, cutoff=0.5)
-    return f"did you mean `{match[0]}`?" if match else f"valid: {', '.join(f'`{name}`' for name in valid)}"
-
-
 def _unknown(key: str, value: Any, known: Mapping[str, Any], section: str) -> str:
     kind = "key" if section or not isinstance(value, (dict, list)) else "section"
-    return f"unknown {kind} `{key}`: {nearest(key, list(known))}"
+    return f"unknown {kind} `{key}`{nearest(key, known)}"
 
 
 def _value(hint: Any, value: Any, section: str, key: str) -> Any:
@@ -105,7 +100,7 @@ def _value(hint: Any, value: Any, section: str, key: str) -> Any:
         return _plain(hint, value)
     except TypeError:
         where = f"[{section}] " if section else ""
-        hinted = f"; {nearest(value, _words(hint))}" if isinstance(value, str) and _words(hint) else ""
+        hinted = nearest(value, _words(hint)) if isinstance(value, str) else ""
         raise ValueError(f"{where}`{key}` must be {_describe(hint)}, not {_shown(value)}{hinted}") from None
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from crosstime import artifact, demo
+from crosstime.analysis.survey import Survey
 from crosstime.crosscoder.crosscoder import Crosscoder
 from crosstime.data.corpus import Corpus
 from crosstime.data.jsonl import load_jsonl
@@ -20,6 +21,7 @@ from crosstime.data.task import Task
 from crosstime.lm.device import available_device
 from crosstime.lm.split import SplitLM
 from crosstime.lm.suite import Suite
+from crosstime.lm.tokenizer import deciding_files
 from crosstime.run.config import RunConfig, SuiteConfig, TaskConfig
 from crosstime.run.stage import Workspace
 
@@ -48,6 +50,15 @@ class Run(Workspace):
         if suite.folder:
             return Suite.from_folder(self._path(suite.folder), names, **settings)
         return Suite.from_folders([self._path(folder) for folder in suite.folders], names=names, **settings)
+
+    def fingerprints(self) -> list[dict[str, Any]]:
+        """What decides each checkpoint's activations: the hashes of its weights and of the files on how to use them."""
+        rows = []
+        for checkpoint, folder in zip(self.suite.checkpoints, self.suite.folders, strict=True):
+            names = {"config.json"} | deciding_files(self.tokenizer, folder)
+            files = {name: artifact.sha256_of(folder / name) for name in sorted(names)}
+            rows.append({"name": checkpoint.name, "sha256": checkpoint.sha256, "files": files})
+        return rows
 
     @cached_property
     def compared(self) -> Suite:
@@ -140,14 +151,20 @@ class Run(Workspace):
 
     @cached_property
     def surveyed(self) -> dict[str, list[Task]]:
-        """For each [[task]], its sets one by one: the survey looks at each set on its own. No set occurs twice."""
+        """For each [[task]], its sets one by one: the survey looks at each set on its own.
+
+        Sets of one name hold the same pairs: where a later task has other pairs under a name, its own stands before it.
+        """
         limit = self.config.survey.max_pairs
-        seen: set[str] = set()
+        known: dict[str, str] = {}
         surveyed = {}
         for name, task in self.tasks.items():
-            parts = [part for part in _parts(task) if part.name not in seen]
-            seen.update(part.name for part in parts)
-            surveyed[name] = [part.take(limit) if limit else part for part in parts]
+            parts = [part.take(limit) if limit else part for part in _parts(task)]
+            surveyed[name] = [
+                part if known.get(part.name, part.sha256) == part.sha256 else replace(part, name=f"{name}: {part.name}")
+                for part in parts
+            ]
+            known |= {part.name: part.sha256 for part in surveyed[name]}
         return surveyed
 
     # ------------------------------------------------------------------------------------------------------ artifacts
@@ -156,6 +173,12 @@ class Run(Workspace):
     def crosscoder(self) -> Crosscoder:
         """The trained crosscoder."""
         return Crosscoder.from_pretrained(self.folder / "crosscoder").to(self.device)
+
+    def read_survey(self) -> Survey:
+        """What the survey found, with the tokens that the suite now states: they decide nothing in it."""
+        found = Survey.load(self.folder / "survey")
+        tokens = {row["name"]: row["tokens"] for row in self.read_json("suite/sources.json")}
+        return replace(found, tokens=[tokens[name] for name in found.checkpoints])
 
     def read_json(self, name: str) -> Any:
         """The content of a JSON file of an artifact."""
@@ -167,10 +190,10 @@ class Run(Workspace):
         """Finds what is wrong with the input before any long work.
 
         Raises:
-            ValueError: the weights are not those that this run began with, a checkpoint is unknown or lonely, the layer
-                is out of range, a text file is missing or empty, or a task gives no prompt.
+            ValueError: the checkpoints are not those that this run began with, one is unknown or lonely, the layer is
+                out of range, a text file is missing or empty, or a task gives no prompt.
         """
-        self._check_weights()
+        self._check_checkpoints()
         if len(self.suite) < 2:
             raise ValueError(f"suite has one checkpoint, {self.suite.names[0]!r}: comparing needs at least 2")
         self.suite.select(list(self.config.compare.checkpoints) or self.suite.names)
@@ -189,14 +212,30 @@ class Run(Workspace):
         for task in self.attributed:
             task.prompts(self.tokenizer, self.config.positions)
 
-    def _check_weights(self) -> None:
-        recorded = {row["name"]: row["sha256"] for row in self.read_json("suite/checkpoints.json")}
-        for checkpoint in self.suite.checkpoints:
-            if recorded[checkpoint.name] != checkpoint.sha256:
+    def _check_checkpoints(self) -> None:
+        """Compares the checkpoints with those that stand in the suite's artifact."""
+        began = {row["name"]: row for row in self.read_json("suite/checkpoints.json")}
+        self._check_names(list(began), self.suite.names)
+        for checkpoint, row in zip(self.suite, self.fingerprints(), strict=True):
+            then = began[checkpoint.name]
+            files = sorted(row["files"].keys() | then["files"].keys())
+            changed = [name for name in files if row["files"].get(name) != then["files"].get(name)]
+            what = "weights" if row["sha256"] != then["sha256"] else changed[0] if changed else None
+            if what is not None:
                 raise ValueError(
-                    f"the weights of checkpoint {checkpoint.name!r} in {checkpoint.source} have changed since this run "
-                    f"began: put them back, or delete {self.folder / 'suite'} to go on with the new ones"
+                    f"the {what} of checkpoint {checkpoint.name!r} in {checkpoint.source} changed after this run "
+                    f"began: put back what was there, or delete {self.folder / 'suite'} to go on with what is there now"
                 )
+
+    def _check_names(self, then: list[str], now: list[str]) -> None:
+        if then == now:
+            return
+        new, gone = ([n for n in a if n not in b] for a, b in ((now, then), (then, now)))
+        changes = [f"{what}: {', '.join(names)}" for what, names in (("new", new), ("gone", gone)) if names]
+        raise ValueError(
+            f"the checkpoints are not those that this run began with ({'; '.join(changes) or 'another order'}): delete "
+            f"{self.folder / 'suite'} to take them as they are now, or name in suite.names those that are meant"
+        )
 
     # -------------------------------------------------------------------------------------------------------- details
 

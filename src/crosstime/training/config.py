@@ -67,6 +67,8 @@ class TrainConfig:
         for name in ("lr_decay", "l1_warmup"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"training.{name} is a share of the steps, from 0 to 1; got {getattr(self, name)}")
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"training.seed must not be negative, and less than 2^63; got {self.seed}")
         if self.ring_rows < self.batch_size:
             raise ValueError(
                 f"training.ring_rows ({self.ring_rows}) must be at least training.batch_size ({self.batch_size})"

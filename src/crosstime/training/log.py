@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
+
+from crosstime.artifact import write_text
 
 Record = dict[str, Any]
 Sink = Callable[[Record], None]
 
 
-def open_log(path: Path | None, loggers: Sequence[str], *, from_step: int) -> list[Sink]:
-    """The places that each record goes to.
+@contextmanager
+def open_log(path: Path | None, loggers: Sequence[str], *, from_step: int) -> Iterator[list[Sink]]:
+    """The places that each record goes to, until the block ends; the services then know whether it ended well.
 
     Args:
         path: log.jsonl, or None for no file. Lines of steps after `from_step`, which an interrupted run wrote and
@@ -25,7 +29,8 @@ def open_log(path: Path | None, loggers: Sequence[str], *, from_step: int) -> li
     """
     services = {"wandb": _wandb, "tensorboard": _tensorboard}
     file = [_jsonl(path, from_step)] if path is not None else []
-    return file + [services[name](path) for name in loggers]
+    with ExitStack() as stack:
+        yield file + [services[name](path, stack) for name in loggers]
 
 
 def read_log(path: Path) -> list[Record]:
@@ -39,7 +44,7 @@ def read_log(path: Path) -> list[Record]:
 def _jsonl(path: Path, from_step: int) -> Sink:
     kept = [record for record in read_log(path) if record["step"] <= from_step]
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
+    write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
 
     def write(record: Record) -> None:
         with path.open("a", encoding="utf-8") as file:
@@ -59,25 +64,25 @@ def _numbers(record: Record) -> dict[str, int | float]:
     return flat
 
 
-def _wandb(path: Path | None) -> Sink:
+def _wandb(path: Path | None, stack: ExitStack) -> Sink:
     try:
         import wandb  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise ValueError(
             "training.loggers names wandb, which is not installed: pip install 'crosstime[wandb]'"
         ) from None
-    run = wandb.init(project="crosstime", dir=path.parent if path else None)
+    run = stack.enter_context(wandb.init(project="crosstime", dir=path.parent if path else None))
     return lambda record: run.log(_numbers(record), step=record["step"])
 
 
-def _tensorboard(path: Path | None) -> Sink:
+def _tensorboard(path: Path | None, stack: ExitStack) -> Sink:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         raise ValueError(
             "training.loggers names tensorboard, which is not installed: pip install 'crosstime[tensorboard]'"
         ) from None
-    writer = SummaryWriter(log_dir=str(path.parent / "tensorboard") if path else None)
+    writer = stack.enter_context(SummaryWriter(log_dir=str(path.parent / "tensorboard") if path else None))
 
     def write(record: Record) -> None:
         for name, value in _numbers(record).items():

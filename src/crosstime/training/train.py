@@ -64,6 +64,7 @@ def train(
         KeyboardInterrupt: on Ctrl-C or SIGTERM, after the state was saved.
     """
     config, positions = config or TrainConfig(), positions or Positions()
+    positions.check(corpus.bos, "the text")
     crosscoder_config = CrosscoderConfig(
         checkpoints=tuple(suite.names),
         layer=layer,
@@ -80,8 +81,8 @@ def train(
     if state_folder is not None:
         state = StateFolder(state_folder, _settings(crosscoder_config, config, corpus))
     trainer = Trainer(crosscoder_config, config, models, corpus, state)
-    log = open_log(log_path, config.loggers, from_step=trainer.step)
-    trainer.run(log)
+    with open_log(log_path, config.loggers, from_step=trainer.step) as log:
+        trainer.run(log)
     return trainer.crosscoder
 
 
@@ -275,7 +276,7 @@ def _settings(crosscoder: CrosscoderConfig, config: TrainConfig, corpus: Corpus)
         "weights": list(crosscoder.weights),
         "positions": dataclasses.asdict(crosscoder.positions),
         "context": corpus.context,
-        "text": hashlib.sha256(np.ascontiguousarray(corpus.blocks)).hexdigest(),
+        "text": hashlib.sha256(np.ascontiguousarray(corpus.blocks).data).hexdigest(),
     }
 
 

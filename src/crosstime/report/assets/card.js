@@ -53,7 +53,12 @@
       const [life, meaning] = effects.lifecycle.split(": ");
       const at = checkpoints.map((checkpoint, m) => `${crosstime.percent(effects.share[m])} at ${checkpoint.name}`).join(", ");
       parts.push("On ", element("b", {}, tasks[state.task]), ": ", element("b", {}, effects.class), "; ", element("b", {}, life),
-        meaning ? ` (${meaning}). ` : ". ", `Its part of all features’ effect: ${at}. `);
+        meaning ? ` (${meaning}). ` : ". ");
+      if (!["negligible", "undefined"].includes(life)) {
+        parts.push("These are two measures: the class says where most of the effect lies, the lifecycle whether the feature is present at the first and at the last checkpoint, ",
+          `with at least ${crosstime.share(0.3 / checkpoints.length)} of RelIE. `);
+      }
+      parts.push(`Its part of all features’ effect: ${at}. `);
     }
     parts.push(`It fires on ${crosstime.percent(card.frequency)} of held-out tokens.`);
     return element("p", { class: "card-words" }, ...parts);

@@ -113,7 +113,7 @@
       element("th", { scope: "row" }, link),
       ...checkpoints.map((checkpoint, m) => effect(rows.ie[m][i], largest, checkpoint.colour)),
       element("td", {}, stack(rows, i)),
-      element("td", { class: "class" }, crosstime.dot(kind.colour), kind.words, element("small", {}, rows.lifecycle[i])),
+      element("td", { class: "class" }, crosstime.dot(kind.colour), kind.words, element("small", { title: crosstime.report.lifecycles[rows.lifecycle[i]] }, rows.lifecycle[i])),
       element("td", { class: "number" }, crosstime.percent(rows.frequency[i])),
       tokens(rows.fires[i]),
       tokens(promoted(rows, i)));

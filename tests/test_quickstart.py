@@ -1,0 +1,31 @@
+"""The quickstart explains every key of run.toml."""
+
+import re
+import tomllib
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import get_args, get_type_hints
+
+import pytest
+
+from crosstime.run.config import RunConfig
+from crosstime.training.config import TrainConfig
+
+QUICKSTART = (Path(__file__).parents[1] / "docs" / "quickstart.md").read_text(encoding="utf-8")
+SECTIONS = {
+    section: next(part for part in (kind, *get_args(kind)) if is_dataclass(part))
+    for section, kind in get_type_hints(RunConfig).items()
+}
+
+
+@pytest.mark.parametrize("section", [section for section in SECTIONS if section != "training"])
+def test_every_key_stands_in_the_row_of_its_section(section):
+    (row,) = re.findall(rf"^\| `\[+{section}\]+` \| (.*) \|$", QUICKSTART, flags=re.MULTILINE)
+    assert {field.name for field in fields(SECTIONS[section])} <= set(re.findall(r"`(\w+)(?: = \w+)?`", row))
+
+
+def test_every_key_of_training_has_a_row_with_its_default():
+    rows = dict(re.findall(r"^\| `(\w+)` \| ([^|]+) \| [^|]+ \|$", QUICKSTART, flags=re.MULTILINE))
+    defaults = tomllib.loads("\n".join(f"{key} = {rows[key]}" for key in (field.name for field in fields(TrainConfig))))
+    assert TrainConfig(**{**defaults, "loggers": tuple(defaults["loggers"])}) == TrainConfig()
+    assert set(rows) == set(defaults)
