@@ -126,6 +126,29 @@ def test_a_full_disk_is_the_users_to_mend(tmp_path, errors, monkeypatch, error):
     assert "the disk is full" in errors("new", "demo", tmp_path)
 
 
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("CUDA out of memory. Tried to allocate 3 GiB")])
+def test_too_little_memory_is_the_users_to_mend(tmp_path, errors, monkeypatch, error):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(cli, "_bring_up_to_date", fail)
+    assert "not enough memory: make crosscoder.features" in errors("run", str(tmp_path))
+
+
+def test_a_closed_stdout_is_no_fault(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.stdout", None)
+    assert cli.main(["new", "demo", str(tmp_path / "run")]) == 0
+
+
+def test_a_terminal_of_unknown_size_still_shows_progress(monkeypatch):
+    monkeypatch.delenv("TQDM_NCOLS", raising=False)
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    monkeypatch.setattr("sys.stderr.fileno", lambda: 2, raising=False)
+    monkeypatch.setattr("os.get_terminal_size", lambda _: os.terminal_size((0, 0)))
+    cli._mend_terminal()
+    assert os.environ.pop("TQDM_NCOLS") == "80"
+
+
 def test_a_fault_of_ours_exits_1_and_keeps_the_traceback(tmp_path, monkeypatch, capfd):
     (tmp_path / "run.toml").write_text(config.preset("demo"))
 

@@ -25,6 +25,7 @@ import tyro
 from crosstime import artifact
 from crosstime.lm.nearest import nearest
 
+STDOUT = 1
 DONE, FAULT, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
 RunDir = tyro.conf.Positional[Path]
@@ -173,11 +174,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with _signals(), warnings.catch_warnings():
             _quiet()
+            _mend_terminal()
             _dispatch(arguments)
-            sys.stdout.flush()
+            if sys.stdout is not None:  # a shell may have closed it
+                sys.stdout.flush()
     except BrokenPipeError:
         # Whoever read our output has had enough of it; Python would complain once more at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), STDOUT)
         return DONE
     except KeyboardInterrupt as interrupt:
         _say(" ".join(["interrupted", *map(str, interrupt.args)]))
@@ -272,6 +275,11 @@ def _users_line(error: Exception) -> str | None:
     if isinstance(error, _USER_ERRORS) or (isinstance(error, OSError) and error.errno == errno.EROFS):
         where = f"{error.filename}: " if getattr(error, "filename", None) else ""
         return where + (error.strerror or str(error) or type(error).__name__)
+    if isinstance(error, MemoryError) or "out of memory" in str(error) or "allocate memory" in str(error):
+        return (
+            "there is not enough memory: make crosscoder.features, training.ring_rows, training.batch_size or a "
+            f"stage's batch_size smaller ({' '.join(str(error).split())[:200]})"
+        )
     if isinstance(error, ValueError) and _is_raised_here(error):
         return " ".join(str(error).split())
     return None
@@ -307,6 +315,12 @@ def _quiet() -> None:
 
     warnings.simplefilter("default")
     warnings.showwarning = show_warning
+
+
+def _mend_terminal() -> None:
+    """Lets progress bars show on a terminal that does not know its size; there tqdm would write empty lines."""
+    if sys.stderr is not None and sys.stderr.isatty() and os.get_terminal_size(sys.stderr.fileno()).columns == 0:
+        os.environ.setdefault("TQDM_NCOLS", "80")
 
 
 def _quiet_transformers() -> None:

@@ -233,3 +233,11 @@ def test_no_list_of_blocks(neox):
 def test_bare_base_model_is_refused(neox):
     with pytest.raises(ValueError, match="not a causal language model"):
         SplitLM(neox.gpt_neox, 1)
+
+
+def test_rows_longer_than_the_model_has_positions_are_refused():
+    model = tiny.make_model(tiny.neox_config())
+    lm = SplitLM(model, layer=1)
+    assert lm.lower(torch.zeros(1, 128, dtype=torch.long)).shape == (1, 128, 32)
+    with pytest.raises(ValueError, match="made for 128 positions at most, got rows of 129 tokens"):
+        lm.lower(torch.zeros(1, 129, dtype=torch.long))

@@ -34,7 +34,8 @@ class Positions:
         if bos != self.bos:
             has, wants = ("with", "without") if bos else ("without", "with")
             raise ValueError(
-                f"{what} was tokenised {has} BOS, the crosscoder's policy is {wants}: pass the same Positions everywhere"
+                f"{what} was tokenised {has} BOS, the policy of the crosscoder is {wants}: "
+                "pass the same Positions everywhere"
             )
 
     def bos_ids(self, tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -52,6 +52,7 @@ class SplitLM:
         self.layer, self.name, self.n_layers = layer, name, len(blocks)
         self.dtype: torch.dtype = model.dtype
         self.device: torch.device = model.device
+        self._most_positions: int | None = getattr(model.config, "max_position_embeddings", None)
         if not 0 <= layer < self.n_layers:
             raise ValueError(f"layer {layer} is out of range: {self} has blocks 0 to {self.n_layers - 1}")
         self._takes_positions = "position_ids" in inspect.signature(base.forward).parameters
@@ -86,7 +87,16 @@ class SplitLM:
     def lower(
         self, tokens: Int[Tensor, "B S"], mask: Int[Tensor, "B S"] | Bool[Tensor, "B S"] | None = None
     ) -> Float[Tensor, "B S D"]:
-        """The residual stream after block `layer`, in the model's dtype. Later blocks do not run; no gradients."""
+        """The residual stream after block `layer`, in the model's dtype. Later blocks do not run; no gradients.
+
+        Raises:
+            ValueError: the rows are longer than the model has positions.
+        """
+        if self._most_positions is not None and tokens.shape[1] > self._most_positions:
+            raise ValueError(
+                f"{self} was made for {self._most_positions} positions at most, got rows of {tokens.shape[1]} tokens: "
+                "give shorter texts, or a smaller context"
+            )
         with torch.no_grad():
             self._forward(self._lower, mask, input_ids=tokens)
         return self._tap.take()

@@ -213,7 +213,7 @@ class EffectsConfig:
     def __post_init__(self) -> None:
         """Raises ValueError where nothing could be integrated."""
         _at_least(1, "effects", steps=self.steps, batch_size=self.batch_size)
-        _at_least(0, "effects", bootstrap=self.bootstrap)
+        _at_least(0, "effects", bootstrap=self.bootstrap, seed=self.seed)
 
 
 @dataclass(frozen=True)
@@ -230,6 +230,7 @@ class AblationConfig:
     def __post_init__(self) -> None:
         """Raises ValueError where there is nothing to ablate."""
         _at_least(1, "ablation", top_k=self.top_k, batch_size=self.batch_size)
+        _at_least(0, "ablation", seed=self.seed)
 
 
 @dataclass(frozen=True)
