@@ -25,8 +25,8 @@ def start(folder):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_twenty_kills_leave_the_same_weights(tmp_path, tiny_suite):
-    peaceful, killed = (write_inputs(tmp_path / name, tiny_suite) for name in ("peaceful", "killed"))
+def test_twenty_kills_leave_the_same_weights(tmp_path, users_suite):
+    peaceful, killed = (write_inputs(tmp_path / name, users_suite) for name in ("peaceful", "killed"))
     for folder in (peaceful, killed):
         edit(folder, "rows = 4096", "rows = 65_536")
         edit(folder, "save_seconds = 300", "save_seconds = 0.2")

@@ -17,9 +17,9 @@ from users_run import ARTIFACTS, edit, write_inputs
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory, tiny_suite):
+def finished(tmp_path_factory, users_suite):
     """A finished run. Copy it before changing it."""
-    folder = write_inputs(tmp_path_factory.mktemp("a run"), tiny_suite)
+    folder = write_inputs(tmp_path_factory.mktemp("a run"), users_suite)
     assert cli.main(["run", str(folder)]) == 0
     return folder
 
@@ -30,8 +30,8 @@ def copy(finished, tmp_path):
 
 
 @pytest.fixture
-def inputs(tmp_path, tiny_suite):
-    return write_inputs(tmp_path, tiny_suite)
+def inputs(tmp_path, users_suite):
+    return write_inputs(tmp_path, users_suite)
 
 
 def stages(err):
@@ -227,7 +227,7 @@ def truncated(folder):
         (lambda folder: edit(folder, '"step10", ', '"step11", '), "no checkpoint 'step11'"),
         (no_step100, "no checkpoint 'step100'"),
         (only_one, "at least 2"),
-        (lambda folder: edit(folder, "features = 64", "features = 64\nlayer = 4"), "out of range"),
+        (lambda folder: edit(folder, "features = 64", "features = 64\nlayer = 5"), "out of range"),
         (lambda folder: edit(folder, 'my checkpoints/step10"', 'my checkpoints/step11"'), "step11"),
         (nan_weights, "step10"),
         (duplicate, "same weights"),
