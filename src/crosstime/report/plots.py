@@ -472,8 +472,10 @@ def _by_class(features: TaskFeatures, rows: np.ndarray) -> list[tuple[str, np.nd
     return [(label, np.asarray([row for row in rows if features.classes[row] == label])) for label in labels]
 
 
-def _points(features: TaskFeatures, rows: np.ndarray, label: str, promoted: Mapping[int, str]) -> dict[str, Any]:
-    """What the traces of one class have in common: ids for clicks, hover texts, sizes by the strongest effect."""
+def _points(
+    features: TaskFeatures, rows: np.ndarray, label: str, chosen: Mapping[str, str], promoted: Mapping[int, str]
+) -> dict[str, Any]:
+    """What the traces of one class have in common: colour, ids for clicks, hover texts, sizes by the effect."""
     largest = max(float(features.strength.max()), 1e-12)
     hover = []
     for row in rows:
@@ -494,7 +496,12 @@ def _points(features: TaskFeatures, rows: np.ndarray, label: str, promoted: Mapp
         "customdata": [int(features.feature[row]) for row in rows],
         "text": hover,
         "hovertemplate": "%{text}<extra></extra>",
-        "marker": {"size": size, "opacity": 0.82, "line": {"color": "#fff", "width": 0.8}},
+        "marker": {
+            "size": size,
+            "opacity": 0.82,
+            "line": {"color": "#fff", "width": 0.8},
+            "color": class_colour(label, chosen),
+        },
     }
 
 
@@ -503,8 +510,7 @@ def _ternary(
 ) -> go.Figure:
     traces = []
     for label, members in _by_class(features, rows):
-        common = _points(features, members, label, promoted)
-        common["marker"] |= {"color": class_colour(label, chosen)}
+        common = _points(features, members, label, chosen, promoted)
         # The first checkpoint stands bottom left, the last bottom right, so that training runs left to right.
         b, a, c = features.rel_ie[members].T
         traces.append(go.Scatterternary(a=_floats(a), b=_floats(b), c=_floats(c), cliponaxis=False, **common))
@@ -530,8 +536,7 @@ def _strip(
     """Two checkpoints: RelIE of the second across, the strongest effect upwards."""
     traces = []
     for label, members in _by_class(features, rows):
-        common = _points(features, members, label, promoted)
-        common["marker"] |= {"color": class_colour(label, chosen)}
+        common = _points(features, members, label, chosen, promoted)
         place = {"x": _floats(features.rel_ie[members, 1]), "y": _floats(features.strength[members])}
         traces.append(go.Scatter(**place, **common, cliponaxis=False))
     first, second = (escaped(_clipped(name, 22)) for name in features.checkpoints)

@@ -68,9 +68,7 @@ def _wandb(path: Path | None, stack: ExitStack) -> Sink:
     try:
         import wandb  # pyright: ignore[reportMissingImports]
     except ImportError:
-        raise ValueError(
-            "training.loggers names wandb, which is not installed: pip install 'crosstime[wandb]'"
-        ) from None
+        raise _not_installed("wandb") from None
     run = stack.enter_context(wandb.init(project="crosstime", dir=path.parent if path else None))
     return lambda record: run.log(_numbers(record), step=record["step"])
 
@@ -79,9 +77,7 @@ def _tensorboard(path: Path | None, stack: ExitStack) -> Sink:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
-        raise ValueError(
-            "training.loggers names tensorboard, which is not installed: pip install 'crosstime[tensorboard]'"
-        ) from None
+        raise _not_installed("tensorboard") from None
     writer = stack.enter_context(SummaryWriter(log_dir=str(path.parent / "tensorboard") if path else None))
 
     def write(record: Record) -> None:
@@ -90,3 +86,7 @@ def _tensorboard(path: Path | None, stack: ExitStack) -> Sink:
         writer.flush()
 
     return write
+
+
+def _not_installed(extra: str) -> ValueError:
+    return ValueError(f"training.loggers names {extra}, which is not installed: pip install 'crosstime[{extra}]'")

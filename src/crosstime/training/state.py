@@ -75,12 +75,12 @@ class StateFolder:
             )
 
 
-def optimiser_tensors(optimiser: torch.optim.Optimizer, names: Mapping[int, str]) -> dict[str, Tensor]:
+def optimiser_tensors(optimiser: torch.optim.Optimizer, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Adam's moments and step counts, under the names of their parameters."""
     return {
-        f"adam.{names[id(parameter)]}.{key}": value
-        for parameter, state in optimiser.state.items()
-        for key, value in state.items()
+        f"adam.{name}.{key}": value
+        for name, parameter in parameters.items()
+        for key, value in optimiser.state[parameter].items()
     }
 
 

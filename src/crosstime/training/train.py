@@ -170,10 +170,9 @@ class Trainer:
         )
 
     def _tensors(self) -> dict[str, Tensor]:
-        names = {id(parameter): name for name, parameter in self.crosscoder.named_parameters()}
         return {
             **{f"crosscoder.{name}": tensor for name, tensor in self.crosscoder.state_dict().items()},
-            **optimiser_tensors(self.optimiser, names),
+            **optimiser_tensors(self.optimiser, dict(self.crosscoder.named_parameters())),
             **self.ring.state(),
             "harvest.position": torch.tensor(self.harvest.position),
         }
