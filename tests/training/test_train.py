@@ -183,6 +183,18 @@ def test_a_signal_saves_and_stops(tmp_path, number):
     assert _equal(resumed.crosscoder, _trained(world))
 
 
+def test_a_signal_in_the_last_step_is_obeyed_too(tmp_path):
+    world = plant(n_rows=200)
+    config = dataclasses.replace(SMALL, save_seconds=1e9, log_steps=SMALL.steps)  # the only record is the last step's
+    trainer = _trainer(world, config, state=StateFolder(tmp_path, {}))
+    with pytest.raises(KeyboardInterrupt):
+        trainer.run([lambda _: os.kill(os.getpid(), signal.SIGINT)])
+    resumed = _trainer(world, config, state=StateFolder(tmp_path, {}))
+    assert resumed.step == SMALL.steps
+    resumed.run()
+    assert _equal(resumed.crosscoder, _trained(world))
+
+
 def test_a_state_of_other_settings_is_refused_and_the_difference_named(tmp_path):
     StateFolder(tmp_path, {"training.lr": 0.1, "text": "a"}).save(3, {"x": torch.zeros(1)})
     with pytest.raises(ValueError, match=r"training\.lr was 0\.1 and is 0\.2"):

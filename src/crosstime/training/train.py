@@ -130,7 +130,7 @@ class Trainer:
                 if self.state is not None and (due or stop):
                     self.state.save(self.step, self._tensors())
                     last_save = time.monotonic()
-                if stop and self.step < self.config.steps:
+                if stop:
                     raise KeyboardInterrupt
 
     def _take_step(self) -> None:
