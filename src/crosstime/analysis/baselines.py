@@ -37,7 +37,6 @@ Ends = Callable[[Int[Tensor, " B"]], Iterable[Point]]
 """Where the paths of some prompts, given by number, end at each checkpoint; one point may serve all positions."""
 
 
-@torch.no_grad()
 def points(crosscoder: Crosscoder, models: Sequence[SplitLM], tokens: Int[Tensor, "B S"]) -> Iterator[Point]:
     """The residual stream of each checkpoint on the same tokens, one checkpoint after the other.
 

@@ -43,7 +43,6 @@ class EffectSums:
             for name in ("error", "metric_clean", "metric_end", "absolute_gap", "absolute_total")
         }
 
-    @torch.no_grad()
     def add(self, m: int, index: Int[Tensor, " B"], slopes: Slopes, way: Point) -> None:
         """Add one batch at checkpoint m.
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import Int
 from safetensors.numpy import load_file, save_file
 from torch import Tensor
@@ -186,7 +187,8 @@ def attribute(
     ends_of = ends(baseline, crosscoder, models, prompts)
     sums = EffectSums(crosscoder, aggregation, bootstrap, seed)
     first = crosscoder.config.positions.first_encoded
-    with tqdm(total=len(prompts), desc=f"effects on {prompts.task}", unit="prompt", leave=False, disable=None) as bar:
+    progress = tqdm(total=len(prompts), desc=f"effects on {prompts.task}", unit="prompt", leave=False, disable=None)
+    with torch.no_grad(), progress as bar:
         for index, tokens in _batches(prompts, batch_size, len(path.nodes)):
             right, wrong = prompts.right[index], prompts.wrong[index]
             both = zip(points(crosscoder, models, tokens), ends_of(index), strict=True)

@@ -48,6 +48,7 @@ class Path:
             torch.cat([first, weights[inside], last]),
         )
 
+    @torch.enable_grad()
     def integrate(
         self,
         model: SplitLM,

@@ -1,4 +1,4 @@
-"""The paths of indirect effects by name: where they end, at which points gradients are taken, and with which weights."""
+"""The paths of indirect effects by name: where they end, and at which points gradients are taken, how weighted."""
 
 from __future__ import annotations
 
