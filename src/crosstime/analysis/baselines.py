@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -12,8 +13,13 @@ from torch import Tensor
 from crosstime.analysis.activations import encode, residuals
 from crosstime.analysis.path_rules import Baseline
 from crosstime.crosscoder.crosscoder import Crosscoder
+from crosstime.data.corpus import Corpus
 from crosstime.data.task import Prompts
 from crosstime.lm.split import SplitLM
+
+MEAN_BLOCKS = 256
+"""Blocks of the text that means are taken over, at most."""
+BLOCKS_AT_ONCE = 16
 
 
 @dataclass(frozen=True)
@@ -50,21 +56,25 @@ def points(crosscoder: Crosscoder, models: Sequence[SplitLM], tokens: Int[Tensor
         yield Point(x[:, :, m], crosscoder.at(f, m), x[:, :, m] - x_hat[:, :, m])
 
 
-def ends(baseline: Baseline, crosscoder: Crosscoder, models: Sequence[SplitLM], prompts: Prompts) -> Ends:
+def ends(
+    baseline: Baseline, crosscoder: Crosscoder, models: Sequence[SplitLM], prompts: Prompts, text: Corpus | None = None
+) -> Ends:
     """Where the paths end.
 
     "bias": features and error at zero, so the path ends at the crosscoder's bias (zero ablation in arXiv 2509.05291).
-    "mean": features and error at their means over all encoded positions of the prompts, so the path ends at the mean
-    activation. "patch": features and error of each prompt's second prefix, position by position.
+    "mean": features and error at their means over all encoded positions of a text, so the path ends at its mean
+    activation. (The mean over the prompts themselves would not do: it takes away just that part of the effect, mean
+    change times mean gradient, that the prompts have in common.) "patch": features and error of each prompt's second
+    prefix, position by position.
 
     Raises:
-        ValueError: an unknown baseline, or "patch" for prompts without second prefixes.
+        ValueError: an unknown baseline, "patch" for prompts without second prefixes, or "mean" without a text.
     """
     match baseline:
         case "bias":
             constant = _bias(crosscoder)
         case "mean":
-            constant = _means(crosscoder, models, prompts)
+            constant = _means(crosscoder, models, text)
         case "patch":
             patch = second_prefixes(prompts)
             return lambda index: points(crosscoder, models, torch.tensor([patch[i] for i in index.tolist()]))
@@ -99,15 +109,17 @@ def _bias(crosscoder: Crosscoder) -> list[Point]:
 
 
 @torch.no_grad()
-def _means(crosscoder: Crosscoder, models: Sequence[SplitLM], prompts: Prompts, batch_size: int = 32) -> list[Point]:
-    """Summed in float64, on the CPU since not every device has it, so that the order of the prompts does not matter."""
+def _means(crosscoder: Crosscoder, models: Sequence[SplitLM], text: Corpus | None) -> list[Point]:
+    """Summed in float64, on the CPU since not every device has it."""
+    if text is None or not len(text):
+        raise ValueError('the baseline "mean" needs a text over which means are taken: pass held-out text as `text`')
+    crosscoder.config.positions.check(text.bos, "the text")
     width, features = crosscoder.config.width, crosscoder.config.features
-    first, n = crosscoder.config.positions.first_encoded, 0
+    first = crosscoder.config.positions.first_encoded
+    blocks = torch.from_numpy(text.blocks[:MEAN_BLOCKS].astype(np.int64))
     sums = torch.zeros(len(models), width + features + width, dtype=torch.float64)
-    for _, tokens in prompts.by_length(batch_size):
-        n += tokens[:, first:].numel()
+    for tokens in blocks.split(BLOCKS_AT_ONCE):
         for m, point in enumerate(points(crosscoder, models, tokens)):
-            both = torch.cat([point.x, point.f, point.error], dim=-1)[:, first:]
-            sums[m] += both.sum((0, 1)).cpu()
-    means = (sums / max(n, 1)).to(crosscoder.W_enc.dtype).to(crosscoder.W_enc.device)
+            sums[m] += torch.cat([part[:, first:].sum((0, 1)) for part in (point.x, point.f, point.error)], -1).cpu()
+    means = (sums / blocks[:, first:].numel()).to(crosscoder.W_enc.dtype).to(crosscoder.W_enc.device)
     return [Point(*mean.split([width, features, width])) for mean in means]

@@ -30,6 +30,7 @@ from crosstime.analysis.effect_sums import EffectSums
 from crosstime.analysis.path_rules import Baseline, Method, PathRule
 from crosstime.analysis.relative import NoEffect, relative
 from crosstime.crosscoder.crosscoder import Crosscoder
+from crosstime.data.corpus import Corpus
 from crosstime.data.task import Prompts
 from crosstime.lm.split import SplitLM
 
@@ -125,6 +126,7 @@ def attribute(
     *,
     method: Method = "integrated",
     baseline: Baseline = "bias",
+    text: Corpus | None = None,
     rule: PathRule = "gauss-legendre",
     steps: int = 16,
     threshold: float = 0.1,
@@ -157,8 +159,9 @@ def attribute(
         models: one per checkpoint, in the crosscoder's order, in float32 unless you know better.
         prompts: the task, tokenised.
         method: where the gradient is taken, and how effects are aggregated.
-        baseline: what features and error are compared with (see `baselines.ends`): zero, their means over the task, or
+        baseline: what features and error are compared with (see `baselines.ends`): zero, their means over a text, or
             their values on each prompt's second prefix.
+        text: for the baseline "mean", held-out text.
         rule: how "integrated" integrates; 16 Gauss-Legendre nodes leave a gap far below 1 %.
         steps: nodes of the rule.
         threshold: logits below or at which the effect at a token counts for nothing, under "released" and "paper".
@@ -171,7 +174,7 @@ def attribute(
 
     Raises:
         ValueError: the models do not fit the crosscoder, an unknown method, baseline or rule, the baseline "patch" for
-            prompts without second prefixes, or activations not finite.
+            prompts without second prefixes, "mean" without a text, or activations not finite.
 
     Warns:
         CompletenessWarning: the completeness gap of an integral exceeds 5 % at some checkpoint.
@@ -184,7 +187,7 @@ def attribute(
         if method in ("released", "paper")
         else Aggregation.mean(prompts)
     )
-    ends_of = ends(baseline, crosscoder, models, prompts)
+    ends_of = ends(baseline, crosscoder, models, prompts, text)
     sums = EffectSums(crosscoder, aggregation, bootstrap, seed)
     first = crosscoder.config.positions.first_encoded
     progress = tqdm(total=len(prompts), desc=f"effects on {prompts.task}", unit="prompt", leave=False, disable=None)

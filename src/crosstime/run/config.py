@@ -203,7 +203,7 @@ class EffectsConfig:
     method: Method = "integrated"
     """Where gradients are taken and how effects are aggregated; `released` and `paper` are the paper's ways."""
     baseline: Baseline = "bias"
-    """What features are compared with: zero, their means over the task, or their values on a second prefix."""
+    """What features are compared with: zero, their means over held-out text, or their values on a second prefix."""
     rule: PathRule = "gauss-legendre"
     """How `integrated` integrates along the path."""
     steps: int = 16
