@@ -13,6 +13,7 @@ from typing import Literal
 
 from crosstime.analysis.path_rules import Baseline, Method, PathRule
 from crosstime.analysis.relative import NoEffect
+from crosstime.crosscoder.sparsity.rules import L1, Sparsity
 from crosstime.data.positions import Positions
 from crosstime.lm.nearest import nearest
 from crosstime.run import toml
@@ -279,6 +280,7 @@ class RunConfig:
     survey: SurveyConfig = SurveyConfig()
     compare: CompareConfig = CompareConfig()
     crosscoder: CrosscoderSettings = CrosscoderSettings()
+    sparsity: Sparsity = field(default_factory=L1)
     training: TrainConfig = field(default_factory=TrainConfig)
     evaluation: EvaluationConfig = EvaluationConfig()
     effects: EffectsConfig = EffectsConfig()
@@ -293,6 +295,7 @@ class RunConfig:
                 raise ValueError(f"two tasks are called {name!r}: every [[task]] needs a name of its own")
         if not any(task.attribute for task in self.task):
             raise ValueError("at least one [[task]] must have `attribute = true` (which is the default)")
+        self.sparsity.check(self.crosscoder.features)
 
 
 def load(run_dir: Path) -> RunConfig:
