@@ -6,28 +6,25 @@ larger products, whose rounding is of their size.
 """
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+import golden_numbers
 from crosstime.analysis import integration
 from crosstime.analysis.baselines import Point, ends, points
 from crosstime.analysis.effect_sums import token_effects
 from crosstime.analysis.effects import PAPER_STEPS, attribute
 from crosstime.analysis.relative import pairwise
-from crosstime.crosscoder.crosscoder import Crosscoder, CrosscoderConfig
-from crosstime.data.positions import Positions
+from crosstime.crosscoder.crosscoder import Crosscoder
+from crosstime.crosscoder.sparsity.rules import BatchTopK
 from crosstime.data.task import Pair, Task
 from crosstime.lm.split import SplitLM
+from golden_numbers import FEATURES, FOLDER, LAYER, NAMES, POSITIONS, WIDTH, tensors
 
-GOLDEN = Path(__file__).parents[1] / "golden"
-NAMES = ("step0", "step1", "step2")
-POLICY = Positions(bos=False, encode_first=True)
-BATCH, COLUMNS, LAYER = 4, 5, 1
+BATCH, COLUMNS = 4, 5
 TOLERANCE = 1e-5
 
 # The public code's way leaves gaps that deserve a warning.
@@ -44,10 +41,6 @@ VARIANTS = {
 METHODS = {"released": "released", "released_maskfix": "released", "ig": "paper"}
 
 
-def load(name):
-    return load_file(GOLDEN / f"{name}.safetensors")
-
-
 def assert_close(found, golden, tolerance=TOLERANCE):
     found, golden = np.asarray(found), np.asarray(golden)
     assert np.abs(golden).max() > 0
@@ -62,34 +55,23 @@ def _no_graph():
 
 @pytest.fixture(scope="module")
 def models():
-    folders = [GOLDEN / "models" / f"pythia-tiny-{name}" for name in NAMES]
+    folders = [FOLDER / "models" / f"pythia-tiny-{name}" for name in NAMES]
     return [
         SplitLM(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), LAYER, name)
         for name, folder in zip(NAMES, folders, strict=True)
     ]
 
 
-def fill(crosscoder):
-    with torch.no_grad():
-        for name, value in load("crosscoder_unfolded").items():
-            getattr(crosscoder, name).copy_(value)
-        crosscoder.scale.copy_(load("fixed_activations")["c"])
-    return crosscoder
-
-
-CONFIG = CrosscoderConfig(NAMES, LAYER, 32, 96, positions=POLICY)
-
-
 @pytest.fixture(scope="module")
 def crosscoder():
-    return fill(Crosscoder(CONFIG))
+    return golden_numbers.crosscoder(tensors("crosscoder_unfolded"), scale=tensors("fixed_activations")["c"])
 
 
 def read(order):
     file = {"file": "prompts", "sorted": "prompts_sorted"}[order]
-    rows = [json.loads(line) for line in (GOLDEN / f"{file}.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (FOLDER / f"{file}.jsonl").read_text().splitlines()]
     pairs = [Pair(prefix=r["clean_prefix"], right=r["clean_answer"], wrong=r["patch_answer"]) for r in rows]
-    prompts = Task.from_pairs(order, pairs).prompts(AutoTokenizer.from_pretrained(GOLDEN / "tokenizer"), POLICY)
+    prompts = Task.from_pairs(order, pairs).prompts(AutoTokenizer.from_pretrained(FOLDER / "tokenizer"), POSITIONS)
     assert len(prompts) == 24
     return prompts
 
@@ -106,7 +88,7 @@ def padded_batches(prompts):
 
 @pytest.mark.parametrize("order", ["file", "sorted"])
 def test_residuals_codes_errors_and_metrics(crosscoder, models, prompts, order):
-    golden, task = load(f"attribution_states_{order}_fp32"), prompts[order]
+    golden, task = tensors(f"attribution_states_{order}_fp32"), prompts[order]
     end_of = ends("bias", crosscoder, models, task)
     for b, batch in enumerate(padded_batches(task)):
         for row, n in enumerate(batch.tolist()):
@@ -132,8 +114,8 @@ def test_residuals_codes_errors_and_metrics(crosscoder, models, prompts, order):
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_effects_at_single_tokens(crosscoder, models, prompts, variant):
     order, path = VARIANTS[variant]
-    golden, task = load(f"attribution_tokens_{variant}_fp32"), prompts[order]
-    mask = load(f"attribution_states_{order}_fp32")
+    golden, task = tensors(f"attribution_tokens_{variant}_fp32"), prompts[order]
+    mask = tensors(f"attribution_states_{order}_fp32")
     end_of = ends("bias", crosscoder, models, task)
     for b, batch in enumerate(padded_batches(task)):
         padding = mask[f"b{b}.attention_mask"] == 0
@@ -165,13 +147,13 @@ def measured(gradient, way, decoder):
 @pytest.fixture(scope="module")
 def narrowfix(crosscoder, models, prompts):
     """Effects by batch and checkpoint [B, S, ...] with padding that is attended at all points but the first."""
-    states, task, found = load("attribution_states_file_fp32"), prompts["file"], {}
+    states, task, found = tensors("attribution_states_file_fp32"), prompts["file"], {}
     for b, batch in enumerate(padded_batches(task)):
         mask = states[f"b{b}.attention_mask"]
         for m, model in enumerate(models):
             x, error = states[f"b{b}.m{m}.resid"], states[f"b{b}.m{m}.residual_error"]
             start = Point(x, states[f"b{b}.f"], error)
-            way = start.to(Point(crosscoder.raw_bias()[m].detach(), torch.zeros(96), torch.zeros(32)), 0)
+            way = start.to(Point(crosscoder.raw_bias()[m].detach(), torch.zeros(FEATURES), torch.zeros(WIDTH)), 0)
             gradient = torch.zeros_like(x)
             for alpha in range(PAPER_STEPS):
                 z = x + alpha / PAPER_STEPS * way.x
@@ -191,7 +173,7 @@ def slope(model, z, mask, right, wrong):
 
 
 def test_effects_with_attended_padding(narrowfix):
-    golden = load("attribution_tokens_narrowfix_fp32")
+    golden = tensors("attribution_tokens_narrowfix_fp32")
     for (b, m), values in narrowfix.items():
         for name, value in values.items():
             assert_close(value, golden[f"b{b}.m{m}.{name}"])
@@ -200,11 +182,11 @@ def test_effects_with_attended_padding(narrowfix):
 @pytest.mark.parametrize("threshold", ["None", "0.1", "0.001"])
 def test_aggregated_effects_with_attended_padding(narrowfix, threshold):
     limit = 0.0 if threshold == "None" else float(threshold)
-    ie = torch.zeros(3, 96)
+    ie = torch.zeros(len(NAMES), FEATURES)
     for (_, m), values in narrowfix.items():
         effect = values["effect"]
         ie[m] += COLUMNS / 24 * (effect * (effect.abs() > limit)).mean((0, 1))
-    assert_close(ie, load("attribution_ie_fp32")[f"narrowfix.thr_{threshold}"])
+    assert_close(ie, tensors("attribution_ie_fp32")[f"narrowfix.thr_{threshold}"])
 
 
 AGGREGATED = [
@@ -217,7 +199,7 @@ AGGREGATED += [(variant, "None") for variant in ("released_maskfix", "released_b
 
 @pytest.mark.parametrize(("variant", "threshold"), AGGREGATED)
 def test_aggregated_effects(crosscoder, models, prompts, variant, threshold):
-    golden = load("attribution_ie_fp32")[f"{variant}.thr_{threshold}"]
+    golden = tensors("attribution_ie_fp32")[f"{variant}.thr_{threshold}"]
     found = attribute(
         crosscoder,
         models,
@@ -232,24 +214,24 @@ def test_aggregated_effects(crosscoder, models, prompts, variant, threshold):
     assert ((found.ie != 0).sum(1) == (golden.numpy() != 0).sum(1)).all()
 
 
-class BatchTopK(Crosscoder):
-    """The k B largest codes of a batch of B tokens, by code times summed decoder norm; all others are zero."""
+class InTraining(Crosscoder):
+    """One whose codes always depend on the batch, as in the public code, which never leaves the training mode."""
 
-    k = 8
-
-    def encode(self, x):
-        f = super().encode(x)
-        size = f * (self.W_dec / self.scale[:, None]).norm(dim=-1).sum(-1)  # the public code folds before
-        kept = torch.zeros_like(size).flatten()
-        kept[size.flatten().topk(self.k * size[..., 0].numel()).indices] = 1
-        return f * kept.view_as(f)
+    def encode(self, x, mode="training"):
+        return super().encode(x, mode)
 
 
 @pytest.mark.parametrize("variant", ["released", "ig"])
 def test_aggregated_effects_of_a_code_that_depends_on_the_batch(models, prompts, variant):
-    """Sorted by length, and four of each length apiece: our batches are those of the public code."""
+    """Sorted by length, and a multiple of four of each: our batches are those of the public code.
+
+    It weighs codes by the norms of its folded decoder; a crosscoder that was never scaled does the same.
+    """
+    folded = golden_numbers.part(tensors("encode_decode"), "folded_param.")
+    crosscoder = golden_numbers.crosscoder(folded, BatchTopK(k=8))
+    crosscoder.__class__ = InTraining
     found = attribute(
-        fill(BatchTopK(CONFIG)),
+        crosscoder,
         models,
         prompts["sorted"],
         method=METHODS[variant],
@@ -258,13 +240,13 @@ def test_aggregated_effects_of_a_code_that_depends_on_the_batch(models, prompts,
         batch_size=BATCH,
         bootstrap=0,
     )
-    assert_close(found.ie, load("attribution_ie_fp32")[f"sorted_{variant}.batchtopk_k8_trainmode.thr_None"])
+    assert_close(found.ie, tensors("attribution_ie_fp32")[f"sorted_{variant}.batchtopk_k8_trainmode.thr_None"])
 
 
 @pytest.mark.parametrize("variant", ["released", "ig"])
 @pytest.mark.parametrize("threshold", ["None", "0.1"])
 def test_relative_effects(crosscoder, models, prompts, variant, threshold):
-    golden = load("attribution_rel_ie_fp32")
+    golden = tensors("attribution_rel_ie_fp32")
     found = attribute(
         crosscoder,
         models,

@@ -105,10 +105,6 @@ class Crosscoder(nn.Module):
         """The features as checkpoint m writes them: f itself, but for rules that gate each checkpoint by itself."""
         return self.config.sparsity.at(f, self.decoder_norms()[:, m], self.threshold)
 
-    def at(self, f: Float[Tensor, "*b F"], m: int) -> Float[Tensor, "*b F"]:  # noqa: ARG002
-        """The features as they are written at checkpoint m: the code itself where no gate closes per checkpoint."""
-        return f
-
     def decode(self, f: Float[Tensor, "*b F"]) -> Float[Tensor, "*b M D"]:
         """The raw activations of all checkpoints that the features stand for."""
         written = [self.at(f, m) @ self.W_dec[:, m] for m in range(len(self.config.checkpoints))]
