@@ -211,6 +211,9 @@ class Run(Workspace):
                 raise ValueError(f"there is no text file {path}")
             if path.stat().st_size == 0:
                 raise ValueError(f"the text file {path} is empty")
+        self._check_tasks()
+
+    def _check_tasks(self) -> None:
         for task in self.attributed:
             prompts = task.prompts(self.tokenizer, self.config.positions)
             if self.config.effects.baseline == "patch":
