@@ -18,8 +18,11 @@ if TYPE_CHECKING:
     from crosstime.analysis.relative import relative
     from crosstime.analysis.survey import Survey, survey
     from crosstime.crosscoder.crosscoder import Crosscoder, CrosscoderConfig
+    from crosstime.data.blimp import load_blimp
+    from crosstime.data.clams import load_clams
     from crosstime.data.corpus import Corpus
     from crosstime.data.jsonl import load_jsonl
+    from crosstime.data.multiblimp import load_multiblimp
     from crosstime.data.positions import Positions
     from crosstime.data.task import Pair, Prompts, Task
     from crosstime.lm.split import SplitLM
@@ -39,6 +42,9 @@ _HOME = {
     "Task": "data.task",
     "Prompts": "data.task",
     "load_jsonl": "data.jsonl",
+    "load_blimp": "data.blimp",
+    "load_clams": "data.clams",
+    "load_multiblimp": "data.multiblimp",
     "survey": "analysis.survey",
     "Survey": "analysis.survey",
     "TrainConfig": "training.config",
@@ -67,6 +73,9 @@ __all__ = [  # noqa: RUF022 (the order of the data's way)
     "Task",
     "Prompts",
     "load_jsonl",
+    "load_blimp",
+    "load_clams",
+    "load_multiblimp",
     "survey",
     "Survey",
     "TrainConfig",
