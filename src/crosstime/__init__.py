@@ -19,8 +19,11 @@ if TYPE_CHECKING:
     from crosstime.analysis.survey import Survey, survey
     from crosstime.crosscoder.crosscoder import Crosscoder, CrosscoderConfig
     from crosstime.crosscoder.sparsity.rules import L1, BatchTopK, JumpReLU, Sparsity, TopK
+    from crosstime.data.blimp import load_blimp
+    from crosstime.data.clams import load_clams
     from crosstime.data.corpus import Corpus
     from crosstime.data.jsonl import load_jsonl
+    from crosstime.data.multiblimp import load_multiblimp
     from crosstime.data.positions import Positions
     from crosstime.data.task import Pair, Prompts, Task
     from crosstime.lm.split import SplitLM
@@ -40,6 +43,9 @@ _HOME = {
     "Task": "data.task",
     "Prompts": "data.task",
     "load_jsonl": "data.jsonl",
+    "load_blimp": "data.blimp",
+    "load_clams": "data.clams",
+    "load_multiblimp": "data.multiblimp",
     "survey": "analysis.survey",
     "Survey": "analysis.survey",
     "TrainConfig": "training.config",
@@ -74,6 +80,9 @@ __all__ = [  # noqa: RUF022 (the order of the data's way)
     "Task",
     "Prompts",
     "load_jsonl",
+    "load_blimp",
+    "load_clams",
+    "load_multiblimp",
     "survey",
     "Survey",
     "TrainConfig",
