@@ -79,6 +79,10 @@ class Crosscoder(nn.Module):
         scaled = (f @ self.W_dec.flatten(1)).unflatten(-1, self.b_dec.shape) + self.b_dec
         return scaled / self.scale[:, None]
 
+    def at(self, f: Float[Tensor, "*b F"], m: int) -> Float[Tensor, "*b F"]:  # noqa: ARG002
+        """The codes as they are written at checkpoint m: f itself."""
+        return f
+
     def forward(self, x: Float[Tensor, "*b M D"]) -> Float[Tensor, "*b M D"]:
         """The reconstruction of raw activations."""
         return self.decode(self.encode(x))
