@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from crosstime.analysis.ablation import Ablation, ablate
     from crosstime.analysis.contexts import FeatureContexts, contexts
+    from crosstime.analysis.diagnostics import Diagnostics, diagnose
     from crosstime.analysis.effects import Effects, attribute
     from crosstime.analysis.features import feature_table
     from crosstime.analysis.quality import Quality, evaluate
@@ -47,6 +48,8 @@ _HOME = {
     "CrosscoderConfig": "crosscoder.crosscoder",
     "evaluate": "analysis.quality",
     "Quality": "analysis.quality",
+    "diagnose": "analysis.diagnostics",
+    "Diagnostics": "analysis.diagnostics",
     "attribute": "analysis.effects",
     "Effects": "analysis.effects",
     "relative": "analysis.relative",
@@ -75,6 +78,8 @@ __all__ = [  # noqa: RUF022 (the order of the data's way)
     "CrosscoderConfig",
     "evaluate",
     "Quality",
+    "diagnose",
+    "Diagnostics",
     "attribute",
     "Effects",
     "relative",

@@ -106,6 +106,15 @@ def evaluate(run_dir: RunDir) -> None:
     _bring_up_to_date(run_dir, "evaluate")
 
 
+def diagnose(run_dir: RunDir) -> None:
+    """Hold every feature's decoder against the data, and label it.
+
+    Args:
+        run_dir: A folder with a run.toml.
+    """
+    _bring_up_to_date(run_dir, "diagnose")
+
+
 def attribute(run_dir: RunDir) -> None:
     """Indirect effects of every feature on every task.
 
@@ -164,7 +173,8 @@ def show(run_dir: RunDir, json: tyro.conf.FlagCreatePairsOff[bool] = False) -> N
 
 
 COMMANDS: dict[str, Callable[..., None]] = {
-    command.__name__: command for command in (demo, new, run, survey, train, evaluate, attribute, ablate, report, show)
+    command.__name__: command
+    for command in (demo, new, run, survey, train, evaluate, diagnose, attribute, ablate, report, show)
 }
 
 

@@ -256,7 +256,7 @@ def test_a_second_run_in_the_folder_is_refused(copy, capfd):
 
 
 def test_an_interrupted_training_goes_on_to_the_same_weights(finished, copy):
-    for name in ("crosscoder", "evaluation", "effects", "ablation", "contexts", "report"):
+    for name in ("crosscoder", "evaluation", "diagnostics", "effects", "ablation", "contexts", "report"):
         shutil.rmtree(copy / name)
     shutil.rmtree(copy / "training")
     edit(copy, "save_seconds = 300", "save_seconds = 0")
