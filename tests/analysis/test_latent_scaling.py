@@ -7,21 +7,11 @@ import numpy as np
 import pytest
 import torch
 
+import crosstime as ct
 from crosstime.analysis.latent_scaling import latent_scaling, scaled_decoder
 from crosstime.crosscoder.crosscoder import Crosscoder
 from crosstime.data.corpus import Corpus
 from planted import plant
-
-
-class Gated(Crosscoder):
-    """A crosscoder that writes a code at a checkpoint only where it is large enough there."""
-
-    def at(self, f, m):
-        return f * (f * self.decoder_norms()[:, m] > 0.02)
-
-    def decode(self, f):
-        written = torch.stack([self.at(f, m) @ self.W_dec[:, m] for m in range(len(self.b_dec))], dim=-2)
-        return (written + self.b_dec) / self.scale[:, None]
 
 
 @pytest.fixture
@@ -58,11 +48,11 @@ def by_brute_force(crosscoder, models, text):
     return error, reconstruction
 
 
-@pytest.mark.parametrize("kind", [Crosscoder, Gated])
+@pytest.mark.parametrize("sparsity", [ct.L1(), ct.JumpReLU(threshold=0.05)], ids=lambda rule: rule.rule)
 @torch.no_grad()
-def test_it_is_the_least_squares_factor(models, crosscoder, text, kind):
-    exact = kind(crosscoder.config).double()
-    exact.load_state_dict(crosscoder.state_dict())
+def test_it_is_the_least_squares_factor(models, crosscoder, text, sparsity):
+    exact = Crosscoder(dataclasses.replace(crosscoder.config, sparsity=sparsity)).double()
+    exact.load_state_dict(crosscoder.state_dict(), strict=False)  # the thresholds of JumpReLU stay as they are
     found = latent_scaling(exact, models, text, batch_blocks=4)
     error, reconstruction = by_brute_force(exact, models, text)
     np.testing.assert_allclose(found.error, error, rtol=1e-5)
@@ -101,12 +91,7 @@ def test_batches_do_not_matter(models, crosscoder, text):
 @torch.no_grad()
 def test_neither_the_units_of_a_checkpoint_nor_folding_matter(models, crosscoder, text):
     before = latent_scaling(crosscoder, models, text)
-    folded = copy.deepcopy(crosscoder)
-    folded.W_enc.mul_(crosscoder.scale[:, None, None])
-    folded.W_dec.div_(crosscoder.scale[:, None])
-    folded.b_dec.div_(crosscoder.scale[:, None])
-    folded.scale.fill_(1)
-    folded.decoder_norms = crosscoder.decoder_norms  # a folded crosscoder knows its norms in scaled units
+    folded = crosscoder.fold()
     louder = copy.deepcopy(crosscoder)
     louder.scale[1] /= 7
     loud_model = copy.copy(models[1])

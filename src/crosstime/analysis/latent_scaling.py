@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn.functional import normalize
 from tqdm import tqdm
 
 from crosstime.analysis.activations import check_models, encode, residuals
@@ -81,16 +80,7 @@ def latent_scaling(
 
 def scaled_decoder(crosscoder: Crosscoder) -> Float[Tensor, "F M D"]:
     """The decoder in scaled units, in which checkpoints can be compared."""
-    norms = crosscoder.decoder_norms()
-    return torch.stack(
-        [normalize(crosscoder.raw_decoder(m), dim=1) * norms[:, m, None] for m in range(norms.shape[1])], 1
-    )
-
-
-def _units(crosscoder: Crosscoder) -> Float[Tensor, " M"]:
-    """The factor from raw to scaled units at each checkpoint, also of a crosscoder whose scale factors are folded."""
-    raw = [crosscoder.raw_decoder(m).norm(dim=1).sum() for m in range(len(crosscoder.config.checkpoints))]
-    return crosscoder.decoder_norms().sum(0) / torch.stack(raw)
+    return crosscoder.W_dec * crosscoder.unit[:, None]
 
 
 class _Sums:
@@ -98,7 +88,7 @@ class _Sums:
 
     def __init__(self, crosscoder: Crosscoder) -> None:
         self.crosscoder = crosscoder
-        self.units = _units(crosscoder)
+        self.units = crosscoder.scale * crosscoder.unit  # from raw to scaled
         decoder = scaled_decoder(crosscoder)
         self.reference: Int[Tensor, " F"] = decoder.norm(dim=-1).argmax(1)
         rows = torch.arange(len(decoder), device=decoder.device)

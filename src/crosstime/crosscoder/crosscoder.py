@@ -110,10 +110,6 @@ class Crosscoder(nn.Module):
         written = [self.at(f, m) @ self.W_dec[:, m] for m in range(len(self.config.checkpoints))]
         return (torch.stack(written, dim=-2) + self.b_dec) / self.scale[:, None]
 
-    def at(self, f: Float[Tensor, "*b F"], m: int) -> Float[Tensor, "*b F"]:  # noqa: ARG002
-        """The codes as they are written at checkpoint m: f itself."""
-        return f
-
     def forward(self, x: Float[Tensor, "*b M D"]) -> Float[Tensor, "*b M D"]:
         """The reconstruction of raw activations."""
         return self.decode(self.encode(x))

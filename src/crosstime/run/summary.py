@@ -63,7 +63,9 @@ def table(numbers: dict[str, Any]) -> str:
     if numbers["l0"] is not None:
         lines += [("L0", _number(numbers["l0"], 1)), ("dead features", _percent(numbers["dead_fraction"]))]
     if numbers["labels"]:
-        lines.append(("features by decoder", ", ".join(f"{n:,} {label}" for label, n in numbers["labels"].items() if n)))
+        lines.append(
+            ("features by decoder", ", ".join(f"{n:,} {label}" for label, n in numbers["labels"].items() if n))
+        )
     if numbers["features"]:
         counts = [f"{numbers['features'][kind]:,} {kind}" for kind in LIFECYCLES[:3]]
         lines += [
