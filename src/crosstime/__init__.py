@@ -14,7 +14,10 @@ if TYPE_CHECKING:
     from crosstime.analysis.contexts import FeatureContexts, contexts
     from crosstime.analysis.diagnostics import Diagnostics, diagnose
     from crosstime.analysis.effects import Effects, attribute
+    from crosstime.analysis.evolution import Evolution, evolution
     from crosstime.analysis.features import feature_table
+    from crosstime.analysis.norm_and_effect import NormAndEffect, norm_and_effect
+    from crosstime.analysis.overlap import Overlap, overlap
     from crosstime.analysis.quality import Quality, evaluate
     from crosstime.analysis.relative import relative
     from crosstime.analysis.survey import Survey, survey
@@ -60,6 +63,12 @@ _HOME = {
     "Effects": "analysis.effects",
     "relative": "analysis.relative",
     "feature_table": "analysis.features",
+    "evolution": "analysis.evolution",
+    "Evolution": "analysis.evolution",
+    "overlap": "analysis.overlap",
+    "Overlap": "analysis.overlap",
+    "norm_and_effect": "analysis.norm_and_effect",
+    "NormAndEffect": "analysis.norm_and_effect",
     "ablate": "analysis.ablation",
     "Ablation": "analysis.ablation",
     "contexts": "analysis.contexts",
@@ -95,6 +104,12 @@ __all__ = [  # noqa: RUF022 (the order of the data's way)
     "Effects",
     "relative",
     "feature_table",
+    "evolution",
+    "Evolution",
+    "overlap",
+    "Overlap",
+    "norm_and_effect",
+    "NormAndEffect",
     "ablate",
     "Ablation",
     "contexts",
