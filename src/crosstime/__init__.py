@@ -16,10 +16,12 @@ if TYPE_CHECKING:
     from crosstime.analysis.effects import Effects, attribute
     from crosstime.analysis.evolution import Evolution, evolution
     from crosstime.analysis.features import feature_table
+    from crosstime.analysis.matching import matched_cosines
     from crosstime.analysis.norm_and_effect import NormAndEffect, norm_and_effect
     from crosstime.analysis.overlap import Overlap, overlap
     from crosstime.analysis.quality import Quality, evaluate
     from crosstime.analysis.relative import relative
+    from crosstime.analysis.seeds import OverSeeds, over_seeds
     from crosstime.analysis.survey import Survey, survey
     from crosstime.crosscoder.crosscoder import Crosscoder, CrosscoderConfig
     from crosstime.crosscoder.sparsity.rules import L1, BatchTopK, JumpReLU, Sparsity, TopK
@@ -57,6 +59,9 @@ _HOME = {
     "JumpReLU": "crosscoder.sparsity.rules",
     "evaluate": "analysis.quality",
     "Quality": "analysis.quality",
+    "over_seeds": "analysis.seeds",
+    "OverSeeds": "analysis.seeds",
+    "matched_cosines": "analysis.matching",
     "diagnose": "analysis.diagnostics",
     "Diagnostics": "analysis.diagnostics",
     "attribute": "analysis.effects",
@@ -98,6 +103,9 @@ __all__ = [  # noqa: RUF022 (the order of the data's way)
     "JumpReLU",
     "evaluate",
     "Quality",
+    "over_seeds",
+    "OverSeeds",
+    "matched_cosines",
     "diagnose",
     "Diagnostics",
     "attribute",

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
-from scipy import stats
+from scipy.stats import rankdata
 
 from crosstime.analysis.relative import relative
 
@@ -58,5 +58,4 @@ def _spearman(a: Float[np.ndarray, " N"], b: Float[np.ndarray, " N"]) -> float:
     a, b = a[known], b[known]
     if len(a) < 2 or np.ptp(a) == 0 or np.ptp(b) == 0:
         return float("nan")
-    correlation, _ = stats.spearmanr(a, b)
-    return float(correlation)
+    return float(np.corrcoef(rankdata(a), rankdata(b))[0, 1])
