@@ -83,7 +83,7 @@ def test_scripts_get_one_object(runs, capfd):
     [
         (
             {"names": ("early", "later")},
-            'checkpoints is ["early", "late"] in the first and ["early", "later"] in the s',
+            'checkpoints is ["early", "late"] in the first and ["early", "later"] in the second',
         ),
         ({"features": 9}, "features is 8 in the first and 9 in the second"),
         ({"settings": {"training.lr": 1e-4}}, "training.lr is 0.001 in the first and 0.0001 in the second"),

@@ -93,7 +93,7 @@ class _Sums:
         self.reference: Int[Tensor, " F"] = decoder.norm(dim=-1).argmax(1)
         rows = torch.arange(len(decoder), device=decoder.device)
         self.direction: Float[Tensor, "F D"] = decoder[rows, self.reference]
-        self.own: Float[Tensor, "F M"] = torch.einsum("fmd,fd->fm", decoder, self.direction)
+        self.own: Float[Tensor, "F M"] = torch.einsum("fmd,fd->fm", decoder, self.direction).cpu()
         self.n_tokens = 0
         self.fired = torch.zeros(len(decoder), dtype=torch.int64)
         self.squares = torch.zeros(len(decoder), dtype=torch.float64)
@@ -115,7 +115,7 @@ class _Sums:
         for m, code in enumerate(codes):
             missed = (x[:, m] - x_hat[:, m]) * self.units[m] @ self.direction.T
             written = (x_hat[:, m] - bias[m]) * self.units[m] @ self.direction.T
-            self.error[:, m] += _dot(g, missed) + _dot(g, code) * self.own[:, m].cpu()
+            self.error[:, m] += _dot(g, missed) + _dot(g, code) * self.own[:, m]
             self.reconstruction[:, m] += _dot(g, written)
 
     def scaling(self) -> Scaling:
