@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from crosstime.analysis.norm_and_effect import NormAndEffect, norm_and_effect
     from crosstime.analysis.overlap import Overlap, overlap
     from crosstime.analysis.quality import Quality, evaluate
-    from crosstime.analysis.relative import relative
+    from crosstime.analysis.relative import pairwise, relative
     from crosstime.analysis.seeds import OverSeeds, over_seeds
     from crosstime.analysis.survey import Survey, survey
     from crosstime.crosscoder.crosscoder import Crosscoder, CrosscoderConfig
@@ -67,6 +67,7 @@ _HOME = {
     "attribute": "analysis.effects",
     "Effects": "analysis.effects",
     "relative": "analysis.relative",
+    "pairwise": "analysis.relative",
     "feature_table": "analysis.features",
     "evolution": "analysis.evolution",
     "Evolution": "analysis.evolution",
@@ -111,6 +112,7 @@ __all__ = [  # noqa: RUF022 (the order of the data's way)
     "attribute",
     "Effects",
     "relative",
+    "pairwise",
     "feature_table",
     "evolution",
     "Evolution",
