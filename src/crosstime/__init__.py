@@ -12,10 +12,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from crosstime.analysis.ablation import Ablation, ablate
     from crosstime.analysis.contexts import FeatureContexts, contexts
+    from crosstime.analysis.diagnostics import Diagnostics, diagnose
     from crosstime.analysis.effects import Effects, attribute
+    from crosstime.analysis.evolution import Evolution, evolution
     from crosstime.analysis.features import feature_table
+    from crosstime.analysis.matching import matched_cosines
+    from crosstime.analysis.norm_and_effect import NormAndEffect, norm_and_effect
+    from crosstime.analysis.overlap import Overlap, overlap
     from crosstime.analysis.quality import Quality, evaluate
     from crosstime.analysis.relative import pairwise, relative
+    from crosstime.analysis.seeds import OverSeeds, over_seeds
     from crosstime.analysis.survey import Survey, survey
     from crosstime.crosscoder.crosscoder import Crosscoder, CrosscoderConfig
     from crosstime.crosscoder.sparsity.rules import L1, BatchTopK, JumpReLU, Sparsity, TopK
@@ -59,11 +65,22 @@ _HOME = {
     "JumpReLU": "crosscoder.sparsity.rules",
     "evaluate": "analysis.quality",
     "Quality": "analysis.quality",
+    "over_seeds": "analysis.seeds",
+    "OverSeeds": "analysis.seeds",
+    "matched_cosines": "analysis.matching",
+    "diagnose": "analysis.diagnostics",
+    "Diagnostics": "analysis.diagnostics",
     "attribute": "analysis.effects",
     "Effects": "analysis.effects",
     "relative": "analysis.relative",
     "pairwise": "analysis.relative",
     "feature_table": "analysis.features",
+    "evolution": "analysis.evolution",
+    "Evolution": "analysis.evolution",
+    "overlap": "analysis.overlap",
+    "Overlap": "analysis.overlap",
+    "norm_and_effect": "analysis.norm_and_effect",
+    "NormAndEffect": "analysis.norm_and_effect",
     "ablate": "analysis.ablation",
     "Ablation": "analysis.ablation",
     "contexts": "analysis.contexts",
@@ -96,11 +113,22 @@ __all__ = [  # noqa: RUF022 (the order of the data's way)
     "JumpReLU",
     "evaluate",
     "Quality",
+    "over_seeds",
+    "OverSeeds",
+    "matched_cosines",
+    "diagnose",
+    "Diagnostics",
     "attribute",
     "Effects",
     "relative",
     "pairwise",
     "feature_table",
+    "evolution",
+    "Evolution",
+    "overlap",
+    "Overlap",
+    "norm_and_effect",
+    "NormAndEffect",
     "ablate",
     "Ablation",
     "contexts",

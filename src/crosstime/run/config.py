@@ -237,6 +237,20 @@ class EvaluationConfig:
 
 
 @dataclass(frozen=True)
+class DiagnosticsConfig:
+    """[diagnostics]: each feature's decoder, held against held-out text."""
+
+    blocks: int = 512
+    """Held-out blocks to read."""
+    batch_blocks: int = field(default=16, metadata={"matters": False})
+    """Blocks of one forward pass."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError where there is nothing to look at."""
+        _at_least(1, "diagnostics", blocks=self.blocks, batch_blocks=self.batch_blocks)
+
+
+@dataclass(frozen=True)
 class EffectsConfig:
     """[effects]: indirect effects by gradients."""
 
@@ -322,6 +336,7 @@ class RunConfig:
     sparsity: Sparsity = field(default_factory=L1)
     training: TrainConfig = field(default_factory=TrainConfig)
     evaluation: EvaluationConfig = EvaluationConfig()
+    diagnostics: DiagnosticsConfig = DiagnosticsConfig()
     effects: EffectsConfig = EffectsConfig()
     ablation: AblationConfig = AblationConfig()
     report: ReportConfig = ReportConfig()

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from crosstime import artifact
 from crosstime.analysis.ablation import Ablation, ablate
 from crosstime.analysis.contexts import contexts, load_contexts, save_contexts
+from crosstime.analysis.diagnostics import diagnose
 from crosstime.analysis.effects import Effects, attribute
 from crosstime.analysis.features import feature_table
 from crosstime.analysis.numbers import finite
@@ -103,6 +104,14 @@ def write_evaluation(run: Run, draft: Path) -> None:
     """The crosscoder on held-out text."""
     config = run.config.evaluation
     evaluate(
+        run.crosscoder, run.models, run.heldout_text, max_blocks=config.blocks, batch_blocks=config.batch_blocks
+    ).save(draft)
+
+
+def write_diagnostics(run: Run, draft: Path) -> None:
+    """What the data say of every feature's decoder."""
+    config = run.config.diagnostics
+    diagnose(
         run.crosscoder, run.models, run.heldout_text, max_blocks=config.blocks, batch_blocks=config.batch_blocks
     ).save(draft)
 
@@ -299,6 +308,15 @@ _STAGES: tuple[Stage[Run], ...] = (
         inputs=("compare/checkpoints.json", "crosscoder"),
         facts=Run.heldout_facts,
         work=write_evaluation,
+    ),
+    Stage(
+        "diagnose",
+        "diagnostics",
+        "every feature's decoder against the data",
+        settings=(*_MODELS, *_BLOCKS, "diagnostics"),
+        inputs=("compare/checkpoints.json", "crosscoder"),
+        facts=Run.heldout_facts,
+        work=write_diagnostics,
     ),
     Stage(
         "attribute",
