@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import tyro
 
@@ -163,9 +163,67 @@ def show(run_dir: RunDir, json: tyro.conf.FlagCreatePairsOff[bool] = False) -> N
     print(f"\n{summary.table(numbers)}")
 
 
+def annotate_export(
+    run_dir: RunDir,
+    out: tyro.conf.Positional[Path],
+    top: int = 10,
+    blind: tyro.conf.FlagCreatePairsOff[bool] = False,
+    seed: int = 0,
+) -> None:
+    """Write a sheet of the strongest features, for annotators to fill in.
+
+    Args:
+        run_dir: A folder with a finished run.
+        out: The sheet: a .csv file for a spreadsheet, or a .json file.
+        top: Features of each task and checkpoint, by |IE|.
+        blind: Hide task, class and RelIE, and shuffle.
+        seed: Of the shuffling.
+    """
+    from crosstime.run.annotations import export_sheet
+
+    export_sheet(run_dir, out, top=top, blind=blind, seed=seed)
+    print(f"{out}: fill it in, then `crosstime annotate import {run_dir} {out}`")
+
+
+def annotate_import(run_dir: RunDir, files: tyro.conf.Positional[tuple[Path, ...]]) -> None:
+    """Take filled-in sheets into the run, in place of earlier ones, and say how far the annotators agree.
+
+    Args:
+        run_dir: The folder that the sheets came from.
+        files: The sheets; several annotators may share one or have one each.
+    """
+    from crosstime.run.annotations import import_sheets
+    from crosstime.run.lock import locked
+
+    if not files:
+        raise ValueError(f"name the sheets: `crosstime annotate import {run_dir} SHEET.csv`")
+    with locked(run_dir):
+        agreed = import_sheets(run_dir, files)
+    for pair in agreed:
+        kappa = "undefined, all are of one category" if pair.kappa is None else f"{pair.kappa:.2f}"
+        print(
+            f"{' and '.join(pair.annotators)}: {pair.features} features, {pair.same:.0%} alike, Cohen's kappa {kappa}"
+        )
+    print(f"`crosstime report {run_dir}` shows them")
+
+
+def annotate(action: tyro.conf.Positional[Literal["export", "import"]]) -> None:
+    """Features in people's words: a sheet for annotators to fill in, and back.
+
+    Args:
+        action: `crosstime annotate export --help` and `crosstime annotate import --help` say more.
+    """
+
+
 COMMANDS: dict[str, Callable[..., None]] = {
-    command.__name__: command for command in (demo, new, run, survey, train, evaluate, attribute, ablate, report, show)
+    command.__name__: command
+    for command in (demo, new, run, survey, train, evaluate, attribute, ablate, report, show, annotate)
 }
+
+GROUPS: dict[str, dict[str, Callable[..., None]]] = {
+    "annotate": {"export": annotate_export, "import": annotate_import},
+}
+"""Commands that have commands of their own."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -257,11 +315,14 @@ def _dispatch(arguments: Sequence[str]) -> None:
     if arguments == ["--version"]:
         print(f"crosstime {version('crosstime')}")
         return
-    if arguments and not arguments[0].startswith("-") and arguments[0] not in COMMANDS:
-        raise ValueError(f"there is no command `{arguments[0]}`{nearest(arguments[0], COMMANDS)}")
+    commands, prog = COMMANDS, "crosstime"
+    if arguments and arguments[0] in GROUPS:
+        commands, prog, arguments = GROUPS[arguments[0]], f"crosstime {arguments[0]}", arguments[1:]
+    if arguments and not arguments[0].startswith("-") and arguments[0] not in commands:
+        raise ValueError(f"there is no command `{arguments[0]}`{nearest(arguments[0], commands)}")
     tyro.extras.subcommand_cli_from_dict(
-        COMMANDS,
-        prog="crosstime",
+        commands,
+        prog=prog,
         description="When did this model learn that, and which feature carries it?",
         args=arguments,
     )

@@ -23,6 +23,7 @@ from crosstime.analysis.survey import survey
 from crosstime.data.task import Task
 from crosstime.report.build import build_report
 from crosstime.report.data import ReportData, RunFacts, TaskEffects, TaskGroup, TrainingPoint
+from crosstime.run.annotations import annotations_hash
 from crosstime.run.config import RunConfig
 from crosstime.run.stage import Stage
 from crosstime.run.summary import seconds
@@ -224,9 +225,11 @@ def _surveyed(run: Run) -> dict[str, Any]:
     return {f"task {part.name}": part.sha256 for part in _sets(run)} | run.heldout_facts()
 
 
-def _tasks_and_groups(run: Run) -> dict[str, Any]:
+def _told(run: Run) -> dict[str, Any]:
+    """What the report tells besides what was computed: the names of the groups of tasks, and people's annotations."""
     groups = enumerate(run.surveyed.items(), 1)
-    return {f"task {n} {name}": [part.name for part in parts] for n, (name, parts) in groups}
+    names = {f"task {n} {name}": [part.name for part in parts] for n, (name, parts) in groups}
+    return names | {"annotations": annotations_hash(run.folder)}
 
 
 def _write_json(path: Path, value: Any) -> None:
@@ -325,7 +328,7 @@ _STAGES: tuple[Stage[Run], ...] = (
             "ablation",
             "contexts",
         ),
-        facts=_tasks_and_groups,
+        facts=_told,
         work=write_report,
     ),
 )
