@@ -1,0 +1,167 @@
+"""The format of science-of-finetuning/dictionary_learning: config.json with model.safetensors, or a state dict in .pt.
+
+Its crosscoders have `encoder.weight` [M, D, F], `encoder.bias` [F], `decoder.weight` [M, F, D], `decoder.bias` [M, D];
+BatchTopK ones also `k` and `threshold`. They may normalise activations, per checkpoint or per neuron, and compare
+features by one of several norms (`code_normalization`), above whose product with the code a threshold lies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from crosstime.crosscoder.crosscoder import Crosscoder
+from crosstime.crosscoder.formats.reading import config_in, only, read_tensors, take
+from crosstime.crosscoder.formats.stated import Found, Stated, assemble
+from crosstime.crosscoder.sparsity.rules import L1, BatchTopK, FixedThresholds, JumpReLU
+
+CLASSES = ("CrossCoder", "BatchTopKCrossCoder")
+WEIGHTS = ("model.safetensors", "ae.pt", "model_final.pt")
+REFUSED = {"latent_processor": "a function between encoder and decoder", "num_decoder_layers": "a decoder of its own"}
+NORMALIZATIONS = ("CROSSCODER", "SAE", "MIXED", "NONE", "DECOUPLED")
+"""In the order of their numbers, which begin at 1."""
+EPSILON = 1e-8
+"""What its normalisation adds to a divisor."""
+
+
+def fits(path: Path) -> bool:
+    """Whether a folder or file is of this format; a state dict alone, without config.json, does not tell."""
+    config = _config(path)
+    return config.get("dict_class") in CLASSES or {"activation_dim", "dict_size", "num_layers"} <= config.keys()
+
+
+def read(path: Path, stated: Stated) -> Crosscoder:
+    """Read a file of weights, or a folder with one and config.json.
+
+    Raises:
+        ValueError: see `assemble`; a file is missing or not of this format; or the crosscoder has a part that ours
+            cannot have, which the message names.
+    """
+    weights, config = _weights(path), _config(path)
+    # Of a compiled module every name has this before it.
+    tensors = {name.removeprefix("_orig_mod."): tensor for name, tensor in read_tensors(weights).items()}
+    file = _File(weights, config, tensors)
+    return assemble(file.gated(file.normalised()), stated)
+
+
+@dataclass(frozen=True)
+class _File:
+    """A file of this format, and what its parts mean."""
+
+    path: Path
+    config: Mapping[str, Any]
+    tensors: Mapping[str, Any]
+
+    def normalised(self) -> Found:
+        """The crosscoder without its gate: the normalisation of activations is worked into weights and scale factors.
+
+        It is x' = (x - mean) / size, with one size a checkpoint or one a neuron. In the latter case sizes go into the
+        weights, and the scale factor keeps their root mean square, so that decoder norms stay comparable.
+        """
+        w_dec = self._take("decoder.weight", 3)
+        w_enc, b_enc = self._encoder(len(w_dec)), self._take("encoder.bias", 1)
+        b_dec, layer = self._take("decoder.bias", 2), self.config.get("layer")
+        mean, divisor, factor = self._normalizer(b_dec.shape)
+        scale = factor.square().mean(1).rsqrt()
+        return Found(
+            where=self.path,
+            W_enc=w_enc / (divisor * scale[:, None])[..., None],
+            b_enc=b_enc - torch.einsum("md,mdf->f", mean / divisor, w_enc),
+            W_dec=w_dec.transpose(0, 1) * (factor * scale[:, None]),
+            b_dec=(b_dec * factor + mean) * scale[:, None],
+            sparsity=L1(weight=self.config.get("l1_penalty") or 0.0),
+            scale=scale.tolist(),
+            layer=layer if isinstance(layer, int) else None,
+        )
+
+    def gated(self, found: Found) -> Found:
+        """The same with the rule by which features are kept: where code times code normalisation exceeds a threshold."""
+        if "threshold" not in self.tensors:
+            return found
+        threshold, name = self._take("threshold", self.tensors["threshold"].ndim), self._code_normalization()
+        if bool((threshold <= 0).all()) and name != "CROSSCODER":
+            return found  # never measured, so every active feature passes
+        per_neuron = "activation_std" in self.tensors and "activation_global_scale" not in self.tensors
+        if name == "DECOUPLED":
+            if per_neuron or bool((threshold != threshold.flatten()[0]).any()):
+                raise ValueError(
+                    f"{self.path}: its code normalization DECOUPLED gates every checkpoint by a threshold of its own "
+                    f"({threshold.tolist()}), which crosstime cannot: it has one threshold a feature"
+                )
+            log_threshold = threshold.flatten()[0].log().expand(len(found.b_enc))
+            return replace(found, sparsity=JumpReLU(), threshold=log_threshold)
+        if name == "CROSSCODER" and not per_neuron:
+            k = int(self.config.get("k_target") or self._take("k", 0))
+            return replace(found, sparsity=BatchTopK(k=k), threshold=threshold)
+        # Each feature has a threshold of its own where the norms are not those by which ours compares features.
+        own = (threshold / self._code_norms(name)).clamp(0, torch.finfo(torch.float32).max)
+        return replace(found, sparsity=FixedThresholds(), threshold=own.expand(len(found.b_enc)))
+
+    def _encoder(self, m: int) -> Float[Tensor, "M D F"]:
+        """The encoder of all checkpoints; zero for those that it does not read."""
+        weight, read = self._take("encoder.weight", 3), self.config.get("encoder_layers")
+        if len(weight) == m and read is None:
+            return weight
+        if not isinstance(read, list) or len(read) != len(weight):
+            raise ValueError(f"{self.path}: its encoder reads {len(weight)} of {m} checkpoints and does not say which")
+        full = weight.new_zeros(m, *weight.shape[1:])
+        full[read] = weight
+        return full
+
+    def _normalizer(self, shape: torch.Size) -> tuple[Float[Tensor, "M D"], Float[Tensor, "M D"], Float[Tensor, "M D"]]:
+        """Mean, divisor before encoding, and factor after decoding; where there is no normalizer 0, 1 and 1."""
+        mean = self.tensors.get("activation_mean")
+        if mean is None or bool(mean.isnan().any()):
+            return torch.zeros(shape), torch.ones(shape), torch.ones(shape)
+        mean = self._take("activation_mean", 2).expand(shape)
+        if "activation_global_scale" not in self.tensors:  # as it was until June 2025
+            std = self._take("activation_std", 2).expand(shape) + EPSILON
+            return mean, std, std
+        size = self._take("activation_global_scale", self.tensors["activation_global_scale"].ndim)
+        size = size.reshape(-1, 1).expand(shape)
+        return mean, 1 / size, 1 / (size + EPSILON)
+
+    def _code_normalization(self) -> str:
+        """Its name; CROSSCODER where the file is older than the choice."""
+        if "code_normalization_id" in self.tensors:
+            number = int(self._take("code_normalization_id", 0))
+            name = NORMALIZATIONS[number - 1] if 1 <= number <= len(NORMALIZATIONS) else str(number)
+        else:
+            name = str(self.config.get("code_normalization") or NORMALIZATIONS[0]).upper()
+        if name not in NORMALIZATIONS:
+            raise ValueError(f"{self.path}: code normalization {name} is unknown; known are {', '.join(NORMALIZATIONS)}")
+        return name
+
+    def _code_norms(self, name: str) -> Float[Tensor, "..."]:
+        """By which factor each feature's code is compared with the threshold."""
+        w_dec = self._take("decoder.weight", 3)
+        total, joint = w_dec.norm(dim=2).sum(0), w_dec.norm(dim=(0, 2))
+        alphas = [self.config.get(f"code_normalization_alpha_{key}") for key in ("sae", "cc")]
+        alpha_joint, alpha_total = (
+            default if alpha is None else alpha for alpha, default in zip(alphas, (1.0, 0.1), strict=True)
+        )
+        mixed = alpha_joint * joint + alpha_total * total
+        return {"CROSSCODER": total, "SAE": joint, "MIXED": mixed, "NONE": torch.ones(())}[name]
+
+    def _take(self, name: str, dimensions: int) -> Tensor:
+        return take(self.path, self.tensors, name, dimensions).float()
+
+
+def _config(path: Path) -> Mapping[str, Any]:
+    """config.json; where a training run wrote it, the settings of its trainer."""
+    config = config_in(path if path.is_dir() else path.parent)
+    trainer = config.get("trainer")
+    return trainer if isinstance(trainer, dict) else config
+
+
+def _weights(path: Path) -> Path:
+    if not path.is_dir():
+        return path
+    known = [path / name for name in WEIGHTS if (path / name).is_file()]
+    return known[0] if known else only(path, list(path.glob("*.pt")))
