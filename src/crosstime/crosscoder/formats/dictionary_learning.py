@@ -23,7 +23,6 @@ from crosstime.crosscoder.sparsity.rules import L1, BatchTopK, FixedThresholds, 
 
 CLASSES = ("CrossCoder", "BatchTopKCrossCoder")
 WEIGHTS = ("model.safetensors", "ae.pt", "model_final.pt")
-REFUSED = {"latent_processor": "a function between encoder and decoder", "num_decoder_layers": "a decoder of its own"}
 NORMALIZATIONS = ("CROSSCODER", "SAE", "MIXED", "NONE", "DECOUPLED")
 """In the order of their numbers, which begin at 1."""
 EPSILON = 1e-8
@@ -44,6 +43,10 @@ def read(path: Path, stated: Stated) -> Crosscoder:
             cannot have, which the message names.
     """
     weights, config = _weights(path), _config(path)
+    if config.get("dict_class", CLASSES[0]) not in CLASSES:
+        raise ValueError(f"{weights} is a {config['dict_class']}, no crosscoder: readable are {' and '.join(CLASSES)}")
+    if config.get("latent_processor") is not None:
+        raise ValueError(f"{weights}: it has a latent_processor, a function of its codes that crosstime does not know")
     # Of a compiled module every name has this before it.
     tensors = {name.removeprefix("_orig_mod."): tensor for name, tensor in read_tensors(weights).items()}
     file = _File(weights, config, tensors)
@@ -72,7 +75,8 @@ class _File:
         return Found(
             where=self.path,
             W_enc=w_enc / (divisor * scale[:, None])[..., None],
-            b_enc=b_enc - torch.einsum("md,mdf->f", mean / divisor, w_enc),
+            # A mean may be large beside what is left of it here.
+            b_enc=(b_enc - torch.einsum("md,mdf->f", (mean / divisor).double(), w_enc.double())).float(),
             W_dec=w_dec.transpose(0, 1) * (factor * scale[:, None]),
             b_dec=(b_dec * factor + mean) * scale[:, None],
             sparsity=L1(weight=self.config.get("l1_penalty") or 0.0),
@@ -81,51 +85,59 @@ class _File:
         )
 
     def gated(self, found: Found) -> Found:
-        """The same with the rule by which features are kept: where code times code normalisation exceeds a threshold."""
+        """The same with the rule that keeps features: where code times code normalisation exceeds a threshold."""
         if "threshold" not in self.tensors:
             return found
         threshold, name = self._take("threshold", self.tensors["threshold"].ndim), self._code_normalization()
         if bool((threshold <= 0).all()) and name != "CROSSCODER":
             return found  # never measured, so every active feature passes
-        per_neuron = "activation_std" in self.tensors and "activation_global_scale" not in self.tensors
         if name == "DECOUPLED":
-            if per_neuron or bool((threshold != threshold.flatten()[0]).any()):
+            if self._per_neuron or bool((threshold != threshold.flatten()[0]).any()):
                 raise ValueError(
                     f"{self.path}: its code normalization DECOUPLED gates every checkpoint by a threshold of its own "
                     f"({threshold.tolist()}), which crosstime cannot: it has one threshold a feature"
                 )
             log_threshold = threshold.flatten()[0].log().expand(len(found.b_enc))
             return replace(found, sparsity=JumpReLU(), threshold=log_threshold)
-        if name == "CROSSCODER" and not per_neuron:
+        if name == "CROSSCODER" and not self._per_neuron:
             k = int(self.config.get("k_target") or self._take("k", 0))
             return replace(found, sparsity=BatchTopK(k=k), threshold=threshold)
         # Each feature has a threshold of its own where the norms are not those by which ours compares features.
         own = (threshold / self._code_norms(name)).clamp(0, torch.finfo(torch.float32).max)
-        return replace(found, sparsity=FixedThresholds(), threshold=own.expand(len(found.b_enc)))
+        return replace(found, sparsity=FixedThresholds(), threshold=own)
 
     def _encoder(self, m: int) -> Float[Tensor, "M D F"]:
         """The encoder of all checkpoints; zero for those that it does not read."""
         weight, read = self._take("encoder.weight", 3), self.config.get("encoder_layers")
         if len(weight) == m and read is None:
             return weight
-        if not isinstance(read, list) or len(read) != len(weight):
-            raise ValueError(f"{self.path}: its encoder reads {len(weight)} of {m} checkpoints and does not say which")
+        if not isinstance(read, list) or len(read) != len(weight) or not set(read) <= set(range(m)):
+            raise ValueError(
+                f"{self.path}: its encoder reads {len(weight)} checkpoints, its decoder writes {m}, and "
+                f"`encoder_layers` ({read}) does not say which are read"
+            )
         full = weight.new_zeros(m, *weight.shape[1:])
         full[read] = weight
         return full
 
     def _normalizer(self, shape: torch.Size) -> tuple[Float[Tensor, "M D"], Float[Tensor, "M D"], Float[Tensor, "M D"]]:
         """Mean, divisor before encoding, and factor after decoding; where there is no normalizer 0, 1 and 1."""
-        mean = self.tensors.get("activation_mean")
-        if mean is None or bool(mean.isnan().any()):
+        if "activation_mean" not in self.tensors or bool(self._take("activation_mean", 2).isnan().any()):
             return torch.zeros(shape), torch.ones(shape), torch.ones(shape)
-        mean = self._take("activation_mean", 2).expand(shape)
-        if "activation_global_scale" not in self.tensors:  # as it was until June 2025
+        mean = self._take("activation_mean", 2)
+        if mean.shape != shape:
+            raise ValueError(f"{self.path}: activation_mean has the shape {tuple(mean.shape)}, not {tuple(shape)}")
+        if self._per_neuron:
             std = self._take("activation_std", 2).expand(shape) + EPSILON
             return mean, std, std
         size = self._take("activation_global_scale", self.tensors["activation_global_scale"].ndim)
         size = size.reshape(-1, 1).expand(shape)
         return mean, 1 / size, 1 / (size + EPSILON)
+
+    @property
+    def _per_neuron(self) -> bool:
+        """Whether activations were divided by each neuron's own deviation, as they were until June 2025."""
+        return "activation_std" in self.tensors and "activation_global_scale" not in self.tensors
 
     def _code_normalization(self) -> str:
         """Its name; CROSSCODER where the file is older than the choice."""
@@ -135,10 +147,12 @@ class _File:
         else:
             name = str(self.config.get("code_normalization") or NORMALIZATIONS[0]).upper()
         if name not in NORMALIZATIONS:
-            raise ValueError(f"{self.path}: code normalization {name} is unknown; known are {', '.join(NORMALIZATIONS)}")
+            raise ValueError(
+                f"{self.path}: code normalization {name} is unknown; known are {', '.join(NORMALIZATIONS)}"
+            )
         return name
 
-    def _code_norms(self, name: str) -> Float[Tensor, "..."]:
+    def _code_norms(self, name: str) -> Float[Tensor, " F"]:
         """By which factor each feature's code is compared with the threshold."""
         w_dec = self._take("decoder.weight", 3)
         total, joint = w_dec.norm(dim=2).sum(0), w_dec.norm(dim=(0, 2))
@@ -147,7 +161,7 @@ class _File:
             default if alpha is None else alpha for alpha, default in zip(alphas, (1.0, 0.1), strict=True)
         )
         mixed = alpha_joint * joint + alpha_total * total
-        return {"CROSSCODER": total, "SAE": joint, "MIXED": mixed, "NONE": torch.ones(())}[name]
+        return {"CROSSCODER": total, "SAE": joint, "MIXED": mixed, "NONE": torch.ones_like(total)}[name]
 
     def _take(self, name: str, dimensions: int) -> Tensor:
         return take(self.path, self.tensors, name, dimensions).float()

@@ -51,7 +51,8 @@ def import_crosscoder(
 ) -> Crosscoder:
     """Read a crosscoder of ours or of another project (docs/formats.md); it computes what it computed there.
 
-    What is stated here stands in place of what the files say.
+    What is stated here stands in place of what the files say; but for scale factors, which are theirs where they have
+    them.
 
     Args:
         source: a folder or a file of weights; or on the hub "owner/name", or "owner/name:path" for what lies deeper.
@@ -73,5 +74,5 @@ def import_crosscoder(
     fitting = [name for name, known in FORMATS.items() if known.fits(path)] if format is None else [format]
     if not fitting:
         raise ValueError(f"{path} holds no crosscoder of a known format ({', '.join(FORMATS)}): name one with `format`")
-    stated = Stated(*(tuple(v) if isinstance(v, Sequence) else v for v in (checkpoints, layer, tokens, scale, positions)))
+    stated = Stated(checkpoints=checkpoints, layer=layer, tokens=tokens, scale=scale, positions=positions)
     return FORMATS[fitting[0]].read(path, stated)

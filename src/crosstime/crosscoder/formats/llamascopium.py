@@ -12,12 +12,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from crosstime.crosscoder.crosscoder import Crosscoder
 from crosstime.crosscoder.formats.reading import config_in, read_config, read_tensors, setting, take
 from crosstime.crosscoder.formats.stated import Found, Stated, assemble, layer_of_hook
-from crosstime.crosscoder.sparsity.rules import L1, JumpReLU, Sparsity
+from crosstime.crosscoder.sparsity.rules import L1, JumpReLU
 
 CONFIG = "config.json"
 WEIGHTS = tuple(
@@ -65,8 +63,8 @@ def _scale(
         return [1.0] * len(heads)
     if how != "dataset-wise":
         raise ValueError(
-            f"{path}: norm_activation {how!r} scales every token or batch by itself, which crosstime cannot: it has one "
-            "scale factor a checkpoint"
+            f"{path}: norm_activation {how!r} scales every token or batch by itself, which crosstime cannot: it has "
+            "one scale factor a checkpoint"
         )
     norms = [float(take(weights, tensors, f"dataset_average_activation_norm.{head}", 0)) for head in heads]
     return [math.sqrt(setting(path, config, "d_model", int)) / norm for norm in norms]
@@ -80,9 +78,7 @@ def _checkpoints(heads: Sequence[str]) -> dict[str, Any]:
     return {"checkpoints": heads}
 
 
-def _sparsity(
-    path: Path, config: Mapping[str, Any], weights: Path, tensors: Mapping[str, Any]
-) -> dict[str, Sparsity | Tensor]:
+def _sparsity(path: Path, config: Mapping[str, Any], weights: Path, tensors: Mapping[str, Any]) -> dict[str, Any]:
     act_fn = str(config.get("act_fn", "relu")).lower()
     if act_fn == "relu":
         return {"sparsity": L1(weight=0.0)}  # what it was trained with is not in the files

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from crosstime.crosscoder import files
 from crosstime.crosscoder.crosscoder import Crosscoder
 from crosstime.crosscoder.formats.reading import config_in
 from crosstime.crosscoder.formats.stated import Stated

@@ -11,16 +11,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from crosstime.crosscoder.crosscoder import Crosscoder
 from crosstime.crosscoder.formats.reading import only, read_config, read_tensors, setting, take
 from crosstime.crosscoder.formats.stated import Found, Stated, assemble, layer_of_hook
-from crosstime.crosscoder.sparsity.rules import L1, BatchTopK, Sparsity
+from crosstime.crosscoder.sparsity.rules import L1, BatchTopK
 from crosstime.data.positions import Positions
 from crosstime.lm.tokens_seen import tokens_seen
 
-POSITIONS = Positions(bos=False, encode_first=True)
+POSITIONS = Positions(bos=False, encode_first=True, train_first=False)
 """No BOS is put before its sequences; position 0 is left out of training, and encoded in every analysis."""
 
 
@@ -65,7 +63,7 @@ def l1(config: Mapping[str, Any]) -> L1:
     return L1(**{name: value for name, value in stated.items() if value is not None})
 
 
-def _sparsity(path: Path, config: Mapping[str, Any], tensors: Mapping[str, Any]) -> dict[str, Sparsity | Tensor]:
+def _sparsity(path: Path, config: Mapping[str, Any], tensors: Mapping[str, Any]) -> dict[str, Any]:
     if "threshold" not in tensors:
         return {"sparsity": l1(config)}
     settings = {

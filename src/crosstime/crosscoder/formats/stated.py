@@ -18,15 +18,15 @@ from crosstime.data.positions import Positions
 
 @dataclass(frozen=True)
 class Stated:
-    """Stands in place of what a format's files say, and for what they do not say."""
+    """For what a format's files do not say; all but scale factors also in place of what they say."""
 
-    checkpoints: tuple[str, ...] | None = None
+    checkpoints: Sequence[str] | None = None
     """Their names, in the order of the file, which must be that of training."""
     layer: int | None = None
     """The block whose output is read, counted from 0."""
-    tokens: tuple[int | None, ...] | None = None
+    tokens: Sequence[int | None] | None = None
     """Tokens seen at each checkpoint."""
-    scale: tuple[float, ...] | None = None
+    scale: Sequence[float] | None = None
     """The factor c of each checkpoint that activations were multiplied with in training."""
     positions: Positions | None = None
     """The policy for position 0."""
@@ -76,6 +76,8 @@ def assemble(found: Found, stated: Stated) -> Crosscoder:
         positions=stated.positions or found.positions or Positions(),
         sparsity=found.sparsity,
     )
+    if found.scale is not None and stated.scale is not None:
+        raise ValueError(f"{found.where}: its files say the scale factors ({list(found.scale)}): do not state others")
     scale = torch.tensor(_needed(found, "scale", stated.scale, found.scale, m), dtype=torch.float32)
     state = {name: getattr(found, name).float() for name in ("W_enc", "b_enc", "W_dec", "b_dec")}
     if found.threshold is not None:
