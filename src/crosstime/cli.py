@@ -163,6 +163,74 @@ def show(run_dir: RunDir, json: tyro.conf.FlagCreatePairsOff[bool] = False) -> N
     print(f"\n{summary.table(numbers)}")
 
 
+def import_(
+    source: tyro.conf.Positional[str],
+    out_dir: tyro.conf.Positional[Path],
+    format: str | None = None,
+    checkpoints: tuple[str, ...] | None = None,
+    layer: int | None = None,
+    scale: tuple[float, ...] | None = None,
+    tokens: tuple[int, ...] | None = None,
+    bos: bool | None = None,
+    encode_first: bool | None = None,
+    revision: str | None = None,
+) -> None:
+    """Turn another project's crosscoder into one of ours (docs/formats.md).
+
+    Args:
+        source: A folder or a file of weights; on the hub owner/name, or owner/name:path.
+        out_dir: Where to put it.
+        format: paper, ckkissane, dictionary-learning or llamascopium; else that which fits.
+        checkpoints: Names of its checkpoints, in the order of training.
+        layer: The block whose output it reads, counted from 0.
+        scale: Factor of each checkpoint's activations, where the files do not say.
+        tokens: Tokens that each checkpoint had seen.
+        bos: Whether its sequences began with BOS.
+        encode_first: Whether it reads position 0.
+        revision: Of a repository of the hub.
+    """
+    from crosstime.crosscoder.formats.importing import import_crosscoder
+    from crosstime.data.positions import Positions
+
+    policy = {name: value for name, value in (("bos", bos), ("encode_first", encode_first)) if value is not None}
+    crosscoder = import_crosscoder(
+        source,
+        format,
+        checkpoints=checkpoints,
+        layer=layer,
+        scale=scale,
+        tokens=tokens,
+        positions=Positions(**policy) if policy else None,
+        revision=revision,
+    )
+    crosscoder.save_pretrained(out_dir)
+    config = crosscoder.config
+    print(
+        f"{out_dir}: {config.features:,} features (rule {config.sparsity.rule}) for the output of block "
+        f"{config.layer}, width {config.width}, of {', '.join(config.checkpoints)}"
+    )
+
+
+def export(
+    source: tyro.conf.Positional[str], out_dir: tyro.conf.Positional[Path], format: Literal["saelens"] = "saelens"
+) -> None:
+    """Write a crosscoder for another project: for SAELens, an autoencoder a checkpoint (docs/formats.md).
+
+    Args:
+        source: A run folder, or a crosscoder as `crosstime import` takes it.
+        out_dir: Where to put them, a folder each.
+        format: Whose format.
+    """
+    from crosstime.crosscoder.formats.importing import import_crosscoder
+    from crosstime.crosscoder.formats.saelens import export_saelens
+    from crosstime.run import config
+
+    write = {"saelens": export_saelens}[format]
+    is_run = (Path(source) / config.FILE).exists()
+    for folder in write(import_crosscoder(Path(source) / "crosscoder" if is_run else source), out_dir):
+        print(folder)
+
+
 def annotate_export(
     run_dir: RunDir,
     out: tyro.conf.Positional[Path],
@@ -216,8 +284,11 @@ def annotate(action: tyro.conf.Positional[Literal["export", "import"]]) -> None:
 
 
 COMMANDS: dict[str, Callable[..., None]] = {
-    command.__name__: command
-    for command in (demo, new, run, survey, train, evaluate, attribute, ablate, report, show, annotate)
+    command.__name__.removesuffix("_"): command
+    for command in (
+        *(demo, new, run, survey, train, evaluate, attribute, ablate, report, show),
+        *(annotate, import_, export),
+    )
 }
 
 GROUPS: dict[str, dict[str, Callable[..., None]]] = {

@@ -87,6 +87,11 @@ def write_crosscoder(run: Run, draft: Path) -> None:
     crosscoder.save_pretrained(draft)
 
 
+def write_imported_crosscoder(run: Run, draft: Path) -> None:
+    """The crosscoder that run.toml names, in our format."""
+    run.imported.save_pretrained(draft)
+
+
 def drop_training_state(run: Run) -> None:
     """A finished training needs no state to go on from."""
     artifact.discard(run.folder / TRAINING_STATE, run.folder)
@@ -180,14 +185,15 @@ def report_data(run: Run) -> ReportData:
     survey_found = run.read_survey()
     proposed = not run.config.compare.checkpoints
     crosscoder = run.crosscoder.config
-    log = read_log(run.folder / TRAINING_LOG)
+    trained = not run.config.crosscoder.from_
+    log = read_log(run.folder / TRAINING_LOG) if trained else []
     return ReportData(
         title=run.config.report.title or run.folder.resolve().name,
         run=RunFacts(
             source=_source(run),
             layer=crosscoder.layer,
             n_features=crosscoder.features,
-            rows_trained=run.config.training.steps * run.config.training.batch_size,
+            rows_trained=run.config.training.steps * run.config.training.batch_size if trained else 0,
             seed=run.config.training.seed,
             seconds=tuple(seconds(run.folder, {stage.name: stage.folder for stage in _STAGES}).items()),
             version=version("crosstime"),
@@ -336,7 +342,20 @@ _STAGES: tuple[Stage[Run], ...] = (
 
 
 def stages(config: RunConfig) -> tuple[Stage[Run], ...]:
-    """The stages in order. Where the user names the checkpoints, comparing them waits for no survey."""
-    if not config.compare.checkpoints:
-        return _STAGES
-    return tuple(replace(stage, inputs=("suite",)) if stage.name == "compare" else stage for stage in _STAGES)
+    """The stages in order.
+
+    Where the user names the checkpoints, comparing them waits for no survey; where he names a crosscoder, none is
+    trained.
+    """
+    changes: dict[str, dict[str, Any]] = {}
+    if config.compare.checkpoints:
+        changes["compare"] = {"inputs": ("suite",)}
+    if config.crosscoder.from_:
+        changes["train"] = {
+            "doing": "importing the crosscoder",
+            "settings": ("positions", "crosscoder"),
+            "facts": Run.imported_facts,
+            "work": write_imported_crosscoder,
+            "seconds_before": lambda _: 0.0,
+        }
+    return tuple(replace(stage, **changes.get(stage.name, {})) for stage in _STAGES)

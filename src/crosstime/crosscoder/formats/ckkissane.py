@@ -31,11 +31,12 @@ def read(path: Path, stated: Stated) -> Crosscoder:
         ValueError: see `assemble`; or a file is missing or not of this format.
     """
     weights = _weights(path)
-    config = read_config(weights.with_name(CONFIG))
+    where = weights.with_name(CONFIG)
+    config = read_config(where)
     found = Found(
         **matrices(weights, read_tensors(weights)),
-        sparsity=l1(config),
-        layer=layer_of_hook(setting(weights.with_name(CONFIG), config, "hook_point", str)),
+        sparsity=l1(where, config),
+        layer=layer_of_hook(setting(where, config, "hook_point", str)),
         positions=POSITIONS,
     )
     return assemble(found, stated)

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from crosstime.crosscoder.crosscoder import Crosscoder
-from crosstime.crosscoder.formats.reading import config_in, only, read_tensors, take
+from crosstime.crosscoder.formats.reading import config_in, numbers, only, read_tensors, take
 from crosstime.crosscoder.formats.stated import Found, Stated, assemble
 from crosstime.crosscoder.sparsity.rules import L1, BatchTopK, FixedThresholds, JumpReLU
 
@@ -69,7 +69,7 @@ class _File:
         """
         w_dec = self._take("decoder.weight", 3)
         w_enc, b_enc = self._encoder(len(w_dec)), self._take("encoder.bias", 1)
-        b_dec, layer = self._take("decoder.bias", 2), self.config.get("layer")
+        b_dec = self._take("decoder.bias", 2)
         mean, divisor, factor = self._normalizer(b_dec.shape)
         scale = factor.square().mean(1).rsqrt()
         return Found(
@@ -79,9 +79,9 @@ class _File:
             b_enc=(b_enc - torch.einsum("md,mdf->f", (mean / divisor).double(), w_enc.double())).float(),
             W_dec=w_dec.transpose(0, 1) * (factor * scale[:, None]),
             b_dec=(b_dec * factor + mean) * scale[:, None],
-            sparsity=L1(weight=self.config.get("l1_penalty") or 0.0),
+            sparsity=L1(**{"weight": 0.0, **self._numbers({"weight": "l1_penalty"}, float)}),
             scale=scale.tolist(),
-            layer=layer if isinstance(layer, int) else None,
+            layer=self._numbers({"layer": "layer"}, int).get("layer"),
         )
 
     def gated(self, found: Found) -> Found:
@@ -100,8 +100,8 @@ class _File:
             log_threshold = threshold.flatten()[0].log().expand(len(found.b_enc))
             return replace(found, sparsity=JumpReLU(), threshold=log_threshold)
         if name == "CROSSCODER" and not self._per_neuron:
-            k = int(self.config.get("k_target") or self._take("k", 0))
-            return replace(found, sparsity=BatchTopK(k=k), threshold=threshold)
+            k = {"k": int(self._take("k", 0)), **self._numbers({"k": "k_target"}, int)}
+            return replace(found, sparsity=BatchTopK(**k), threshold=threshold)
         # Each feature has a threshold of its own where the norms are not those by which ours compares features.
         own = (threshold / self._code_norms(name)).clamp(0, torch.finfo(torch.float32).max)
         return replace(found, sparsity=FixedThresholds(), threshold=own)
@@ -156,12 +156,13 @@ class _File:
         """By which factor each feature's code is compared with the threshold."""
         w_dec = self._take("decoder.weight", 3)
         total, joint = w_dec.norm(dim=2).sum(0), w_dec.norm(dim=(0, 2))
-        alphas = [self.config.get(f"code_normalization_alpha_{key}") for key in ("sae", "cc")]
-        alpha_joint, alpha_total = (
-            default if alpha is None else alpha for alpha, default in zip(alphas, (1.0, 0.1), strict=True)
-        )
-        mixed = alpha_joint * joint + alpha_total * total
+        names = {"sae": "code_normalization_alpha_sae", "crosscoder": "code_normalization_alpha_cc"}
+        alpha = {"sae": 1.0, "crosscoder": 0.1, **self._numbers(names, float)}
+        mixed = alpha["sae"] * joint + alpha["crosscoder"] * total
         return {"CROSSCODER": total, "SAE": joint, "MIXED": mixed, "NONE": torch.ones_like(total)}[name]
+
+    def _numbers(self, names: Mapping[str, str], kind: type) -> dict[str, Any]:
+        return numbers(self.path, self.config, names, kind)
 
     def _take(self, name: str, dimensions: int) -> Tensor:
         return take(self.path, self.tensors, name, dimensions).float()

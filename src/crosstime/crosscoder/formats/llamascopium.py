@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from crosstime.crosscoder.crosscoder import Crosscoder
-from crosstime.crosscoder.formats.reading import config_in, read_config, read_tensors, setting, take
+from crosstime.crosscoder.formats.reading import config_in, numbers, read_config, read_tensors, setting, take
 from crosstime.crosscoder.formats.stated import Found, Stated, assemble, layer_of_hook
 from crosstime.crosscoder.sparsity.rules import L1, JumpReLU
 
@@ -85,7 +85,7 @@ def _sparsity(path: Path, config: Mapping[str, Any], weights: Path, tensors: Map
     if act_fn == "jumprelu":
         if config.get("sparsity_include_decoder_norm") is False:
             raise ValueError(f"{path}: sparsity_include_decoder_norm is false; crosstime gates by decoder norms")
-        rule = JumpReLU(window=float(config.get("jumprelu_threshold_window", JumpReLU.window)))
+        rule = JumpReLU(**numbers(path, config, {"window": "jumprelu_threshold_window"}, float))
         return {"sparsity": rule, "threshold": take(weights, tensors, THRESHOLD, 1)}
     raise ValueError(
         f"{path}: act_fn {act_fn!r} chooses the largest features of every checkpoint by itself, which crosstime "

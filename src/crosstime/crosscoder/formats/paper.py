@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from crosstime.crosscoder.crosscoder import Crosscoder
-from crosstime.crosscoder.formats.reading import only, read_config, read_tensors, setting, take
+from crosstime.crosscoder.formats.reading import numbers, only, read_config, read_tensors, setting, take
 from crosstime.crosscoder.formats.stated import Found, Stated, assemble, layer_of_hook
 from crosstime.crosscoder.sparsity.rules import L1, BatchTopK
 from crosstime.data.positions import Positions
@@ -20,6 +20,16 @@ from crosstime.lm.tokens_seen import tokens_seen
 
 POSITIONS = Positions(bos=False, encode_first=True, train_first=False)
 """No BOS is put before its sequences; position 0 is left out of training, and encoded in every analysis."""
+
+BATCH_TOPK_COUNTS = {
+    "k": "batch_topk_final",
+    "k_start": "batch_topk_init",
+    "k_steps": "topk_annealing_steps",
+    "threshold_start": "threshold_start_step",
+    "dead_tokens": "dead_feature_threshold",
+}
+BATCH_TOPK_SHARES = {"threshold_decay": "threshold_beta", "aux_weight": "auxk_alpha"}
+"""What N_cfg.json calls the settings of `BatchTopK`."""
 
 
 def fits(path: Path) -> bool:
@@ -34,16 +44,16 @@ def read(path: Path, stated: Stated) -> Crosscoder:
         ValueError: see `assemble`; or a file is missing or not of this format.
     """
     weights = only(path, _weights(path))
-    config = read_config(_config_of(weights))
-    tensors = read_tensors(weights)
-    names = None if stated.checkpoints else _checkpoints(_config_of(weights), config)
+    where = _config_of(weights)
+    config, tensors = read_config(where), read_tensors(weights)
+    names = None if stated.checkpoints else _checkpoints(where, config)
     model = str(config.get("model_name", ""))
     found = Found(
         **matrices(weights, tensors),
-        **_sparsity(weights, config, tensors),
+        **_sparsity(where, config, weights, tensors),
         scale=config.get("estimated_act_norm_list"),
         checkpoints=names,
-        layer=layer_of_hook(setting(_config_of(weights), config, "hook_point", str)),
+        layer=layer_of_hook(setting(where, config, "hook_point", str)),
         tokens=[tokens_seen(model, name) for name in names or ()],
         sources=[f"{model}@{name}" for name in names or ()],
         positions=POSITIONS,
@@ -57,26 +67,18 @@ def matrices(path: Path, tensors: Mapping[str, Any]) -> dict[str, Any]:
     return {"where": path} | {name: take(path, tensors, name, n) for name, n in dimensions.items()}
 
 
-def l1(config: Mapping[str, Any]) -> L1:
+def l1(path: Path, config: Mapping[str, Any]) -> L1:
     """The penalty that a configuration states; the paper's where it is silent."""
-    stated = {"weight": config.get("l1_coeff"), "warmup": config.get("l1_warmup_pct")}
-    return L1(**{name: value for name, value in stated.items() if value is not None})
+    return L1(**numbers(path, config, {"weight": "l1_coeff", "warmup": "l1_warmup_pct"}, float))
 
 
-def _sparsity(path: Path, config: Mapping[str, Any], tensors: Mapping[str, Any]) -> dict[str, Any]:
+def _sparsity(path: Path, config: Mapping[str, Any], weights: Path, tensors: Mapping[str, Any]) -> dict[str, Any]:
     if "threshold" not in tensors:
-        return {"sparsity": l1(config)}
-    settings = {
-        "k": config.get("batch_topk_final") or int(take(path, tensors, "k", 0)),
-        "k_start": config.get("batch_topk_init"),
-        "k_steps": config.get("topk_annealing_steps"),
-        "threshold_start": config.get("threshold_start_step"),
-        "threshold_decay": config.get("threshold_beta"),
-        "aux_weight": config.get("auxk_alpha"),
-        "dead_tokens": config.get("dead_feature_threshold"),
-    }
-    rule = BatchTopK(**{name: value for name, value in settings.items() if value is not None})
-    return {"sparsity": rule, "threshold": take(path, tensors, "threshold", 0)}
+        return {"sparsity": l1(path, config)}
+    settings = {"k": int(take(weights, tensors, "k", 0))}
+    settings |= numbers(path, config, BATCH_TOPK_COUNTS, int)
+    settings |= numbers(path, config, BATCH_TOPK_SHARES, float)
+    return {"sparsity": BatchTopK(**settings), "threshold": take(weights, tensors, "threshold", 0)}
 
 
 def _checkpoints(path: Path, config: Mapping[str, Any]) -> list[str] | None:

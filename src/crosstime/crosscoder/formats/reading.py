@@ -33,7 +33,7 @@ def read_tensors(path: Path) -> dict[str, Any]:
             f"{path} was not read: it is damaged, or it holds more than tensors, and such a file can run code"
         ) from None
     except (RuntimeError, EOFError) as error:
-        raise ValueError(f"{path} is damaged: {str(error).splitlines()[0]}") from None
+        raise ValueError(f"{path} is damaged ({' '.join(str(error).split())[:120]})") from None
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}, not tensors by name")
     return content
@@ -74,7 +74,7 @@ def config_in(folder: Path) -> dict[str, Any]:
     """The config.json of a folder; empty where there is none, or none that can be read."""
     try:
         return read_config(folder / "config.json")
-    except ValueError:
+    except (ValueError, NotADirectoryError):
         return {}
 
 
@@ -88,6 +88,22 @@ def setting(path: Path, config: Mapping[str, Any], name: str, kind: type | tuple
     if not isinstance(value, kind) or isinstance(value, bool) != (kind is bool):
         raise ValueError(f"{path}: `{name}` is missing or not what this format has there ({value!r})")
     return value
+
+
+def numbers(path: Path, config: Mapping[str, Any], names: Mapping[str, str], kind: type) -> dict[str, Any]:
+    """The numbers that a configuration states, under other names; what it lacks or leaves empty is left out.
+
+    Args:
+        path: of the configuration.
+        config: its content.
+        names: its names, by those to give them.
+        kind: int or float.
+
+    Raises:
+        ValueError: one is no number.
+    """
+    stated = {ours: theirs for ours, theirs in names.items() if config.get(theirs) is not None}
+    return {ours: kind(setting(path, config, theirs, (int, kind))) for ours, theirs in stated.items()}
 
 
 def only(where: Path, files: Sequence[Path]) -> Path:

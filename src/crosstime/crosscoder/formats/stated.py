@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from crosstime.crosscoder.crosscoder import Crosscoder, CrosscoderConfig
@@ -38,10 +37,11 @@ class Found:
 
     where: Path
     """The file of the weights, for error messages."""
-    W_enc: Float[Tensor, "M D F"]
-    b_enc: Float[Tensor, " F"]
-    W_dec: Float[Tensor, "F M D"]
-    b_dec: Float[Tensor, "M D"]
+    # [M, D, F], [F], [F, M, D] and [M, D], if the file is sound; `assemble` checks it.
+    W_enc: Tensor
+    b_enc: Tensor
+    W_dec: Tensor
+    b_dec: Tensor
     sparsity: Sparsity
     threshold: Tensor | None = None
     scale: Sequence[float] | None = None
