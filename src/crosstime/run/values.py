@@ -225,7 +225,7 @@ class Run(Workspace):
             raise ValueError(
                 f"crosscoder.layer is {self.layer}, out of range: the models have blocks 0 to {self.suite.n_layers - 1}"
             )
-        if self.config.crosscoder.from_:
+        if self.config.crosscoder.from_ and artifact.read_manifest(self.folder / "crosscoder") is None:
             _ = self.imported
         available_device(self.device)
         for path in [*self.train_files, *self.heldout_files]:
