@@ -244,11 +244,14 @@ def _surveyed(run: Run) -> dict[str, Any]:
     return {f"task {part.name}": part.sha256 for part in _sets(run)} | run.heldout_facts()
 
 
+def _tasks_and_groups(run: Run) -> dict[str, Any]:
+    groups = enumerate(run.surveyed.items(), 1)
+    return {f"task {n} {name}": [part.name for part in parts] for n, (name, parts) in groups}
+
+
 def _told(run: Run) -> dict[str, Any]:
     """What the report tells besides what was computed: the names of the groups of tasks, and people's annotations."""
-    groups = enumerate(run.surveyed.items(), 1)
-    names = {f"task {n} {name}": [part.name for part in parts] for n, (name, parts) in groups}
-    return names | {"annotations": annotations_hash(run.folder)}
+    return _tasks_and_groups(run) | {"annotations": annotations_hash(run.folder)}
 
 
 def _write_json(path: Path, value: Any) -> None:
