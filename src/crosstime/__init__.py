@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from crosstime.analysis.seeds import OverSeeds, over_seeds
     from crosstime.analysis.survey import Survey, survey
     from crosstime.crosscoder.crosscoder import Crosscoder, CrosscoderConfig
+    from crosstime.crosscoder.formats.importing import import_crosscoder
+    from crosstime.crosscoder.formats.saelens import export_saelens
     from crosstime.crosscoder.sparsity.rules import L1, BatchTopK, JumpReLU, Sparsity, TopK
     from crosstime.data.blimp import load_blimp
     from crosstime.data.clams import load_clams
@@ -58,6 +60,8 @@ _HOME = {
     "train": "training.train",
     "Crosscoder": "crosscoder.crosscoder",
     "CrosscoderConfig": "crosscoder.crosscoder",
+    "import_crosscoder": "crosscoder.formats.importing",
+    "export_saelens": "crosscoder.formats.saelens",
     "Sparsity": "crosscoder.sparsity.rules",
     "L1": "crosscoder.sparsity.rules",
     "TopK": "crosscoder.sparsity.rules",
@@ -106,6 +110,8 @@ __all__ = [  # noqa: RUF022 (the order of the data's way)
     "train",
     "Crosscoder",
     "CrosscoderConfig",
+    "import_crosscoder",
+    "export_saelens",
     "Sparsity",
     "L1",
     "TopK",

@@ -208,8 +208,11 @@ class CompareConfig:
 
 @dataclass(frozen=True)
 class CrosscoderSettings:
-    """[crosscoder]: its place in the model and its size."""
+    """[crosscoder]: its place in the model and its size; or one that exists."""
 
+    from_: str | None = None
+    """Take this crosscoder instead of training one: a folder, relative to run.toml, or a repository of the hub, in any
+    format that `crosstime import` reads. `features`, [sparsity] and [training] then mean nothing."""
     layer: int | None = None
     """Read the output of this block, counted from 0; without it the middle one."""
     features: int = 16_384

@@ -16,6 +16,7 @@ from crosstime import artifact, demo
 from crosstime.analysis.baselines import second_prefixes
 from crosstime.analysis.survey import Survey
 from crosstime.crosscoder.crosscoder import Crosscoder
+from crosstime.crosscoder.formats.importing import import_crosscoder
 from crosstime.data.corpus import Corpus
 from crosstime.data.sampling import first, sample
 from crosstime.data.task import Task
@@ -24,6 +25,7 @@ from crosstime.lm.split import SplitLM
 from crosstime.lm.suite import Suite
 from crosstime.lm.tokenizer import deciding_files
 from crosstime.run.config import RunConfig, SuiteConfig, TaskConfig
+from crosstime.run.imported import fitted
 from crosstime.run.stage import Workspace
 from crosstime.run.tasks import read_task
 
@@ -176,6 +178,25 @@ class Run(Workspace):
         """The trained crosscoder."""
         return Crosscoder.from_pretrained(self.folder / "crosscoder").to(self.device)
 
+    @cached_property
+    def imported(self) -> Crosscoder:
+        """The crosscoder that `crosscoder.from` names, for this run's checkpoints (see `imported.fitted`).
+
+        Raises:
+            ValueError: there is none, it cannot be read, or it does not fit this run.
+        """
+        source = self.config.crosscoder.from_
+        assert source is not None
+        local = self._path(source)
+        read = import_crosscoder(local if local.exists() else source)
+        return fitted(read, self.suite, self.config, self.layer)
+
+    def imported_facts(self) -> dict[str, Any]:
+        """What an imported crosscoder depends on besides settings: the files that it is read from, if they are here."""
+        folder = self._path(str(self.config.crosscoder.from_))
+        files = [folder] if folder.is_file() else sorted(path for path in folder.rglob("*") if path.is_file())
+        return {"crosscoder.from holds": _hashes(files)}
+
     def read_survey(self) -> Survey:
         """What the survey found, with the tokens that the suite now states: they decide nothing in it."""
         found = Survey.load(self.folder / "survey")
@@ -193,8 +214,8 @@ class Run(Workspace):
 
         Raises:
             ValueError: the checkpoints are not those that this run began with, one is unknown or lonely, the layer is
-                out of range, a text file is missing or empty, or a task gives no prompt, or none with a second prefix
-                where effects are to have that baseline.
+                out of range, the crosscoder to import does not fit, a text file is missing or empty, or a task gives no
+                prompt, or none with a second prefix where effects are to have that baseline.
         """
         self._check_checkpoints()
         if len(self.suite) < 2:
@@ -206,6 +227,8 @@ class Run(Workspace):
             raise ValueError(
                 f"crosscoder.layer is {self.layer}, out of range: the models have blocks 0 to {self.suite.n_layers - 1}"
             )
+        if self.config.crosscoder.from_ and artifact.read_manifest(self.folder / "crosscoder") is None:
+            _ = self.imported
         available_device(self.device)
         for path in [*self.train_files, *self.heldout_files]:
             if not path.is_file():
