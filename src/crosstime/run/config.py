@@ -45,6 +45,8 @@ class SuiteConfig:
     """With `folder`: which subfolders. With `folders`: what to call the checkpoints (default: the folders' names)."""
     tokens: tuple[int, ...] | dict[str, int] | None = None
     """Tokens seen at each checkpoint, in order or by name; only needed where the name does not tell."""
+    tokenizer: str | None = None
+    """A folder or hub repository with the tokenizer of all checkpoints; without it each brings its own."""
     allow_duplicates: bool = False
     """Accept two checkpoints with the same weights."""
     trust_remote_code: bool = False

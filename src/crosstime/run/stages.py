@@ -244,7 +244,7 @@ _STAGES: tuple[Stage[Run], ...] = (
         settings=("suite",),
         inputs=(),
         work=write_suite,
-        settle=Run.check_inputs,
+        settle=Run.check_suite,
     ),
     Stage(
         "survey",

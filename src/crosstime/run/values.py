@@ -19,10 +19,11 @@ from crosstime.data.corpus import Corpus
 from crosstime.data.jsonl import load_jsonl
 from crosstime.data.task import Task
 from crosstime.lm.device import available_device
+from crosstime.lm.metadata import Metadata, Place, agree, in_folder, in_folders, on_hub
+from crosstime.lm.nearest import nearest
 from crosstime.lm.split import SplitLM
 from crosstime.lm.suite import Suite
-from crosstime.lm.tokenizer import deciding_files
-from crosstime.run.config import RunConfig, SuiteConfig, TaskConfig
+from crosstime.run.config import RunConfig, TaskConfig
 from crosstime.run.stage import Workspace
 
 
@@ -35,28 +36,34 @@ class Run(Workspace):
     # ------------------------------------------------------------------------------------------------ checkpoints
 
     @cached_property
+    def metadata(self) -> Metadata:
+        """All that is known of the checkpoints without their weights.
+
+        Raises:
+            ValueError: a configuration or tokenizer cannot be read, or they do not fit one another.
+        """
+        suite = self.config.suite
+        return agree(
+            self._places(),
+            tokens=list(suite.tokens) if isinstance(suite.tokens, tuple) else suite.tokens,
+            tokenizer=self._tokenizer(),
+            trust_remote_code=suite.trust_remote_code,
+        )
+
+    @cached_property
     def suite(self) -> Suite:
         """All checkpoints.
 
         Raises:
             ValueError: they cannot be read, or do not fit one another.
         """
-        suite, settings = self.config.suite, _suite_settings(self.config.suite)
-        names = list(suite.names) or None
-        if suite.demo:
-            return Suite.from_folder(demo.SUITE, names, **settings)
-        if suite.repo:
-            return Suite.from_hub(suite.repo, list(suite.revisions), **settings)
-        if suite.folder:
-            return Suite.from_folder(self._path(suite.folder), names, **settings)
-        return Suite.from_folders([self._path(folder) for folder in suite.folders], names=names, **settings)
+        return Suite.from_metadata(self.metadata, allow_duplicates=self.config.suite.allow_duplicates)
 
     def fingerprints(self) -> list[dict[str, Any]]:
         """What decides each checkpoint's activations: the hashes of its weights and of the files on how to use them."""
         rows = []
         for checkpoint, folder in zip(self.suite.checkpoints, self.suite.folders, strict=True):
-            names = {"config.json"} | deciding_files(self.tokenizer, folder)
-            files = {name: artifact.sha256_of(folder / name) for name in sorted(names)}
+            files = {path.name: artifact.sha256_of(path) for path in self.metadata.deciding_files(folder)}
             rows.append({"name": checkpoint.name, "sha256": checkpoint.sha256, "files": files})
         return rows
 
@@ -68,13 +75,13 @@ class Run(Workspace):
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The one tokenizer of all checkpoints."""
-        return self.suite.tokenizer
+        return self.metadata.tokenizer
 
     @property
     def layer(self) -> int:
         """The block whose output is compared: as configured, or the middle one (8 of 16, as in arXiv 2509.05291)."""
         layer = self.config.crosscoder.layer
-        return self.suite.n_layers // 2 if layer is None else layer
+        return self.metadata.n_layers // 2 if layer is None else layer
 
     @property
     def device(self) -> torch.device:
@@ -186,22 +193,33 @@ class Run(Workspace):
 
     # --------------------------------------------------------------------------------------------------------- checks
 
-    def check_inputs(self) -> None:
-        """Finds what is wrong with the input before any long work.
+    def check_suite(self) -> None:
+        """Finds what is wrong with the input before any long work, once the weights are there.
 
         Raises:
-            ValueError: the checkpoints are not those that this run began with, one is unknown or lonely, the layer is
-                out of range, a text file is missing or empty, or a task gives no prompt.
+            ValueError: the checkpoints are not those that this run began with, or as for `check_inputs`.
         """
         self._check_checkpoints()
-        if len(self.suite) < 2:
-            raise ValueError(f"suite has one checkpoint, {self.suite.names[0]!r}: comparing needs at least 2")
-        self.suite.select(list(self.config.compare.checkpoints) or self.suite.names)
-        if not self.config.compare.checkpoints and self.config.compare.number > len(self.suite):
-            raise ValueError(f"compare.number is {self.config.compare.number}; suite has {len(self.suite)} checkpoints")
-        if not 0 <= self.layer < self.suite.n_layers:
+        self.check_inputs()
+
+    def check_inputs(self) -> None:
+        """Finds what is wrong with the input, as far as that can be seen without weights.
+
+        Raises:
+            ValueError: a checkpoint is unknown or lonely, the layer is out of range, a text file is missing or empty,
+                or a task gives no prompt.
+        """
+        names, compare, n_layers = self.metadata.names, self.config.compare, self.metadata.n_layers
+        if len(names) < 2:
+            raise ValueError(f"suite has one checkpoint, {names[0]!r}: comparing needs at least 2")
+        for name in compare.checkpoints:
+            if name not in names:
+                raise ValueError(f"compare.checkpoints: the suite has no checkpoint {name!r}{nearest(name, names)}")
+        if not compare.checkpoints and compare.number > len(names):
+            raise ValueError(f"compare.number is {compare.number}; suite has {len(names)} checkpoints")
+        if not 0 <= self.layer < n_layers:
             raise ValueError(
-                f"crosscoder.layer is {self.layer}, out of range: the models have blocks 0 to {self.suite.n_layers - 1}"
+                f"crosscoder.layer is {self.layer}, out of range: the models have blocks 0 to {n_layers - 1}"
             )
         available_device(self.device)
         for path in [*self.train_files, *self.heldout_files]:
@@ -239,6 +257,21 @@ class Run(Workspace):
 
     # -------------------------------------------------------------------------------------------------------- details
 
+    def _places(self) -> list[Place]:
+        suite, names = self.config.suite, list(self.config.suite.names) or None
+        if suite.demo:
+            return in_folder(demo.SUITE, names)
+        if suite.repo:
+            return on_hub(suite.repo, list(suite.revisions), code=suite.trust_remote_code)
+        if suite.folder:
+            return in_folder(self._path(suite.folder), names)
+        return in_folders([self._path(folder) for folder in suite.folders], names)
+
+    def _tokenizer(self) -> Path | str | None:
+        """Where the common tokenizer is: a folder beside run.toml before a repository of the same name."""
+        stated = self.config.suite.tokenizer
+        return self._path(stated) if stated and self._path(stated).is_dir() else stated
+
     def _path(self, path: str) -> Path:
         """A path of run.toml; it is relative to the run folder."""
         return self.folder / Path(path).expanduser()
@@ -273,12 +306,3 @@ def _parts(task: Task) -> list[Task]:
         source: [p for p, s in zip(task.pairs, task.sources, strict=True) if s == source] for source in task.sources
     }
     return [Task.from_pairs(source, found) for source, found in pairs.items()]
-
-
-def _suite_settings(config: SuiteConfig) -> dict[str, Any]:
-    tokens = config.tokens
-    return {
-        "tokens": list(tokens) if isinstance(tokens, tuple) else tokens,
-        "allow_duplicates": config.allow_duplicates,
-        "trust_remote_code": config.trust_remote_code,
-    }
