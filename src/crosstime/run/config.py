@@ -7,13 +7,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from importlib.resources import files
 from pathlib import Path
 from typing import Literal
 
 from crosstime.analysis.path_rules import PathRule
 from crosstime.data.positions import Positions
-from crosstime.lm.nearest import nearest
 from crosstime.run import toml
 from crosstime.training.config import TrainConfig
 
@@ -166,6 +164,11 @@ class CompareConfig:
             raise ValueError("compare.checkpoints names one checkpoint; a crosscoder compares at least 2")
         _at_least(2, "compare", number=self.number)
 
+    @property
+    def size(self) -> int:
+        """M: how many checkpoints the crosscoder reads."""
+        return len(self.checkpoints) or self.number
+
 
 @dataclass(frozen=True)
 class CrosscoderSettings:
@@ -181,6 +184,10 @@ class CrosscoderSettings:
         _at_least(1, "crosscoder", features=self.features)
         if self.layer is not None:
             _at_least(0, "crosscoder", layer=self.layer)
+
+    def layer_of(self, n_layers: int) -> int:
+        """The block to read, of so many: as configured, or the middle one (8 of 16, as in arXiv 2509.05291)."""
+        return n_layers // 2 if self.layer is None else self.layer
 
 
 @dataclass(frozen=True)
@@ -299,25 +306,6 @@ def load(run_dir: Path) -> RunConfig:
 def resolved(config: RunConfig) -> str:
     """The text of a run.toml with every value, those that were left to their defaults included."""
     return f"# Every value of this run, defaults included. Written by crosstime: edit {FILE}.\n\n{toml.write(config)}"
-
-
-def presets() -> list[str]:
-    """Names of the presets that `crosstime new` knows."""
-    return sorted(path.name.removesuffix(".toml") for path in _PRESETS.iterdir() if path.name.endswith(".toml"))
-
-
-def preset(name: str) -> str:
-    """The text of a preset.
-
-    Raises:
-        ValueError: no such preset; the nearest is named.
-    """
-    if name not in presets():
-        raise ValueError(f"there is no preset {name!r}{nearest(name, presets())}")
-    return (_PRESETS / f"{name}.toml").read_text(encoding="utf-8")
-
-
-_PRESETS = files("crosstime.run") / "presets"
 
 
 def _similar(run_dir: Path) -> str:

@@ -59,6 +59,14 @@ class Run(Workspace):
         """
         return Suite.from_metadata(self.metadata, allow_duplicates=self.config.suite.allow_duplicates)
 
+    @property
+    def source(self) -> str:
+        """Where the checkpoints come from, for people."""
+        suite = self.config.suite
+        if suite.demo:
+            return "gutenberg-2m, the embedded suite"
+        return suite.repo or suite.folder or str(Path(suite.folders[0]).parent)
+
     def fingerprints(self) -> list[dict[str, Any]]:
         """What decides each checkpoint's activations: the hashes of its weights and of the files on how to use them."""
         rows = []
@@ -79,9 +87,8 @@ class Run(Workspace):
 
     @property
     def layer(self) -> int:
-        """The block whose output is compared: as configured, or the middle one (8 of 16, as in arXiv 2509.05291)."""
-        layer = self.config.crosscoder.layer
-        return self.metadata.n_layers // 2 if layer is None else layer
+        """The block whose output is compared."""
+        return self.config.crosscoder.layer_of(self.metadata.n_layers)
 
     @property
     def device(self) -> torch.device:
@@ -221,6 +228,9 @@ class Run(Workspace):
             raise ValueError(
                 f"crosscoder.layer is {self.layer}, out of range: the models have blocks 0 to {n_layers - 1}"
             )
+        most = getattr(self.metadata.config, "max_position_embeddings", None)
+        if most is not None and self.config.text.context > most:
+            raise ValueError(f"text.context is {self.config.text.context}: the models have {most} positions")
         available_device(self.device)
         for path in [*self.train_files, *self.heldout_files]:
             if not path.is_file():
