@@ -53,8 +53,8 @@ def demo(out: Path = Path("runs/demo")) -> None:
 
 
 def new(
-    preset: tyro.conf.Positional[Annotated[str | None, tyro.conf.arg(metavar="PRESET")]] = None,
-    run_dir: tyro.conf.Positional[Annotated[Path | None, tyro.conf.arg(metavar="RUN_DIR")]] = None,
+    preset: tyro.conf.Positional[Annotated[str | None, tyro.conf.arg(metavar="[PRESET]")]] = None,
+    run_dir: tyro.conf.Positional[Annotated[Path | None, tyro.conf.arg(metavar="[RUN_DIR]")]] = None,
     rule: Annotated[str | None, tyro.conf.arg(metavar="RULE")] = None,
     seed: int = 124,
     list: tyro.conf.FlagCreatePairsOff[bool] = False,

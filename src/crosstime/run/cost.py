@@ -25,8 +25,9 @@ STEP_BYTES = 46
 TRAINING_BYTES = 16 + 4
 """Held for each weight: itself, its gradient and two moments in float32; copies for the products and their results."""
 
-CODE_BYTES = 5
-"""Held in training for each feature of each row: the code and its gradient in bfloat16, and whether it fires."""
+CODE_BYTES, GATED_CODE_BYTES = 8, 24
+"""Held in training for each feature of each row: the code, its gradient, and what chooses it. Where every checkpoint
+has a gate of its own, the second number for each of them."""
 
 ROW_BYTES = 16
 """Held in training for each activation of each row: the row, its error, and both again for the products."""
@@ -103,7 +104,8 @@ def estimate(config: RunConfig, shape: Shape, device: Device = H100) -> Cost:
     harvest_flop = float(tokens) * checkpoints * per_token
     product_flop = float(rows) * FLOP_PER_WEIGHT_AND_ROW * weights
     seconds = harvest_flop / device.harvest + product_flop / device.products
-    seconds += training.steps * STEP_BYTES * weights / device.bandwidth
+    moved = STEP_BYTES * weights + 2 * _code_bytes(config)
+    seconds += training.steps * moved / device.bandwidth
     return Cost(
         rows=rows,
         tokens=tokens,
@@ -120,10 +122,15 @@ def _training_bytes(config: RunConfig, shape: Shape, weights: int) -> int:
     training, checkpoints = config.training, config.compare.size
     value = BYTES[training.harvest]
     models = checkpoints * shape.cut(config.crosscoder.layer_of(shape.layers)) * value
-    batch = training.batch_size * (config.crosscoder.features * CODE_BYTES + checkpoints * shape.width * ROW_BYTES)
+    batch = _code_bytes(config) + training.batch_size * checkpoints * shape.width * ROW_BYTES
     pass_tokens = training.harvest_blocks * config.text.context
     harvest = pass_tokens * shape.width * value * (HARVEST_VALUES + 2 * checkpoints)
     return models + weights * TRAINING_BYTES + _ring_bytes(config, shape) + batch + harvest
+
+
+def _code_bytes(config: RunConfig) -> int:
+    codes = config.training.batch_size * config.crosscoder.features
+    return codes * (GATED_CODE_BYTES * config.compare.size if config.sparsity.gated else CODE_BYTES)
 
 
 def _analysis_bytes(config: RunConfig, shape: Shape, weights: int) -> int:

@@ -58,7 +58,9 @@ def _family(
 ) -> dict[str, Preset]:
     """The paper's crosscoders over one model: a comparison is named by the tokens that its checkpoints have seen."""
     return {
-        f"{name}-{comparison}": Preset(repo, layer, shape, weight_bytes, tuple(steps), (part, "paper"), _PAPER)
+        f"{name}-{comparison}": Preset(
+            repo, layer, shape, weight_bytes, tuple(steps), ("header", part, "paper"), _PAPER
+        )
         for comparison, steps in comparisons.items()
     }
 
@@ -134,7 +136,7 @@ PRESETS: dict[str, Preset] = {
         shape=Shape(layers=12, width=768, vocabulary=50_304, block=7_087_872, parameters=162_322_944),
         weight_bytes=2,
         checkpoints=tuple(f"step{step}" for step in _SNAPSHOTS),
-        parts=("pythia", "snapshots"),
+        parts=("header", "pythia", "snapshots"),
         rules=("jumprelu",),
     ),
 }

@@ -23,7 +23,7 @@ def columns(rows: Sequence[Sequence[str]], right: Container[int] = ()) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
-def gigabytes(count: float) -> str:
+def gigabytes(count: int) -> str:
     """A number of bytes: "0.3 GB", "17 GB"."""
     return f"{count / 1e9:.0f} GB" if count >= 9.95e9 else f"{count / 1e9:.1f} GB"
 
