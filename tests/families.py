@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import tiny
+from crosstime import demo
 from crosstime.run.preset import PRESETS
 from hub_server import HubServer
 
@@ -70,8 +70,9 @@ TOKENIZERS = {"bigscience/bloom-1b1-intermediate": "bigscience/bloom-1b1"}
 
 def serve(folder: Path) -> HubServer:
     """A hub that holds every checkpoint of the presets, and weights of none of them."""
-    tokenizer = folder / "tokenizer"
-    tiny.make_tokenizer().save_pretrained(tokenizer)
+    tokenizer = shutil.copytree(
+        demo.SUITE / "step64", folder / "tokenizer", ignore=lambda _, names: [n for n in names if "tokenizer" not in n]
+    )
     hubs = [_repository(folder, repo, tokenizer) for repo in CONFIGS]
     hubs += [HubServer(repo, {"main": tokenizer}) for repo in TOKENIZERS.values()]
     return HubServer(hubs[0].repo, hubs[0].revisions, others=tuple(hubs[1:]))

@@ -232,7 +232,7 @@ def _bring_up_to_date(run_dir: Path, last: str | None) -> None:
         from crosstime.run.stages import stages
         from crosstime.run.values import Run
 
-        _quiet_transformers()
+        _quiet_libraries()
         artifact.write_text(run_dir / "resolved.toml", config.resolved(configuration))
         bring_up_to_date(Run(run_dir, configuration), stages(configuration), _say, last=last)
 
@@ -245,7 +245,7 @@ def _rehearse(run_dir: Path) -> None:
     from crosstime.run.dry_run import dry_run
     from crosstime.run.values import Run
 
-    _quiet_transformers()
+    _quiet_libraries()
     print(dry_run(Run(run_dir, configuration)))
 
 
@@ -354,11 +354,14 @@ def _mend_terminal() -> None:
         os.environ.setdefault("TQDM_NCOLS", "80")
 
 
-def _quiet_transformers() -> None:
+def _quiet_libraries() -> None:
+    """No progress bars and advice of libraries; what is an error in them is raised."""
+    from huggingface_hub.utils import logging as hub_logging
     from transformers.utils import logging
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+    hub_logging.set_verbosity_error()
 
 
 @contextmanager
