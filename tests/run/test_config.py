@@ -63,7 +63,7 @@ def test_every_commented_key_of_the_demo_exists(tmp_path):
         (("[text]\ndemo = true", '[text]\ntrain = "x"\ndemo = true'), r"text must name one of"),
         (("[text]\ndemo = true", "[text]\ndemo = true\ncontext = 1"), r"text\.context must be at least 2, not 1"),
         (("[text]\ndemo = true", '[text]\ntrain = "x"\nheldout_share = 1'), r"text\.heldout_share must lie between"),
-        (('sets = ["subject-verb"]', ""), r"task 'agreement' needs `sets`"),
+        (('sets = ["subject-verb"]', ""), r"task 'agreement' needs one of `sets`"),
         (('sets = ["subject-verb"]', 'set = ["subject-verb"]'), r"\[task 1\] unknown key `set`; the nearest is 'sets'"),
         (('sets = ["subject-verb"]', 'sets = ["x"]\nmax_pairs = 0'), r"max_pairs must be at least 1"),
         (('sets = ["subject-verb"]', 'sets = ["x"]\nattribute = false'), r"at least one \[\[task\]\]"),

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from huggingface_hub import DryRunFileInfo, HfApi, snapshot_download
+from huggingface_hub import DryRunFileInfo, HfApi, hf_hub_download, snapshot_download
 from huggingface_hub.errors import (
     DryRunError,
     GatedRepoError,
@@ -18,6 +18,7 @@ from huggingface_hub.errors import (
     HTTPError,  # pyright: ignore[reportPrivateImportUsage] (of whichever HTTP library this version of the client uses)
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
+    RemoteEntryNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
@@ -92,6 +93,34 @@ def weights_to_download(repo: str, commit: str, folder: Path) -> int | None:
 
 def _listed(repo: str, commit: str, patterns: list[str]) -> list[DryRunFileInfo]:
     return snapshot_download(repo, revision=commit, allow_patterns=patterns, ignore_patterns=ROOT_ONLY, dry_run=True)
+
+
+def fetch_data(repo: str, name: str) -> Path | None:
+    """One file of a dataset repository as it is now, or from the cache if the hub cannot be reached.
+
+    Returns:
+        The file in the hub's cache; None if the repository has none of that name.
+
+    Raises:
+        ValueError: no such repository; or the hub cannot be reached and the cache does not hold the file.
+    """
+    file = _ask(repo, "main", partial(_data_file, repo, name))
+    return None if file is None else Path(file)
+
+
+def _data_file(repo: str, name: str) -> str | None:
+    try:
+        return hf_hub_download(repo, name, repo_type="dataset")
+    except RemoteEntryNotFoundError:
+        return None
+
+
+def list_data(repo: str) -> list[str]:
+    """Paths of the files of a dataset repository; empty if the hub does not answer."""
+    try:
+        return HfApi().list_repo_files(repo, repo_type="dataset")
+    except (HTTPError, OSError):
+        return []
 
 
 def _weight_patterns(index: Path, name: str) -> list[str]:

@@ -205,8 +205,12 @@ def report_data(run: Run) -> ReportData:
 
 
 def _tasks(run: Run) -> dict[str, Any]:
-    """The attributed tasks, in order: their effects are kept by number."""
-    return {f"task {n} {task.name}": task.sha256 for n, task in enumerate(run.attributed, 1)}
+    """The attributed tasks, in order, since their effects are kept by number; and how their pairs were chosen."""
+    facts: dict[str, Any] = {}
+    for n, task in enumerate((task for task in run.config.task if task.attribute), 1):
+        facts[f"task {n} {task.name}"] = run.tasks[task.name].sha256
+        facts[f"task {n} max_pairs, sample_seed, prefix"] = [task.max_pairs, task.sample_seed, task.prefix]
+    return facts
 
 
 def _sets(run: Run) -> list[Task]:
