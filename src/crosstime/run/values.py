@@ -13,6 +13,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from crosstime import artifact, demo
+from crosstime.analysis.baselines import second_prefixes
 from crosstime.analysis.survey import Survey
 from crosstime.crosscoder.crosscoder import Crosscoder
 from crosstime.data.corpus import Corpus
@@ -215,7 +216,7 @@ class Run(Workspace):
 
         Raises:
             ValueError: a checkpoint is unknown or lonely, the layer is out of range, a text file is missing or empty,
-                or a task gives no prompt.
+                or a task gives no prompt, or none with a second prefix where effects are to have that baseline.
         """
         names, compare, n_layers = self.metadata.names, self.config.compare, self.metadata.n_layers
         if len(names) < 2:
@@ -239,7 +240,9 @@ class Run(Workspace):
             if path.stat().st_size == 0:
                 raise ValueError(f"the text file {path} is empty")
         for task in self.attributed:
-            task.prompts(self.tokenizer, self.config.positions)
+            prompts = task.prompts(self.tokenizer, self.config.positions)
+            if self.config.effects.baseline == "patch":
+                second_prefixes(prompts)
 
     def _check_checkpoints(self) -> None:
         """Compares the checkpoints with those that stand in the suite's artifact."""
