@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from transformers import PreTrainedTokenizerBase
@@ -28,11 +28,8 @@ class Asked:
     prompt: list[int]
     right: int
     wrong: int
-
-    def fits(self, other: Asked) -> bool:
-        """Whether another prompt is of the same length and asks the same, so that it can stand in for this one."""
-        asked, wanted = (self.right, self.wrong), (other.right, other.wrong)
-        return len(self.prompt) == len(other.prompt) and asked == wanted
+    patch: list[int] | None = None
+    """The tokens of the second prefix, as many as the prompt's."""
 
 
 def cut(
@@ -57,6 +54,23 @@ def cut(
     alone = encode(tokenizer, prefixes) if how == "shared" else good
     ends = [common_length(*texts) for texts in zip(alone, good, bad, strict=True)]
     return [_ask(g[:end], g[end:], b[end:]) for g, b, end in zip(good, bad, ends, strict=True)]
+
+
+def beside(first: Asked | str, second: Asked | str) -> Asked | str:
+    """A prompt with its second prefix, or in words why the two cannot be compared position by position.
+
+    Args:
+        second: the second prefix with the same answers.
+    """
+    if isinstance(first, str):
+        return first
+    if isinstance(second, str):
+        return f"second prefix: {second}"
+    if len(first.prompt) != len(second.prompt):
+        return "second prefix of another length"
+    if (first.right, first.wrong) != (second.right, second.wrong):
+        return "other answers after the second prefix"
+    return replace(first, patch=second.prompt)
 
 
 def _ask(prompt: list[int], right: list[int], wrong: list[int]) -> Asked | str:

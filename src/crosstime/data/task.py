@@ -16,7 +16,7 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from crosstime.data.cut import Asked, Cut, cut
+from crosstime.data.cut import Asked, Cut, beside, cut
 from crosstime.data.positions import Positions
 from crosstime.data.tokens import encode
 
@@ -233,31 +233,25 @@ class Task:
         index = [i for i, pair in enumerate(self.pairs) if pair.prefix is not None]
         pairs = [self.pairs[i] for i in index]
         answers = [f"{pair.right}" for pair in pairs], [f"{pair.wrong}" for pair in pairs]
-        first = second = cut(self.cut, tokenizer, [f"{pair.prefix}" for pair in pairs], *answers)
+        found = cut(self.cut, tokenizer, [f"{pair.prefix}" for pair in pairs], *answers)
         counterfactual = any(pair.patch for pair in pairs)
         if counterfactual:
-            second = cut(self.cut, tokenizer, [pair.patch or "" for pair in pairs], *answers)
-            second = [asked if pair.patch else "none" for pair, asked in zip(pairs, second, strict=True)]
+            seconds = cut(self.cut, tokenizer, [pair.patch or "" for pair in pairs], *answers)
+            seconds = [second if pair.patch else "none" for pair, second in zip(pairs, seconds, strict=True)]
+            found = [beside(*both) for both in zip(found, seconds, strict=True)]
         skipped = Counter({"no prefix": len(self) - len(index)})
-        tokens, patch, next_tokens, pair_index = [], [], [], []
-        for i, asked, other in zip(index, first, second, strict=True):
-            if isinstance(asked, str) or isinstance(other, str) or not asked.fits(other):
-                skipped[_reason(asked, other)] += 1
-                continue
-            tokens.append([*bos, *asked.prompt])
-            patch.append([*bos, *other.prompt])
-            next_tokens.append((asked.right, asked.wrong))
-            pair_index.append(i)
-        right, wrong = torch.tensor(next_tokens, dtype=torch.long).reshape(-1, 2).unbind(1)
+        skipped.update(reason for reason in found if isinstance(reason, str))
+        kept = [(i, asked) for i, asked in zip(index, found, strict=True) if isinstance(asked, Asked)]
+        patch = [[*bos, *asked.patch] for _, asked in kept if asked.patch is not None]
         return Prompts(
             self.name,
-            tokens,
-            right,
-            wrong,
-            torch.tensor(pair_index, dtype=torch.long),
-            {reason: count for reason, count in skipped.items() if count},
-            positions.bos,
-            patch if counterfactual else None,
+            [[*bos, *asked.prompt] for _, asked in kept],
+            right=torch.tensor([asked.right for _, asked in kept], dtype=torch.long),
+            wrong=torch.tensor([asked.wrong for _, asked in kept], dtype=torch.long),
+            pair_index=torch.tensor([i for i, _ in kept], dtype=torch.long),
+            skipped={reason: count for reason, count in skipped.items() if count},
+            bos=positions.bos,
+            patch=patch if counterfactual else None,
         )
 
 
@@ -267,14 +261,3 @@ def indices_by_length(sequences: Sequence[Sequence[int]]) -> dict[int, list[int]
     for i, sequence in enumerate(sequences):
         found.setdefault(len(sequence), []).append(i)
     return dict(sorted(found.items()))
-
-
-def _reason(asked: Asked | str, other: Asked | str) -> str:
-    """Why a pair gives no prompt, by what became of its prefix and of its second prefix."""
-    if isinstance(asked, str):
-        return asked
-    if isinstance(other, str):
-        return f"second prefix: {other}"
-    if len(asked.prompt) != len(other.prompt):
-        return "second prefix of another length"
-    return "other answers after the second prefix"

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from huggingface_hub import DryRunFileInfo, HfApi, hf_hub_download, snapshot_download
+from huggingface_hub import DryRunFileInfo, HfApi, snapshot_download
 from huggingface_hub.errors import (
     DryRunError,
     GatedRepoError,
@@ -18,7 +18,6 @@ from huggingface_hub.errors import (
     HTTPError,  # pyright: ignore[reportPrivateImportUsage] (of whichever HTTP library this version of the client uses)
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
-    RemoteEntryNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
@@ -104,15 +103,13 @@ def fetch_data(repo: str, name: str) -> Path | None:
     Raises:
         ValueError: no such repository; or the hub cannot be reached and the cache does not hold the file.
     """
-    file = _ask(repo, "main", partial(_data_file, repo, name))
-    return None if file is None else Path(file)
-
-
-def _data_file(repo: str, name: str) -> str | None:
-    try:
-        return hf_hub_download(repo, name, repo_type="dataset")
-    except RemoteEntryNotFoundError:
-        return None
+    fetch = partial(snapshot_download, repo, repo_type="dataset", allow_patterns=[name])
+    path = Path(_ask(repo, "main", fetch)) / name
+    if path.is_file():
+        return path
+    if not list_data(repo):
+        raise ValueError(f"{name} of {repo} is not in the cache and the hub cannot be reached")
+    return None
 
 
 def list_data(repo: str) -> list[str]:
