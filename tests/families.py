@@ -1,12 +1,14 @@
-"""The model families of the presets as the hub knows them, without weights: configurations and small tokenizers."""
+"""What the presets need of the hub: configurations and tokenizers of every model, without weights; texts; tasks."""
 
 from __future__ import annotations
 
 import json
+import random
 import shutil
 from pathlib import Path
 from typing import Any
 
+import tiny
 from crosstime import demo
 from crosstime.run.preset import PRESETS
 from hub_server import HubServer
@@ -68,14 +70,49 @@ TOKENIZERS = {"bigscience/bloom-1b1-intermediate": "bigscience/bloom-1b1"}
 """Repositories whose tokenizer is in another one."""
 
 
+LANGUAGES = ("en", "zh", "fr", "es", "pt", "ar", "vi", "hi", "id", "bn")
+
+AGREEMENT = "sen\twrong_sen\tphenomenon\n" + "".join(
+    f"The {noun} is here.\tThe {noun} are here.\t{phenomenon}\n"
+    for phenomenon in ("SV-#", "SV-G", "SV-P")
+    for noun in ("man", "house", "book")
+)
+"""MultiBLiMP of any language: what its words mean does not matter here."""
+
+
 def serve(folder: Path) -> HubServer:
-    """A hub that holds every checkpoint of the presets, and weights of none of them."""
+    """A hub that holds all that the presets name, but weights of no checkpoint."""
     tokenizer = shutil.copytree(
         demo.SUITE / "step64", folder / "tokenizer", ignore=lambda _, names: [n for n in names if "tokenizer" not in n]
     )
-    hubs = [_repository(folder, repo, tokenizer) for repo in CONFIGS]
-    hubs += [HubServer(repo, {"main": tokenizer}) for repo in TOKENIZERS.values()]
-    return HubServer(hubs[0].repo, hubs[0].revisions, others=tuple(hubs[1:]))
+    models = [_repository(folder, repo, tokenizer) for repo in CONFIGS]
+    models += [HubServer(repo, {"main": tokenizer}) for repo in TOKENIZERS.values()]
+    return HubServer(models[0].repo, models[0].revisions, others=(*models[1:], *datasets(folder / "datasets")))
+
+
+def datasets(folder: Path) -> list[HubServer]:
+    """The texts and tasks of the presets."""
+    documents = [" ".join(random.Random(n).choices(tiny.SENTENCES, k=40)) for n in range(120)]
+    text = "".join(json.dumps({"text": document, "meta": {}}) + "\n" for document in documents)
+    configs = [
+        {"config_name": name, "data_files": [{"split": "train", "path": f"{name}/*.jsonl"}]} for name in LANGUAGES
+    ]
+    card = f"---\n{json.dumps({'configs': configs})}\n---\n"  # (JSON is YAML)
+    files = {
+        "monology/pile-uncopyrighted": {"train/00.jsonl": text},
+        "emozilla/dolma-v1_7-30B": {"data/train-0.jsonl": text},
+        "allenai/c4": {"README.md": card, **{f"{name}/train.jsonl": text for name in LANGUAGES}},
+        "jumelet/multiblimp": {f"{name}/data.tsv": AGREEMENT for name in ("eng", "fra", "spa", "por", "arb", "hin")},
+    }
+    return [_dataset(folder, repo, contents) for repo, contents in files.items()]
+
+
+def _dataset(folder: Path, repo: str, contents: dict[str, str]) -> HubServer:
+    for name, content in contents.items():
+        path = folder / repo / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+    return HubServer(repo, {"main": folder / repo}, kind="datasets")
 
 
 def _repository(folder: Path, repo: str, tokenizer: Path) -> HubServer:
