@@ -106,6 +106,15 @@ def evaluate(run_dir: RunDir) -> None:
     _bring_up_to_date(run_dir, "evaluate")
 
 
+def diagnose(run_dir: RunDir) -> None:
+    """Hold every feature's decoder against the data, and label it.
+
+    Args:
+        run_dir: A folder with a run.toml.
+    """
+    _bring_up_to_date(run_dir, "diagnose")
+
+
 def attribute(run_dir: RunDir) -> None:
     """Indirect effects of every feature on every task.
 
@@ -161,6 +170,31 @@ def show(run_dir: RunDir, json: tyro.conf.FlagCreatePairsOff[bool] = False) -> N
     for name, state in found.items():
         print(f"{name.ljust(width)}  {state.status}" + (f": {state.reason}" if state.reason else ""))
     print(f"\n{summary.table(numbers)}")
+
+
+def table(
+    run_dirs: tyro.conf.Positional[tuple[Path, ...]],
+    json: tyro.conf.FlagCreatePairsOff[bool] = False,
+    markdown: tyro.conf.FlagCreatePairsOff[bool] = False,
+    match: tyro.conf.FlagCreatePairsOff[bool] = False,
+) -> None:
+    """Quality of several runs that differ in their seed only: mean and standard deviation.
+
+    Args:
+        run_dirs: Folders of at least two evaluated runs.
+        json: Print one JSON object.
+        markdown: Print a Markdown table.
+        match: Also match the features of every two runs; slow for large dictionaries.
+    """
+    import json as json_format
+
+    from crosstime.run import seeds
+
+    found = seeds.seed_table(run_dirs, match=match)
+    if json:
+        print(json_format.dumps(found.to_json(), allow_nan=False, ensure_ascii=False))
+    else:
+        print((seeds.markdown if markdown else seeds.aligned)(found.rows()))
 
 
 def import_(
@@ -286,7 +320,7 @@ def annotate(action: tyro.conf.Positional[Literal["export", "import"]]) -> None:
 COMMANDS: dict[str, Callable[..., None]] = {
     command.__name__.removesuffix("_"): command
     for command in (
-        *(demo, new, run, survey, train, evaluate, attribute, ablate, report, show),
+        *(demo, new, run, survey, train, evaluate, diagnose, attribute, ablate, report, show, table),
         *(annotate, import_, export),
     )
 }

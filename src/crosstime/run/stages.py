@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from crosstime import artifact
 from crosstime.analysis.ablation import Ablation, ablate
 from crosstime.analysis.contexts import contexts, load_contexts, save_contexts
+from crosstime.analysis.diagnostics import diagnose
 from crosstime.analysis.effects import Effects, attribute
 from crosstime.analysis.features import feature_table
 from crosstime.analysis.numbers import finite
@@ -109,6 +110,14 @@ def write_evaluation(run: Run, draft: Path) -> None:
     """The crosscoder on held-out text."""
     config = run.config.evaluation
     evaluate(
+        run.crosscoder, run.models, run.heldout_text, max_blocks=config.blocks, batch_blocks=config.batch_blocks
+    ).save(draft)
+
+
+def write_diagnostics(run: Run, draft: Path) -> None:
+    """What the data say of every feature's decoder."""
+    config = run.config.diagnostics
+    diagnose(
         run.crosscoder, run.models, run.heldout_text, max_blocks=config.blocks, batch_blocks=config.batch_blocks
     ).save(draft)
 
@@ -226,8 +235,12 @@ def _source(run: Run) -> str:
 
 
 def _tasks(run: Run) -> dict[str, Any]:
-    """The attributed tasks, in order: their effects are kept by number."""
-    return {f"task {n} {task.name}": task.sha256 for n, task in enumerate(run.attributed, 1)}
+    """The attributed tasks, in order, since their effects are kept by number; and how their pairs were chosen."""
+    facts: dict[str, Any] = {}
+    for n, task in enumerate((task for task in run.config.task if task.attribute), 1):
+        facts[f"task {n} {task.name}"] = run.tasks[task.name].sha256
+        facts[f"task {n} max_pairs, sample_seed, prefix"] = [task.max_pairs, task.sample_seed, task.prefix]
+    return facts
 
 
 def _tasks_and_mean_text(run: Run) -> dict[str, Any]:
@@ -307,6 +320,15 @@ _STAGES: tuple[Stage[Run], ...] = (
         inputs=("compare/checkpoints.json", "crosscoder"),
         facts=Run.heldout_facts,
         work=write_evaluation,
+    ),
+    Stage(
+        "diagnose",
+        "diagnostics",
+        "every feature's decoder against the data",
+        settings=(*_MODELS, *_BLOCKS, "diagnostics"),
+        inputs=("compare/checkpoints.json", "crosscoder"),
+        facts=Run.heldout_facts,
+        work=write_diagnostics,
     ),
     Stage(
         "attribute",

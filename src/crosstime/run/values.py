@@ -18,7 +18,7 @@ from crosstime.analysis.survey import Survey
 from crosstime.crosscoder.crosscoder import Crosscoder
 from crosstime.crosscoder.formats.importing import import_crosscoder
 from crosstime.data.corpus import Corpus
-from crosstime.data.jsonl import load_jsonl
+from crosstime.data.sampling import first, sample
 from crosstime.data.task import Task
 from crosstime.lm.device import available_device
 from crosstime.lm.split import SplitLM
@@ -27,6 +27,7 @@ from crosstime.lm.tokenizer import deciding_files
 from crosstime.run.config import RunConfig, SuiteConfig, TaskConfig
 from crosstime.run.imported import fitted
 from crosstime.run.stage import Workspace
+from crosstime.run.tasks import read_task
 
 
 @dataclass(frozen=True)
@@ -162,7 +163,7 @@ class Run(Workspace):
         known: dict[str, str] = {}
         surveyed = {}
         for name, task in self.tasks.items():
-            parts = [part.take(limit) if limit else part for part in _parts(task)]
+            parts = [part.take(limit) if limit else part for part in task.parts]
             surveyed[name] = [
                 part if known.get(part.name, part.sha256) == part.sha256 else replace(part, name=f"{name}: {part.name}")
                 for part in parts
@@ -234,6 +235,9 @@ class Run(Workspace):
                 raise ValueError(f"there is no text file {path}")
             if path.stat().st_size == 0:
                 raise ValueError(f"the text file {path} is empty")
+        self._check_tasks()
+
+    def _check_tasks(self) -> None:
         for task in self.attributed:
             prompts = task.prompts(self.tokenizer, self.config.positions)
             if self.config.effects.baseline == "patch":
@@ -283,23 +287,14 @@ class Run(Workspace):
         )
 
     def _task(self, config: TaskConfig) -> Task:
-        files = self._paths(config.jsonl)
-        read = [demo.blimp(name) for name in config.sets]
-        read += [load_jsonl(path, config.name if len(files) == 1 and not config.sets else None) for path in files]
-        task = Task.join(config.name, read)
-        return task.take(config.max_pairs) if config.max_pairs else task
+        task = read_task(config, self._path)
+        if config.sample_seed is None:
+            return first(task, config.max_pairs)
+        return sample(task, config.max_pairs, config.sample_seed, self.tokenizer, self.config.positions)
 
 
 def _hashes(files: Sequence[Path]) -> list[str]:
     return [artifact.sha256_of(path) for path in files]
-
-
-def _parts(task: Task) -> list[Task]:
-    """A task cut into its sources."""
-    pairs = {
-        source: [p for p, s in zip(task.pairs, task.sources, strict=True) if s == source] for source in task.sources
-    }
-    return [Task.from_pairs(source, found) for source, found in pairs.items()]
 
 
 def _suite_settings(config: SuiteConfig) -> dict[str, Any]:
