@@ -213,8 +213,11 @@ class CompareConfig:
 
 @dataclass(frozen=True)
 class CrosscoderSettings:
-    """[crosscoder]: its place in the model and its size."""
+    """[crosscoder]: its place in the model and its size; or one that exists."""
 
+    from_: str | None = None
+    """Take this crosscoder instead of training one: a folder, relative to run.toml, or a repository of the hub, in any
+    format that `crosstime import` reads. `features`, [sparsity] and [training] then mean nothing."""
     layer: int | None = None
     """Read the output of this block, counted from 0; without it the middle one."""
     features: int = 16_384
@@ -243,6 +246,20 @@ class EvaluationConfig:
     def __post_init__(self) -> None:
         """Raises ValueError where there is nothing to look at."""
         _at_least(1, "evaluation", blocks=self.blocks, batch_blocks=self.batch_blocks)
+
+
+@dataclass(frozen=True)
+class DiagnosticsConfig:
+    """[diagnostics]: each feature's decoder, held against held-out text."""
+
+    blocks: int = 512
+    """Held-out blocks to read."""
+    batch_blocks: int = field(default=16, metadata={"matters": False})
+    """Blocks of one forward pass."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError where there is nothing to look at."""
+        _at_least(1, "diagnostics", blocks=self.blocks, batch_blocks=self.batch_blocks)
 
 
 @dataclass(frozen=True)
@@ -331,6 +348,7 @@ class RunConfig:
     sparsity: Sparsity = field(default_factory=L1)
     training: TrainConfig = field(default_factory=TrainConfig)
     evaluation: EvaluationConfig = EvaluationConfig()
+    diagnostics: DiagnosticsConfig = DiagnosticsConfig()
     effects: EffectsConfig = EffectsConfig()
     ablation: AblationConfig = AblationConfig()
     report: ReportConfig = ReportConfig()

@@ -16,6 +16,7 @@ from crosstime import artifact, demo
 from crosstime.analysis.baselines import second_prefixes
 from crosstime.analysis.survey import Survey
 from crosstime.crosscoder.crosscoder import Crosscoder
+from crosstime.crosscoder.formats.importing import import_crosscoder
 from crosstime.data.corpus import Corpus
 from crosstime.data.sampling import first, sample
 from crosstime.data.task import Task
@@ -25,6 +26,7 @@ from crosstime.lm.nearest import nearest
 from crosstime.lm.split import SplitLM
 from crosstime.lm.suite import Suite
 from crosstime.run.config import RunConfig, TaskConfig
+from crosstime.run.imported import fitted
 from crosstime.run.stage import Workspace
 from crosstime.run.tasks import read_task
 
@@ -190,6 +192,25 @@ class Run(Workspace):
         """The trained crosscoder."""
         return Crosscoder.from_pretrained(self.folder / "crosscoder").to(self.device)
 
+    @cached_property
+    def imported(self) -> Crosscoder:
+        """The crosscoder that `crosscoder.from` names, for this run's checkpoints (see `imported.fitted`).
+
+        Raises:
+            ValueError: there is none, it cannot be read, or it does not fit this run.
+        """
+        source = self.config.crosscoder.from_
+        assert source is not None
+        local = self._path(source)
+        read = import_crosscoder(local if local.exists() else source)
+        return fitted(read, self.suite, self.config, self.layer)
+
+    def imported_facts(self) -> dict[str, Any]:
+        """What an imported crosscoder depends on besides settings: the files that it is read from, if they are here."""
+        folder = self._path(str(self.config.crosscoder.from_))
+        files = [folder] if folder.is_file() else sorted(path for path in folder.rglob("*") if path.is_file())
+        return {"crosscoder.from holds": _hashes(files)}
+
     def read_survey(self) -> Survey:
         """What the survey found, with the tokens that the suite now states: they decide nothing in it."""
         found = Survey.load(self.folder / "survey")
@@ -206,10 +227,13 @@ class Run(Workspace):
         """Finds what is wrong with the input before any long work, once the weights are there.
 
         Raises:
-            ValueError: the checkpoints are not those that this run began with, or as for `check_inputs`.
+            ValueError: the checkpoints are not those that this run began with, the crosscoder to import does not fit
+                them, or as for `check_inputs`.
         """
         self._check_checkpoints()
         self.check_inputs()
+        if self.config.crosscoder.from_ and artifact.read_manifest(self.folder / "crosscoder") is None:
+            _ = self.imported
 
     def check_inputs(self) -> None:
         """Finds what is wrong with the input, as far as that can be seen without weights.
@@ -239,6 +263,9 @@ class Run(Workspace):
                 raise ValueError(f"there is no text file {path}")
             if path.stat().st_size == 0:
                 raise ValueError(f"the text file {path} is empty")
+        self._check_tasks()
+
+    def _check_tasks(self) -> None:
         for task in self.attributed:
             prompts = task.prompts(self.tokenizer, self.config.positions)
             if self.config.effects.baseline == "patch":
