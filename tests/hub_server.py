@@ -64,6 +64,11 @@ class HubServer:
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        if any(hub.kind == "datasets" for hub in (self, *self.others)):
+            from datasets import config  # (it takes a second)
+
+            monkeypatch.setattr(config, "HF_ENDPOINT", self.endpoint)
+            monkeypatch.setattr(config, "HF_DATASETS_CACHE", str(cache / "datasets"))
 
     @staticmethod
     def commit(revision: str) -> str:
