@@ -23,13 +23,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from crosstime.analysis.activations import check_models, encode, residuals
+from crosstime.analysis.bootstrap import intervals, resampling
 from crosstime.analysis.path_rules import PathRule, nodes_and_weights
 from crosstime.analysis.relative import relative
 from crosstime.crosscoder.crosscoder import Crosscoder
 from crosstime.data.task import Prompts
 from crosstime.lm.split import SplitLM
 
-CONFIDENCE = 0.95
 POSITIONS_AT_ONCE = 8192
 """Positions that one forward and backward pass holds, over all prompts and nodes: long prompts make smaller batches."""
 LARGE_GAP = 0.05
@@ -242,9 +242,7 @@ class _Sums:
         self.n = n
         self.ie = torch.zeros(m, f, dtype=torch.float64)
         self.resampled = torch.zeros(m, bootstrap, f, device=device)
-        drawn = torch.randint(n, (bootstrap, n), generator=torch.Generator().manual_seed(seed))
-        counts = torch.zeros(bootstrap, n).scatter_add_(1, drawn, torch.ones(bootstrap, n))
-        self.resampling = (counts / n).to(device)
+        self.resampling = resampling(n, bootstrap, seed).to(device)
         self.scalars = {
             name: torch.zeros(m, dtype=torch.float64)
             for name in ("error", "metric_clean", "metric_end", "absolute_gap", "absolute_total")
@@ -280,7 +278,7 @@ class _Sums:
     def effects(self, prompts: Prompts) -> Effects:
         mean = {name: (value / self.n).numpy() for name, value in self.scalars.items()}
         ie = (self.ie / self.n).float().numpy()
-        ie_low, ie_high, rel_low, rel_high = _intervals(self.resampled)
+        ie_low, ie_high, rel_low, rel_high = intervals(self.resampled)
         with np.errstate(invalid="ignore", divide="ignore"):
             gap = mean["absolute_gap"] / mean["absolute_total"]
         return Effects(
@@ -300,19 +298,3 @@ class _Sums:
             metric_clean=mean["metric_clean"],
             metric_end=mean["metric_end"],
         )
-
-
-def _intervals(resampled: Float[Tensor, "M R F"]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Percentile bounds of IE [M, F] and of RelIE [F, M]; a resample in which a feature has no effect has no RelIE."""
-    m, n, f = resampled.shape
-    if n == 0:
-        ie_unknown, rel_unknown = np.full((m, f), np.nan, np.float32), np.full((f, m), np.nan, np.float32)
-        return ie_unknown, ie_unknown, rel_unknown, rel_unknown
-    levels = torch.tensor([(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2], device=resampled.device)
-    ie, rel = [], []
-    for part in resampled.split(512, dim=2):  # quantiles sort a copy: a part at a time keeps it small
-        size = part.abs()
-        ie.append(torch.quantile(part, levels, dim=1))
-        rel.append(torch.nanquantile(size / size.sum(0), levels, dim=1).transpose(1, 2))
-    low_high, rel_low_high = torch.cat(ie, 2).cpu().numpy(), torch.cat(rel, 1).cpu().numpy()
-    return low_high[0], low_high[1], rel_low_high[0], rel_low_high[1]

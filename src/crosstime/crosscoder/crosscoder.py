@@ -74,6 +74,10 @@ class Crosscoder(nn.Module):
         scaled = x.to(self.W_enc.dtype) * self.scale[:, None]
         return torch.relu(scaled.flatten(-2) @ self.W_enc.flatten(0, 1) + self.b_enc)
 
+    def at(self, f: Float[Tensor, "*b F"], m: int) -> Float[Tensor, "*b F"]:  # noqa: ARG002 (a gated rule needs it)
+        """The codes as they are written at checkpoint m: f itself."""
+        return f
+
     def decode(self, f: Float[Tensor, "*b F"]) -> Float[Tensor, "*b M D"]:
         """The raw activations of all checkpoints that the features stand for."""
         scaled = (f @ self.W_dec.flatten(1)).unflatten(-1, self.b_dec.shape) + self.b_dec
