@@ -13,10 +13,12 @@ if TYPE_CHECKING:
     from crosstime.analysis.ablation import Ablation, ablate
     from crosstime.analysis.contexts import FeatureContexts, contexts
     from crosstime.analysis.effects import Effects, attribute
+    from crosstime.analysis.exact import Exact, exact_effects
     from crosstime.analysis.features import feature_table
     from crosstime.analysis.quality import Quality, evaluate
     from crosstime.analysis.relative import relative
     from crosstime.analysis.survey import Survey, survey
+    from crosstime.analysis.validation import validate
     from crosstime.crosscoder.crosscoder import Crosscoder, CrosscoderConfig
     from crosstime.data.corpus import Corpus
     from crosstime.data.jsonl import load_jsonl
@@ -53,6 +55,9 @@ _HOME = {
     "feature_table": "analysis.features",
     "ablate": "analysis.ablation",
     "Ablation": "analysis.ablation",
+    "exact_effects": "analysis.exact",
+    "Exact": "analysis.exact",
+    "validate": "analysis.validation",
     "contexts": "analysis.contexts",
     "FeatureContexts": "analysis.contexts",
 }
@@ -81,6 +86,9 @@ __all__ = [  # noqa: RUF022 (the order of the data's way)
     "feature_table",
     "ablate",
     "Ablation",
+    "exact_effects",
+    "Exact",
+    "validate",
     "contexts",
     "FeatureContexts",
 ]
