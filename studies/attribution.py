@@ -19,7 +19,6 @@ from scipy import stats
 import crosstime as ct
 import embedded
 from crosstime.analysis.ablation import strongest
-from crosstime.analysis.correlation import spearman
 from crosstime.analysis.effects import CompletenessWarning
 from crosstime.analysis.intervention import intervene
 
@@ -53,7 +52,9 @@ def study(crosscoder: ct.Crosscoder, models: Sequence[ct.SplitLM], prompts: ct.P
             row = {"method": name, "checkpoint": checkpoint, "n_features": len(features), "n_strong": len(strong)}
             row |= agreement(ie[m], ablated[m])
             row |= {f"strong_{key}": value for key, value in agreement(ie[m, strong], ablated[m, strong]).items()}
-            single.append(row | {"rel_ie": float(spearman(shares[:, m], shares_exact[:, m]))})
+            single.append(
+                row | {"rel_ie": stats.spearmanr(shares[:, m], shares_exact[:, m], nan_policy="omit").statistic}
+            )
     return {
         "task": prompts.task,
         "n_prompts": len(prompts),
@@ -66,7 +67,7 @@ def study(crosscoder: ct.Crosscoder, models: Sequence[ct.SplitLM], prompts: ct.P
 def agreement(estimate: Float[np.ndarray, " n"], exact: Float[np.ndarray, " n"]) -> dict[str, float]:
     """Correlations over features, and the slope of the exact effect on the estimate (1 where the scale is right)."""
     line = stats.linregress(estimate, exact)
-    return {"pearson": line.rvalue, "spearman": float(spearman(estimate, exact)), "slope": line.slope}
+    return {"pearson": line.rvalue, "spearman": stats.spearmanr(estimate, exact).statistic, "slope": line.slope}
 
 
 def sets(

@@ -24,7 +24,7 @@ def intervals(resampled: Float[Tensor, "M R F"]) -> tuple[np.ndarray, np.ndarray
     A resample in which a feature has no effect has no shares. Without resamples all bounds are NaN.
     """
     m, n, f = resampled.shape
-    if n == 0:
+    if n == 0 or f == 0:
         unknown, shares_unknown = np.full((m, f), np.nan, np.float32), np.full((f, m), np.nan, np.float32)
         return unknown, unknown, shares_unknown, shares_unknown
     levels = torch.tensor(LEVELS, device=resampled.device)

@@ -7,11 +7,13 @@ from jaxtyping import Float
 from scipy import stats
 
 
-def spearman(x: Float[np.ndarray, "*r n"], y: Float[np.ndarray, "*r n"]) -> Float[np.ndarray, "*r"]:
-    """Spearman's rank correlation along the last axis, ties given their mean rank; NaN where a side is constant."""
-    if x.shape[-1] == 0:
-        return np.full(x.shape[:-1], np.nan)
-    ranks = [stats.rankdata(values, axis=-1) for values in (x, y)]
-    centred = [r - r.mean(-1, keepdims=True) for r in ranks]
+def spearman(x: Float[np.ndarray, "R n"], y: Float[np.ndarray, "R n"]) -> Float[np.ndarray, " R"]:
+    """Spearman's rank correlation of each row of x with that of y; ties get their mean rank.
+
+    NaN where one of the two is constant.
+    """
+    if x.shape[1] == 0:
+        return np.full(len(x), np.nan)
+    x, y = (ranks - ranks.mean(1, keepdims=True) for ranks in (stats.rankdata(x, axis=1), stats.rankdata(y, axis=1)))
     with np.errstate(invalid="ignore"):
-        return (centred[0] * centred[1]).sum(-1) / np.sqrt((centred[0] ** 2).sum(-1) * (centred[1] ** 2).sum(-1))
+        return (x * y).sum(1) / np.sqrt((x**2).sum(1) * (y**2).sum(1))

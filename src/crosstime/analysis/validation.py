@@ -83,7 +83,7 @@ class _Group:
     """The correlations over some features, or their mean over several such groups."""
 
     n_features: int
-    samples: Float[np.ndarray, "1+R 3"]
+    samples: Float[np.ndarray, "samples 3"]
     """Of the features themselves, then of each resample: one column a measure."""
 
     @classmethod
@@ -93,8 +93,9 @@ class _Group:
 
     def row(self, task: str | None, first: str | None, second: str | None, k: int) -> dict[str, object]:
         where = {"task": task, "first": first, "second": second, "top_k": k, "n_features": self.n_features}
+        resamples = self.samples[1:] if len(self.samples) > 1 else np.full((1, len(_MEASURES)), np.nan)
         with _nothing_to_rank():
-            bounds = np.nanquantile(self.samples[1:], LEVELS, axis=0)
+            bounds = np.nanquantile(resamples, LEVELS, axis=0)
         for name, value, low, high in zip(_MEASURES, self.samples[0], *bounds, strict=True):
             where |= {name: float(value), f"{name}_low": float(low), f"{name}_high": float(high)}
         return where
@@ -112,7 +113,7 @@ def _correlations(
     change: Float[np.ndarray, " n"],
     bootstrap: int,
     rng: np.random.Generator,
-) -> Float[np.ndarray, "1+R 3"]:
+) -> Float[np.ndarray, "samples 3"]:
     """See `_Group.samples`."""
     n = len(change)
     drawn = np.concatenate([np.arange(n)[None], rng.integers(max(n, 1), size=(bootstrap, n))])
