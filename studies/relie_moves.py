@@ -1,7 +1,7 @@
 """How RelIE moves between attributions: the released code, the paper's text, our default, and exact ablation.
 
 Draws docs/relie-methods.svg: RelIE of two checkpoints by each method over exact RelIE, a point a feature and task; the
-features are those of largest exact effect among all that any method puts in front. Prints the numbers below the panels.
+features are those of largest exact effect. Prints the numbers that stand below the panels.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ SIDE, LEFT, TOP_EDGE, GAP = 220, 58, 46, 34
 
 def shares(
     crosscoder: ct.Crosscoder, models: Sequence[ct.SplitLM], prompts: ct.Prompts
-) -> Float[np.ndarray, "n 1+methods"]:
+) -> Float[np.ndarray, "n columns"]:
     """RelIE at the second checkpoint of the strongest features: exact, then by each method; NaN where undefined."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", CompletenessWarning)  # two of the methods complete nothing
@@ -46,7 +46,7 @@ def shares(
     return np.stack([column[strong, 1] for column in columns], axis=1)
 
 
-def drawing(values: Float[np.ndarray, "n 1+methods"]) -> str:
+def drawing(values: Float[np.ndarray, "n columns"]) -> str:
     """The figure as SVG."""
     width, height = LEFT + len(METHODS) * (SIDE + GAP), TOP_EDGE + SIDE + 74
     parts = [
@@ -63,13 +63,14 @@ def drawing(values: Float[np.ndarray, "n 1+methods"]) -> str:
 
 def panel(x0: float, title: str, exact: np.ndarray, estimate: np.ndarray, *, first: bool) -> list[str]:
     """One method over the exact values, with the diagonal."""
-    bottom = TOP_EDGE + SIDE
+    bottom, middle = TOP_EDGE + SIDE, x0 + SIDE / 2
     parts = [
-        f'<text x="{x0 + SIDE / 2}" y="{TOP_EDGE - 14}" text-anchor="middle" font-weight="bold">{title}</text>',
+        f'<text x="{middle}" y="{TOP_EDGE - 14}" text-anchor="middle" font-weight="bold">{title}</text>',
         f'<rect x="{x0}" y="{TOP_EDGE}" width="{SIDE}" height="{SIDE}" fill="none" stroke="#999"/>',
         f'<line x1="{x0}" y1="{bottom}" x2="{x0 + SIDE}" y2="{TOP_EDGE}" stroke="#999" stroke-dasharray="3 3"/>',
-        f'<text x="{x0 + SIDE / 2}" y="{bottom + 34}" text-anchor="middle">exact RelIE</text>',
-        f'<text x="{x0 + SIDE / 2}" y="{bottom + 56}" text-anchor="middle" fill="#555">{numbers(exact, estimate)}</text>',
+        f'<text x="{middle}" y="{bottom + 34}" text-anchor="middle">exact RelIE</text>',
+        f'<text x="{middle}" y="{bottom + 56}" text-anchor="middle" font-size="11" fill="#555">'
+        f"{numbers(exact, estimate)}</text>",
     ]
     for tick in (0, 0.5, 1):
         parts.append(f'<text x="{x0 + tick * SIDE}" y="{bottom + 16}" text-anchor="middle" fill="#555">{tick}</text>')
@@ -88,7 +89,7 @@ def numbers(exact: np.ndarray, estimate: np.ndarray) -> str:
     known = ~np.isnan(exact + estimate)
     rho = stats.spearmanr(exact[known], estimate[known]).statistic if known.sum() > 1 else np.nan
     move = np.abs(exact - estimate)[known].mean() if known.any() else np.nan
-    return f"ρ = {rho:.2f}, mean move {move:.2f}, {known.sum()} of {len(known)}"
+    return f"Spearman {rho:.2f}, mean move {move:.2f}, {known.sum()} of {len(known)}"
 
 
 def main() -> None:
