@@ -102,3 +102,9 @@ def test_where_there_is_nothing_to_rank_it_is_nan(crosscoder):
     assert {row["n_features"] for row in none.values()} == {0}
     empty = exact_with(np.ones((1, 3)), np.ones((1, 3)))
     assert validate(Exact(empty.table.slice(0, 0)), crosscoder).num_rows == 0
+
+
+def test_exact_effects_of_other_checkpoints_are_refused(values):
+    other = Crosscoder(CrosscoderConfig(("a", "x", "c"), 0, 4, 120))
+    with pytest.raises(ValueError, match="measure them again"):
+        validate(exact_with(*values), other)

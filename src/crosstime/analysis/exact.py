@@ -141,9 +141,9 @@ def exact_effects(
 ) -> Exact:
     """Zero each of the strongest features, alone, at every encoded position, and keep the error.
 
-    A feature among the top of one checkpoint is ablated at all. Only the blocks above the layer run, and only on the
-    prompts on which the feature fires; elsewhere its effect is exactly 0. Cost: one such pass over a prompt for each
-    checkpoint, feature and prompt on which it fires.
+    A feature among the top of any checkpoint is ablated at every checkpoint. Only the blocks above the layer run, and
+    only on the prompts on which the feature fires; elsewhere its effect is exactly 0. In one crosscoder over many
+    checkpoints the cost thus grows with their square.
 
     Args:
         crosscoder: F features over M checkpoints.

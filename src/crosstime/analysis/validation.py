@@ -6,7 +6,6 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -57,24 +56,31 @@ def validate(
         and _high: rel_ie, rel_dec (the two correlations) and difference (the first minus the second, feature by
         feature in the same resamples). A null task, or a null pair, stands for the mean over tasks, or pairs; in the
         intervals of a mean each of its correlations is resampled by itself. NaN where there is nothing to rank.
+
+    Raises:
+        ValueError: the exact effects are of other checkpoints.
     """
-    rng = np.random.default_rng(seed)
-    names = crosscoder.config.checkpoints
+    names = list(crosscoder.config.checkpoints)
+    if not exact.tasks:
+        return _SCHEMA.empty_table()
+    if exact.checkpoints != names:
+        raise ValueError(f"the exact effects are of {exact.checkpoints}, the crosscoder of {names}: measure them again")
     norms = crosscoder.decoder_norms().detach().cpu().numpy()
-    pairs = list(pairwise(range(len(names))))
+    rng = np.random.default_rng(seed)
     rows = []
     for k in top_k:
-        found: dict[tuple[str, int], _Group] = {}
+        groups: dict[tuple[str, int], _Group] = {}
         for task in exact.tasks:
             features, ie, change = exact.features(task), exact.values(task, "ie"), exact.values(task, "exact")
-            for a, b in pairs:
-                top = sorted({*strongest(ie[:, a], k), *strongest(ie[:, b], k)})
-                of_ie, of_dec, of_change = (_share(v[:, [a, b]]) for v in (ie[top], norms[features[top]], change[top]))
-                found[task, a] = _Group(len(top), _correlations(of_ie, of_dec, of_change, bootstrap, rng))
-        rows += [found[task, a].row(task, names[a], names[b], k) for task in exact.tasks for a, b in pairs]
-        by_pair = {a: _Group.mean([found[task, a] for task in exact.tasks]) for a, _ in pairs if found}
-        rows += [by_pair[a].row(None, names[a], names[b], k) for a, b in pairs if found]
-        rows += [_Group.mean(list(found.values())).row(None, None, None, k)] if found else []
+            for m in range(len(names) - 1):
+                pair = slice(m, m + 2)
+                top = sorted(set().union(*(strongest(column, k) for column in ie[:, pair].T)))
+                of_ie, of_dec, of_change = (_share(v[:, pair]) for v in (ie[top], norms[features[top]], change[top]))
+                groups[task, m] = _Group.of(of_ie, of_dec, of_change, bootstrap, rng)
+        rows += [group.row(task, names[m : m + 2], k) for (task, m), group in groups.items()]
+        for m in range(len(names) - 1):
+            rows.append(_Group.mean([groups[task, m] for task in exact.tasks]).row(None, names[m : m + 2], k))
+        rows.append(_Group.mean(list(groups.values())).row(None, [None, None], k))
     return pa.Table.from_pylist(rows, _SCHEMA)
 
 
@@ -87,38 +93,41 @@ class _Group:
     """Of the features themselves, then of each resample: one column a measure."""
 
     @classmethod
+    def of(
+        cls,
+        rel_ie: Float[np.ndarray, " n"],
+        rel_dec: Float[np.ndarray, " n"],
+        change: Float[np.ndarray, " n"],
+        bootstrap: int,
+        rng: np.random.Generator,
+    ) -> _Group:
+        """Of two measures with a third."""
+        n = len(change)
+        drawn = np.concatenate([np.arange(n)[None], rng.integers(max(n, 1), size=(bootstrap, n))])
+        of_ie, of_dec = (spearman(measure[drawn], change[drawn]) for measure in (rel_ie, rel_dec))
+        return cls(n, np.stack([of_ie, of_dec, of_ie - of_dec], axis=-1))
+
+    @classmethod
     def mean(cls, groups: Sequence[_Group]) -> _Group:
+        """Over groups, resample by resample; those with nothing to rank do not count."""
         with _nothing_to_rank():
             return cls(sum(g.n_features for g in groups), np.nanmean([g.samples for g in groups], axis=0))
 
-    def row(self, task: str | None, first: str | None, second: str | None, k: int) -> dict[str, object]:
-        where = {"task": task, "first": first, "second": second, "top_k": k, "n_features": self.n_features}
+    def row(self, task: str | None, pair: Sequence[str | None], k: int) -> dict[str, object]:
+        """A row of the table."""
+        row = {"task": task, "first": pair[0], "second": pair[1], "top_k": k, "n_features": self.n_features}
         resamples = self.samples[1:] if len(self.samples) > 1 else np.full((1, len(_MEASURES)), np.nan)
         with _nothing_to_rank():
             bounds = np.nanquantile(resamples, LEVELS, axis=0)
         for name, value, low, high in zip(_MEASURES, self.samples[0], *bounds, strict=True):
-            where |= {name: float(value), f"{name}_low": float(low), f"{name}_high": float(high)}
-        return where
+            row |= {name: float(value), f"{name}_low": float(low), f"{name}_high": float(high)}
+        return row
 
 
 def _share(values: Float[np.ndarray, "n 2"]) -> Float[np.ndarray, " n"]:
     """The second's share of both sizes, which rises with their ratio: a half where both are 0."""
     first, second = np.abs(values.astype(np.float64)).T + TINY
     return second / (first + second)
-
-
-def _correlations(
-    rel_ie: Float[np.ndarray, " n"],
-    rel_dec: Float[np.ndarray, " n"],
-    change: Float[np.ndarray, " n"],
-    bootstrap: int,
-    rng: np.random.Generator,
-) -> Float[np.ndarray, "samples 3"]:
-    """See `_Group.samples`."""
-    n = len(change)
-    drawn = np.concatenate([np.arange(n)[None], rng.integers(max(n, 1), size=(bootstrap, n))])
-    of_ie, of_dec = (spearman(measure[drawn], change[drawn]) for measure in (rel_ie, rel_dec))
-    return np.stack([of_ie, of_dec, of_ie - of_dec], axis=-1)
 
 
 @contextmanager
