@@ -8,7 +8,8 @@ import crosstime as ct
 from crosstime import demo
 
 LAYER = 3
-CONFIG = ct.TrainConfig(rows=600_000, batch_size=1024, lr=2e-3, l1=1.2, ring_rows=65_536)
+CONFIG = ct.TrainConfig(rows=600_000, batch_size=1024, lr=2e-3, ring_rows=65_536)
+SPARSITY = ct.L1(1.2)
 """The demo's recipe, on fewer rows."""
 
 
@@ -18,7 +19,7 @@ def crosscoder(checkpoints: list[str], folder: Path) -> ct.Crosscoder:
     if not (place / "model.safetensors").is_file():
         suite = ct.Suite.from_folder(demo.SUITE, checkpoints)
         corpus = ct.Corpus.from_text(demo.TRAIN_TEXT, suite.tokenizer, context=128)
-        ct.train(suite, corpus, layer=LAYER, features=4096, config=CONFIG).save_pretrained(place)
+        ct.train(suite, corpus, layer=LAYER, features=4096, sparsity=SPARSITY, config=CONFIG).save_pretrained(place)
     return ct.Crosscoder.from_pretrained(place)
 
 

@@ -16,10 +16,11 @@ if TYPE_CHECKING:
     from crosstime.analysis.exact import Exact, exact_effects
     from crosstime.analysis.features import feature_table
     from crosstime.analysis.quality import Quality, evaluate
-    from crosstime.analysis.relative import relative
+    from crosstime.analysis.relative import pairwise, relative
     from crosstime.analysis.survey import Survey, survey
     from crosstime.analysis.validation import validate
     from crosstime.crosscoder.crosscoder import Crosscoder, CrosscoderConfig
+    from crosstime.crosscoder.sparsity.rules import L1, BatchTopK, JumpReLU, Sparsity, TopK
     from crosstime.data.corpus import Corpus
     from crosstime.data.jsonl import load_jsonl
     from crosstime.data.positions import Positions
@@ -47,11 +48,17 @@ _HOME = {
     "train": "training.train",
     "Crosscoder": "crosscoder.crosscoder",
     "CrosscoderConfig": "crosscoder.crosscoder",
+    "Sparsity": "crosscoder.sparsity.rules",
+    "L1": "crosscoder.sparsity.rules",
+    "TopK": "crosscoder.sparsity.rules",
+    "BatchTopK": "crosscoder.sparsity.rules",
+    "JumpReLU": "crosscoder.sparsity.rules",
     "evaluate": "analysis.quality",
     "Quality": "analysis.quality",
     "attribute": "analysis.effects",
     "Effects": "analysis.effects",
     "relative": "analysis.relative",
+    "pairwise": "analysis.relative",
     "feature_table": "analysis.features",
     "ablate": "analysis.ablation",
     "Ablation": "analysis.ablation",
@@ -78,11 +85,17 @@ __all__ = [  # noqa: RUF022 (the order of the data's way)
     "train",
     "Crosscoder",
     "CrosscoderConfig",
+    "Sparsity",
+    "L1",
+    "TopK",
+    "BatchTopK",
+    "JumpReLU",
     "evaluate",
     "Quality",
     "attribute",
     "Effects",
     "relative",
+    "pairwise",
     "feature_table",
     "ablate",
     "Ablation",

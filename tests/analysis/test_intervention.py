@@ -1,5 +1,6 @@
 """The measuring loop against the paper's code, and against hooks on plain transformers."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ from safetensors.torch import load_file
 
 from crosstime.analysis.intervention import intervene
 from crosstime.crosscoder.crosscoder import Crosscoder, CrosscoderConfig
+from crosstime.crosscoder.sparsity.rules import JumpReLU
 from crosstime.data.positions import Positions
 from crosstime.data.task import Prompts
 from crosstime.lm.suite import Suite
@@ -24,17 +26,11 @@ def prompts() -> Prompts:
     return Prompts("random", tokens, answers[0], answers[1], torch.arange(5))
 
 
-class Gated(Crosscoder):
-    """Writes a code at a checkpoint only if it is strong there, as JumpReLU does."""
-
-    def at(self, f, m):
-        return f * (f * self.decoder_norms()[:, m] > 0.2)
-
-
 @pytest.fixture
-def gated(crosscoder) -> Gated:
-    other = Gated(crosscoder.config)
-    other.load_state_dict(crosscoder.state_dict())
+def gated(crosscoder) -> Crosscoder:
+    """A crosscoder that writes a code at a checkpoint only where it is strong there."""
+    other = Crosscoder(dataclasses.replace(crosscoder.config, sparsity=JumpReLU(threshold=0.1)))
+    other.load_state_dict(crosscoder.state_dict(), strict=False)
     with torch.no_grad():
         other.W_dec[::3, 0] /= 4  # so that some features are written at one checkpoint only
     return other

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from crosstime.analysis.ablation import check_effects, strongest
 from crosstime.analysis.activations import check_models
-from crosstime.analysis.bootstrap import intervals, resampling
+from crosstime.analysis.bootstrap import draw_counts, percentile_bounds
 from crosstime.analysis.correlation import spearman
 from crosstime.analysis.effects import Effects
 from crosstime.analysis.intervention import intervene
@@ -166,12 +166,12 @@ def exact_effects(
     if min(top, batch_size) < 1:
         raise ValueError(f"top and batch_size must be at least 1; got {top} and {batch_size}")
     features = sorted(set().union(*(strongest(ie, top) for ie in effects.ie)))
-    weights = resampling(len(prompts), bootstrap, seed).double()
+    weights = draw_counts(len(prompts), bootstrap, seed).double() / len(prompts)
     tables = []
     for part in _parts(features, len(models) * max(len(prompts), bootstrap)):
         found = intervene(crosscoder, models, prompts, part, baseline=baseline, batch_size=batch_size)
         change = found.clean[:, None] - found.alone
-        bounds = intervals((weights @ change.mT).float())
+        bounds = percentile_bounds((weights @ change.mT).float())
         tables.append(_table(effects, part, change.mean(-1).numpy(), bounds))
     return Exact(pa.concat_tables(tables))
 
