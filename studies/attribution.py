@@ -24,7 +24,7 @@ from crosstime.analysis.intervention import intervene
 
 CHECKPOINTS = ["step256", "step1000", "step3786"]
 METHODS = {
-    "gradient x activation": {"rule": "left", "steps": 1},
+    "gradient x activation": {"method": "gradient"},
     "left, 10": {"rule": "left", "steps": 10},
     "Gauss-Legendre, 16": {"rule": "gauss-legendre", "steps": 16},
 }

@@ -19,7 +19,7 @@ from crosstime.analysis.effects import CompletenessWarning
 
 CHECKPOINTS = ["step256", "step1000", "step3786"]
 METHODS = {
-    "gradient x activation": {"rule": "left", "steps": 1},
+    "gradient x activation": {"method": "gradient"},
     "Gauss-Legendre, 16": {"rule": "gauss-legendre", "steps": 16},
 }
 
