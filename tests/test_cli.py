@@ -43,7 +43,19 @@ def errors(capfd):
 def test_help_and_version_are_complete():
     shown = crosstime("--help")
     assert shown.returncode == 0
-    for command in ("demo", "new", "run", "survey", "train", "evaluate", "attribute", "ablate", "report", "show"):
+    for command in (
+        "demo",
+        "new",
+        "run",
+        "survey",
+        "train",
+        "evaluate",
+        "diagnose",
+        "attribute",
+        "ablate",
+        "report",
+        "show",
+    ):
         assert command in shown.stdout
     assert crosstime("--version").stdout.startswith("crosstime ")
 
@@ -67,7 +79,9 @@ def test_a_mistyped_command_is_told_the_nearest(errors):
     assert errors("shwo", "runs/demo").endswith("there is no command `shwo`; the nearest is 'show'")
 
 
-@pytest.mark.parametrize("command", ["run", "survey", "train", "evaluate", "attribute", "ablate", "report", "show"])
+@pytest.mark.parametrize(
+    "command", ["run", "survey", "train", "evaluate", "diagnose", "attribute", "ablate", "report", "show"]
+)
 def test_a_folder_that_is_no_run(tmp_path, errors, command):
     assert "make one with `crosstime new demo" in errors(command, tmp_path / "nothing")
     assert "holds no run.toml" in errors(command, tmp_path)

@@ -105,6 +105,17 @@ def test_only_what_a_change_reaches_is_done_again(copy, capfd):
     assert {name for name, words in said.items() if words != "up to date"} == {"ablate", "report"}
 
 
+def test_two_seeds_make_a_table(finished, copy, capfd):
+    edit(copy, "save_seconds = 300", "save_seconds = 300\nseed = 5")
+    assert cli.main(["evaluate", str(copy)]) == 0
+    capfd.readouterr()
+    assert cli.main(["table", str(finished), str(copy), "--json", "--match"]) == 0
+    found = json.loads(capfd.readouterr().out)
+    assert found["seeds"] == [124, 5]
+    assert found["l0"]["std"] > 0
+    assert list(found["explained_variance"]) == ["step0", "step10", "step100"]
+
+
 def test_a_changed_text_trains_again(copy, capfd):
     with (copy / "text ü.txt").open("a", encoding="utf-8") as text:
         text.write("\n\nThe dogs are here.")
@@ -270,7 +281,7 @@ def test_a_second_run_in_the_folder_is_refused(copy, capfd):
 
 
 def test_an_interrupted_training_goes_on_to_the_same_weights(finished, copy):
-    for name in ("crosscoder", "evaluation", "effects", "ablation", "contexts", "report"):
+    for name in ("crosscoder", "evaluation", "diagnostics", "effects", "ablation", "contexts", "report"):
         shutil.rmtree(copy / name)
     shutil.rmtree(copy / "training")
     edit(copy, "save_seconds = 300", "save_seconds = 0")

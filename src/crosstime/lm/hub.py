@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import (
@@ -31,6 +33,9 @@ PASSING_STATUS = (408, 429, 500, 502, 503, 504)
 
 METADATA_PATTERNS = ["*.json", "*.txt", "*.model", "*.tiktoken", "*.jinja"]
 """Configuration, tokenizer, and indices of shards: all that is needed to refuse a checkpoint before its weights."""
+
+
+T = TypeVar("T")
 
 
 def fetch_metadata(repo: str, revision: str, *, code: bool = False) -> tuple[Path, str]:
@@ -66,6 +71,32 @@ def fetch_weights(repo: str, commit: str, folder: Path) -> list[Path]:
     return files
 
 
+def fetch_data(repo: str, name: str) -> Path | None:
+    """One file of a dataset repository as it is now, or from the cache if the hub cannot be reached.
+
+    Returns:
+        The file in the hub's cache; None if the repository has none of that name.
+
+    Raises:
+        ValueError: no such repository; or the hub cannot be reached and the cache does not hold the file.
+    """
+    fetch = partial(snapshot_download, repo, repo_type="dataset", allow_patterns=[name])
+    path = Path(_ask(repo, "main", fetch)) / name
+    if path.is_file():
+        return path
+    if not list_data(repo):
+        raise ValueError(f"{name} of {repo} is not in the cache and the hub cannot be reached")
+    return None
+
+
+def list_data(repo: str) -> list[str]:
+    """Paths of the files of a dataset repository; empty if the hub does not answer."""
+    try:
+        return HfApi().list_repo_files(repo, repo_type="dataset")
+    except (HTTPError, OSError):
+        return []
+
+
 def _weight_patterns(index: Path, name: str) -> list[str]:
     """The file of the weights itself, and the shards where there is an index of them."""
     shards = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values() if index.exists() else ()
@@ -74,10 +105,14 @@ def _weight_patterns(index: Path, name: str) -> list[str]:
 
 def _download(repo: str, revision: str, patterns: list[str]) -> Path:
     """Files in the root folder of a revision."""
+    fetch = partial(snapshot_download, repo, revision=revision, allow_patterns=patterns, ignore_patterns=["*/*"])
+    return Path(_ask(repo, revision, fetch))
+
+
+def _ask(repo: str, revision: str, request: Callable[[], T]) -> T:
+    """What the hub answers to a request about a revision; its errors in our words."""
     try:
-        return _with_retries(
-            lambda: Path(snapshot_download(repo, revision=revision, allow_patterns=patterns, ignore_patterns=["*/*"]))
-        )
+        return _with_retries(request)
     except HFValidationError as error:
         raise ValueError(f"{repo!r} is no name of a repository on the hub: {first_line(error)}") from None
     except RevisionNotFoundError:
@@ -95,15 +130,15 @@ def _download(repo: str, revision: str, patterns: list[str]) -> Path:
         raise ValueError(f"{repo} at {revision!r} could not be downloaded: {first_line(error)}") from None
 
 
-def _with_retries(download: Callable[[], Path]) -> Path:
+def _with_retries(request: Callable[[], T]) -> T:
     for wait in RETRY_WAITS:
         try:
-            return download()
+            return request()
         except (HTTPError, LocalEntryNotFoundError) as error:
             if not _may_pass(error):
                 raise
             time.sleep(wait)
-    return download()
+    return request()
 
 
 def _may_pass(error: BaseException | None) -> bool:

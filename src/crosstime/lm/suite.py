@@ -42,6 +42,11 @@ class Checkpoint:
     sha256: str
     """Hash of its weights (`weights.hash_weights`)."""
 
+    @property
+    def origin(self) -> str:
+        """The folder, or repository@commit: where its weights are found again."""
+        return self.source if self.commit is None else f"{self.source}@{self.commit}"
+
 
 @dataclass(frozen=True)
 class _Place:

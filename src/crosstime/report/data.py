@@ -25,7 +25,7 @@ class RunFacts:
     """The block whose output was compared, counted from 0."""
     n_features: int
     rows_trained: int
-    """Activation rows (tokens) that the crosscoder was trained on."""
+    """Activation rows (tokens) that the crosscoder was trained on; 0 where the run did not train it."""
     seed: int
     seconds: tuple[tuple[str, float], ...] = ()
     """(stage, seconds), in the order of the stages."""

@@ -14,6 +14,7 @@ from typing import Literal
 from crosstime.analysis.path_rules import Baseline, Method, PathRule
 from crosstime.analysis.relative import NoEffect
 from crosstime.crosscoder.sparsity.rules import L1, Sparsity
+from crosstime.data.cut import Cut
 from crosstime.data.positions import Positions
 from crosstime.lm.nearest import nearest
 from crosstime.run import toml
@@ -108,29 +109,67 @@ class TextConfig:
 
 @dataclass(frozen=True)
 class TaskConfig:
-    """[[task]]: minimal pairs, from the embedded BLiMP sets or from files of the user."""
+    """[[task]]: minimal pairs, from published sets or from files of the user. Paths are relative to run.toml."""
 
     name: str
     """What to call the task."""
     sets: tuple[str, ...] = ()
     """Embedded BLiMP sets, or groups of them (see `crosstime.demo`)."""
+    blimp: str = ""
+    """A folder with BLiMP sets, as published."""
+    blimp_sets: tuple[str, ...] = ()
+    """Which sets of `blimp`, or groups of them; without it all."""
+    counterfactual: bool = False
+    """Give the pairs of BLiMP's two-prefix agreement sets a second prefix (see `load_blimp`)."""
+    clams: str = ""
+    """A folder, or a dataset repository on the hub, with CLAMS sets."""
+    constructions: tuple[str, ...] = ()
+    """Which of `clams`; without it the seven that English and French share."""
+    multiblimp: str = ""
+    """A folder, or a dataset repository on the hub, with MultiBLiMP; "jumelet/multiblimp" if only `phenomena` stand."""
+    phenomena: tuple[str, ...] = ()
+    """Which of `multiblimp`; without it SV-#, SV-G and SV-P where a language has them."""
+    languages: tuple[str, ...] = ()
+    """Of `clams` ("en") or of `multiblimp` ("eng"); without it those of arXiv 2509.05291."""
     jsonl: str | tuple[str, ...] = ()
-    """JSONL files with `prefix`, `right` and `wrong`, or `good` and `bad`, in each line. Relative to run.toml."""
-    max_pairs: int | None = None
-    """Take no more than the first so many pairs of each set or file."""
+    """JSONL files with `prefix`, `right` and `wrong`, or `good` and `bad`, in each line."""
+    max_pairs: int | dict[str, int] | None = None
+    """Take no more than so many pairs of each set or file; or a table by name, in which * stands for anything."""
+    sample_seed: int | None = None
+    """Draw the pairs at random, those that give a prompt before the others; without it the first ones are taken."""
+    prefix: Cut = "shared"
+    """How prefixes and answers become tokens (see `crosstime.data.cut`)."""
     attribute: bool = True
     """Compute effects on this task; otherwise only the survey reads it."""
 
     def __post_init__(self) -> None:
-        """Raises ValueError where the pairs come from nowhere."""
+        """Raises ValueError where the pairs come from nowhere, or a key goes with another that is not there."""
         if not self.name.strip():
             raise ValueError("task.name must not be empty")
-        if not self.sets and not self.jsonl:
+        if not (self.sets or self.blimp or self.clams or self.has_multiblimp or self.jsonl):
             raise ValueError(
-                f"task {self.name!r} needs `sets` (embedded BLiMP sets), `jsonl` (files of pairs), or both"
+                f"task {self.name!r} needs one of `sets` (embedded BLiMP sets), `blimp`, `clams`, `multiblimp` and "
+                "`jsonl` (files of pairs), or several"
             )
-        if self.max_pairs is not None and self.max_pairs < 1:
-            raise ValueError(f"task {self.name!r}: max_pairs must be at least 1, not {self.max_pairs}")
+        for key, place, given in (
+            ("blimp_sets", "`blimp`", self.blimp),
+            ("constructions", "`clams`", self.clams),
+            ("languages", "either `clams` or `multiblimp`", bool(self.clams) != self.has_multiblimp),
+            ("counterfactual", "`blimp` or `sets`", self.blimp or self.sets),
+        ):
+            if getattr(self, key) and not given:
+                raise ValueError(f"task {self.name!r}: {key} goes with {place}")
+        limits = self.max_pairs.values() if isinstance(self.max_pairs, dict) else [self.max_pairs]
+        for limit in limits:
+            if limit is not None and limit < 1:
+                raise ValueError(f"task {self.name!r}: max_pairs must be at least 1, not {limit}")
+        if self.sample_seed is not None and self.sample_seed < 0:
+            raise ValueError(f"task {self.name!r}: sample_seed must be at least 0, not {self.sample_seed}")
+
+    @property
+    def has_multiblimp(self) -> bool:
+        """Whether MultiBLiMP is a source: its place may be left to the default."""
+        return bool(self.multiblimp or self.phenomena)
 
 
 @dataclass(frozen=True)
@@ -169,8 +208,11 @@ class CompareConfig:
 
 @dataclass(frozen=True)
 class CrosscoderSettings:
-    """[crosscoder]: its place in the model and its size."""
+    """[crosscoder]: its place in the model and its size; or one that exists."""
 
+    from_: str | None = None
+    """Take this crosscoder instead of training one: a folder, relative to run.toml, or a repository of the hub, in any
+    format that `crosstime import` reads. `features`, [sparsity] and [training] then mean nothing."""
     layer: int | None = None
     """Read the output of this block, counted from 0; without it the middle one."""
     features: int = 16_384
@@ -195,6 +237,20 @@ class EvaluationConfig:
     def __post_init__(self) -> None:
         """Raises ValueError where there is nothing to look at."""
         _at_least(1, "evaluation", blocks=self.blocks, batch_blocks=self.batch_blocks)
+
+
+@dataclass(frozen=True)
+class DiagnosticsConfig:
+    """[diagnostics]: each feature's decoder, held against held-out text."""
+
+    blocks: int = 512
+    """Held-out blocks to read."""
+    batch_blocks: int = field(default=16, metadata={"matters": False})
+    """Blocks of one forward pass."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError where there is nothing to look at."""
+        _at_least(1, "diagnostics", blocks=self.blocks, batch_blocks=self.batch_blocks)
 
 
 @dataclass(frozen=True)
@@ -287,6 +343,7 @@ class RunConfig:
     sparsity: Sparsity = field(default_factory=L1)
     training: TrainConfig = field(default_factory=TrainConfig)
     evaluation: EvaluationConfig = EvaluationConfig()
+    diagnostics: DiagnosticsConfig = DiagnosticsConfig()
     effects: EffectsConfig = EffectsConfig()
     ablation: AblationConfig = AblationConfig()
     report: ReportConfig = ReportConfig()

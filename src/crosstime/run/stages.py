@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from crosstime import artifact
 from crosstime.analysis.ablation import Ablation, ablate
 from crosstime.analysis.contexts import contexts, load_contexts, save_contexts
+from crosstime.analysis.diagnostics import diagnose
 from crosstime.analysis.effects import Effects, attribute
 from crosstime.analysis.exact import Exact, exact_effects
 from crosstime.analysis.features import feature_table
@@ -25,6 +26,7 @@ from crosstime.analysis.validation import TOP_K, validate
 from crosstime.data.task import Task
 from crosstime.report.build import build_report
 from crosstime.report.data import ReportData, RunFacts, TaskEffects, TaskGroup, TrainingPoint
+from crosstime.run.annotations import annotations_hash
 from crosstime.run.config import RunConfig
 from crosstime.run.stage import Stage
 from crosstime.run.summary import seconds
@@ -88,6 +90,11 @@ def write_crosscoder(run: Run, draft: Path) -> None:
     crosscoder.save_pretrained(draft)
 
 
+def write_imported_crosscoder(run: Run, draft: Path) -> None:
+    """The crosscoder that run.toml names, in our format."""
+    run.imported.save_pretrained(draft)
+
+
 def drop_training_state(run: Run) -> None:
     """A finished training needs no state to go on from."""
     artifact.discard(run.folder / TRAINING_STATE, run.folder)
@@ -105,6 +112,14 @@ def write_evaluation(run: Run, draft: Path) -> None:
     """The crosscoder on held-out text."""
     config = run.config.evaluation
     evaluate(
+        run.crosscoder, run.models, run.heldout_text, max_blocks=config.blocks, batch_blocks=config.batch_blocks
+    ).save(draft)
+
+
+def write_diagnostics(run: Run, draft: Path) -> None:
+    """What the data say of every feature's decoder."""
+    config = run.config.diagnostics
+    diagnose(
         run.crosscoder, run.models, run.heldout_text, max_blocks=config.blocks, batch_blocks=config.batch_blocks
     ).save(draft)
 
@@ -209,14 +224,15 @@ def report_data(run: Run) -> ReportData:
     survey_found = run.read_survey()
     proposed = not run.config.compare.checkpoints
     crosscoder = run.crosscoder.config
-    log = read_log(run.folder / TRAINING_LOG)
+    trained = not run.config.crosscoder.from_
+    log = read_log(run.folder / TRAINING_LOG) if trained else []
     return ReportData(
         title=run.config.report.title or run.folder.resolve().name,
         run=RunFacts(
             source=_source(run),
             layer=crosscoder.layer,
             n_features=crosscoder.features,
-            rows_trained=run.config.training.steps * run.config.training.batch_size,
+            rows_trained=run.config.training.steps * run.config.training.batch_size if trained else 0,
             seed=run.config.training.seed,
             seconds=tuple(seconds(run.folder, {stage.name: stage.folder for stage in _STAGES}).items()),
             version=version("crosstime"),
@@ -242,8 +258,12 @@ def _source(run: Run) -> str:
 
 
 def _tasks(run: Run) -> dict[str, Any]:
-    """The attributed tasks, in order: their effects are kept by number."""
-    return {f"task {n} {task.name}": task.sha256 for n, task in enumerate(run.attributed, 1)}
+    """The attributed tasks, in order, since their effects are kept by number; and how their pairs were chosen."""
+    facts: dict[str, Any] = {}
+    for n, task in enumerate((task for task in run.config.task if task.attribute), 1):
+        facts[f"task {n} {task.name}"] = run.tasks[task.name].sha256
+        facts[f"task {n} max_pairs, sample_seed, prefix"] = [task.max_pairs, task.sample_seed, task.prefix]
+    return facts
 
 
 def _tasks_and_mean_text(run: Run) -> dict[str, Any]:
@@ -263,6 +283,11 @@ def _surveyed(run: Run) -> dict[str, Any]:
 def _tasks_and_groups(run: Run) -> dict[str, Any]:
     groups = enumerate(run.surveyed.items(), 1)
     return {f"task {n} {name}": [part.name for part in parts] for n, (name, parts) in groups}
+
+
+def _told(run: Run) -> dict[str, Any]:
+    """What the report tells besides what was computed: the names of the groups of tasks, and people's annotations."""
+    return _tasks_and_groups(run) | {"annotations": annotations_hash(run.folder)}
 
 
 def _write_json(path: Path, value: Any) -> None:
@@ -320,6 +345,15 @@ _STAGES: tuple[Stage[Run], ...] = (
         work=write_evaluation,
     ),
     Stage(
+        "diagnose",
+        "diagnostics",
+        "every feature's decoder against the data",
+        settings=(*_MODELS, *_BLOCKS, "diagnostics"),
+        inputs=("compare/checkpoints.json", "crosscoder"),
+        facts=Run.heldout_facts,
+        work=write_diagnostics,
+    ),
+    Stage(
         "attribute",
         "effects",
         "indirect effects of every feature",
@@ -361,14 +395,27 @@ _STAGES: tuple[Stage[Run], ...] = (
             "ablation",
             "contexts",
         ),
-        facts=_tasks_and_groups,
+        facts=_told,
         work=write_report,
     ),
 )
 
 
 def stages(config: RunConfig) -> tuple[Stage[Run], ...]:
-    """The stages in order. Where the user names the checkpoints, comparing them waits for no survey."""
-    if not config.compare.checkpoints:
-        return _STAGES
-    return tuple(replace(stage, inputs=("suite",)) if stage.name == "compare" else stage for stage in _STAGES)
+    """The stages in order.
+
+    Where the user names the checkpoints, comparing them waits for no survey; where he names a crosscoder, none is
+    trained.
+    """
+    changes: dict[str, dict[str, Any]] = {}
+    if config.compare.checkpoints:
+        changes["compare"] = {"inputs": ("suite",)}
+    if config.crosscoder.from_:
+        changes["train"] = {
+            "doing": "importing the crosscoder",
+            "settings": ("positions", "crosscoder"),
+            "facts": Run.imported_facts,
+            "work": write_imported_crosscoder,
+            "seconds_before": lambda _: 0.0,
+        }
+    return tuple(replace(stage, **changes.get(stage.name, {})) for stage in _STAGES)

@@ -30,6 +30,7 @@ def headline(run_dir: Path, folders: dict[str, str]) -> dict[str, Any]:
     return {
         "checkpoints": _checkpoints(run_dir),
         **_quality(run_dir / "evaluation"),
+        "labels": _labels(run_dir / "diagnostics"),
         **_effects(run_dir / "effects"),
         **_ablation(run_dir / "ablation"),
         "seconds": seconds(run_dir, folders),
@@ -61,6 +62,10 @@ def table(numbers: dict[str, Any]) -> str:
         lines += [(label, "  ".join(cell.rjust(width) for cell in cells)) for label, cells in rows]
     if numbers["l0"] is not None:
         lines += [("L0", _number(numbers["l0"], 1)), ("dead features", _percent(numbers["dead_fraction"]))]
+    if numbers["labels"]:
+        lines.append(
+            ("features by decoder", ", ".join(f"{n:,} {label}" for label, n in numbers["labels"].items() if n))
+        )
     if numbers["features"]:
         counts = [f"{numbers['features'][kind]:,} {kind}" for kind in LIFECYCLES[:3]]
         lines += [
@@ -90,6 +95,11 @@ def _quality(folder: Path) -> dict[str, Any]:
         return dict.fromkeys(("l0", "dead_fraction", *_QUALITIES))
     by_checkpoint = {key: dict(zip(metrics["checkpoints"], metrics[key], strict=True)) for key in _QUALITIES}
     return {"l0": metrics["l0"], "dead_fraction": metrics["dead_fraction"], **by_checkpoint}
+
+
+def _labels(folder: Path) -> dict[str, int] | None:
+    found = _json(folder, "summary.json")
+    return found and found["labels"]
 
 
 def _effects(folder: Path) -> dict[str, Any]:

@@ -16,15 +16,18 @@ from crosstime import artifact, demo
 from crosstime.analysis.baselines import second_prefixes
 from crosstime.analysis.survey import Survey
 from crosstime.crosscoder.crosscoder import Crosscoder
+from crosstime.crosscoder.formats.importing import import_crosscoder
 from crosstime.data.corpus import Corpus
-from crosstime.data.jsonl import load_jsonl
+from crosstime.data.sampling import first, sample
 from crosstime.data.task import Task
 from crosstime.lm.device import available_device
 from crosstime.lm.split import SplitLM
 from crosstime.lm.suite import Suite
 from crosstime.lm.tokenizer import deciding_files
 from crosstime.run.config import RunConfig, SuiteConfig, TaskConfig
+from crosstime.run.imported import fitted
 from crosstime.run.stage import Workspace
+from crosstime.run.tasks import read_task
 
 
 @dataclass(frozen=True)
@@ -160,7 +163,7 @@ class Run(Workspace):
         known: dict[str, str] = {}
         surveyed = {}
         for name, task in self.tasks.items():
-            parts = [part.take(limit) if limit else part for part in _parts(task)]
+            parts = [part.take(limit) if limit else part for part in task.parts]
             surveyed[name] = [
                 part if known.get(part.name, part.sha256) == part.sha256 else replace(part, name=f"{name}: {part.name}")
                 for part in parts
@@ -174,6 +177,25 @@ class Run(Workspace):
     def crosscoder(self) -> Crosscoder:
         """The trained crosscoder."""
         return Crosscoder.from_pretrained(self.folder / "crosscoder").to(self.device)
+
+    @cached_property
+    def imported(self) -> Crosscoder:
+        """The crosscoder that `crosscoder.from` names, for this run's checkpoints (see `imported.fitted`).
+
+        Raises:
+            ValueError: there is none, it cannot be read, or it does not fit this run.
+        """
+        source = self.config.crosscoder.from_
+        assert source is not None
+        local = self._path(source)
+        read = import_crosscoder(local if local.exists() else source)
+        return fitted(read, self.suite, self.config, self.layer)
+
+    def imported_facts(self) -> dict[str, Any]:
+        """What an imported crosscoder depends on besides settings: the files that it is read from, if they are here."""
+        folder = self._path(str(self.config.crosscoder.from_))
+        files = [folder] if folder.is_file() else sorted(path for path in folder.rglob("*") if path.is_file())
+        return {"crosscoder.from holds": _hashes(files)}
 
     def read_survey(self) -> Survey:
         """What the survey found, with the tokens that the suite now states: they decide nothing in it."""
@@ -192,8 +214,8 @@ class Run(Workspace):
 
         Raises:
             ValueError: the checkpoints are not those that this run began with, one is unknown or lonely, the layer is
-                out of range, a text file is missing or empty, or a task gives no prompt, or none with a second prefix
-                where effects are to have that baseline.
+                out of range, the crosscoder to import does not fit, a text file is missing or empty, or a task gives no
+                prompt, or none with a second prefix where effects are to have that baseline.
         """
         self._check_checkpoints()
         if len(self.suite) < 2:
@@ -205,12 +227,17 @@ class Run(Workspace):
             raise ValueError(
                 f"crosscoder.layer is {self.layer}, out of range: the models have blocks 0 to {self.suite.n_layers - 1}"
             )
+        if self.config.crosscoder.from_ and artifact.read_manifest(self.folder / "crosscoder") is None:
+            _ = self.imported
         available_device(self.device)
         for path in [*self.train_files, *self.heldout_files]:
             if not path.is_file():
                 raise ValueError(f"there is no text file {path}")
             if path.stat().st_size == 0:
                 raise ValueError(f"the text file {path} is empty")
+        self._check_tasks()
+
+    def _check_tasks(self) -> None:
         for task in self.attributed:
             prompts = task.prompts(self.tokenizer, self.config.positions)
             if self.config.effects.baseline == "patch":
@@ -260,23 +287,14 @@ class Run(Workspace):
         )
 
     def _task(self, config: TaskConfig) -> Task:
-        files = self._paths(config.jsonl)
-        read = [demo.blimp(name) for name in config.sets]
-        read += [load_jsonl(path, config.name if len(files) == 1 and not config.sets else None) for path in files]
-        task = Task.join(config.name, read)
-        return task.take(config.max_pairs) if config.max_pairs else task
+        task = read_task(config, self._path)
+        if config.sample_seed is None:
+            return first(task, config.max_pairs)
+        return sample(task, config.max_pairs, config.sample_seed, self.tokenizer, self.config.positions)
 
 
 def _hashes(files: Sequence[Path]) -> list[str]:
     return [artifact.sha256_of(path) for path in files]
-
-
-def _parts(task: Task) -> list[Task]:
-    """A task cut into its sources."""
-    pairs = {
-        source: [p for p, s in zip(task.pairs, task.sources, strict=True) if s == source] for source in task.sources
-    }
-    return [Task.from_pairs(source, found) for source, found in pairs.items()]
 
 
 def _suite_settings(config: SuiteConfig) -> dict[str, Any]:

@@ -74,6 +74,10 @@ class JumpReLU(Sparsity):
         assert threshold is not None
         return f * (f * norms > threshold.exp())
 
+    def least_code(self, norms: Float[Tensor, "F M"], m: int, threshold: Tensor | None) -> Float[Tensor, " F"]:
+        assert threshold is not None
+        return threshold.exp() / norms[:, m]
+
     def codes(
         self, h: Float[Tensor, "B F"], norms: Float[Tensor, "F M"], threshold: Tensor | None, progress: Progress
     ) -> Codes:
