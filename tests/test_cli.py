@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from crosstime import artifact, cli
-from crosstime.run import config
+from crosstime.run import config, preset
 
 
 def crosstime(*arguments, **options):
@@ -100,14 +100,14 @@ def test_new_writes_a_run_and_never_over_one(tmp_path, errors, capfd):
 
 
 def test_demo_leaves_another_run_alone(tmp_path, errors):
-    text = config.preset("demo").replace("demo = true                    # the embedded suite", 'folder = "x" #', 1)
+    text = preset.text("demo").replace("demo = true                    # the embedded suite", 'folder = "x" #', 1)
     (tmp_path / "run.toml").write_text(text)
     assert "holds a run on another suite" in errors("demo", "--out", tmp_path)
 
 
 @pytest.mark.parametrize("command", ["run", "show"])
 def test_a_mistyped_key(tmp_path, errors, command):
-    (tmp_path / "run.toml").write_text(config.preset("demo").replace("context =", "contxt ="))
+    (tmp_path / "run.toml").write_text(preset.text("demo").replace("context =", "contxt ="))
     line = errors(command, tmp_path)
     assert line.endswith(f"{tmp_path / 'run.toml'}: [text] unknown key `contxt`; the nearest is 'context'")
 
@@ -160,7 +160,7 @@ def test_a_terminal_of_unknown_size_still_shows_progress(monkeypatch):
 
 
 def test_a_fault_of_ours_exits_1_and_keeps_the_traceback(tmp_path, monkeypatch, capfd):
-    (tmp_path / "run.toml").write_text(config.preset("demo"))
+    (tmp_path / "run.toml").write_text(preset.text("demo"))
 
     def break_down(*_args, **_kwargs):
         raise RuntimeError("a bug")
@@ -195,7 +195,7 @@ def fault_of(package, tmp_path, body):
     ],
 )
 def test_only_a_value_error_that_we_raise_is_bad_input(tmp_path, monkeypatch, capfd, package, body, code):
-    (tmp_path / "run.toml").write_text(config.preset("demo"))
+    (tmp_path / "run.toml").write_text(preset.text("demo"))
     monkeypatch.setattr("crosstime.run.stage.bring_up_to_date", fault_of(package, tmp_path, body))
     assert cli.main(["run", str(tmp_path)]) == code
     err = capfd.readouterr().err

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -52,27 +52,46 @@ def demo(out: Path = Path("runs/demo")) -> None:
     run(out)
 
 
-def new(preset: tyro.conf.Positional[str], run_dir: RunDir) -> None:
-    """Write a run.toml to edit.
+def new(
+    preset: tyro.conf.Positional[Annotated[str | None, tyro.conf.arg(metavar="[PRESET]")]] = None,
+    run_dir: tyro.conf.Positional[Annotated[Path | None, tyro.conf.arg(metavar="[RUN_DIR]")]] = None,
+    rule: Annotated[str | None, tyro.conf.arg(metavar="RULE")] = None,
+    seed: int = 124,
+    list: tyro.conf.FlagCreatePairsOff[bool] = False,
+) -> None:
+    """Write a run.toml to edit; without arguments, list the presets and what each costs.
 
     Args:
-        preset: What to start from: demo.
+        preset: What to start from.
         run_dir: A new folder for the run.
+        rule: Sparsity rule of the crosscoder, if not the preset's first.
+        seed: Seed of the training.
+        list: List the presets.
     """
     from crosstime.run import config
+    from crosstime.run import preset as presets
 
+    if list or preset is None:
+        print(presets.table())
+        return
+    if run_dir is None:
+        raise ValueError(f"name a new folder for the run: `crosstime new {preset} RUN_DIR`")
     if (run_dir / config.FILE).exists():
         raise ValueError(f"{run_dir / config.FILE} is already there: edit it, or choose another folder")
-    _write_preset(preset, run_dir)
+    _write_preset(preset, run_dir, rule, seed)
     print(f"{run_dir / config.FILE}: edit it, then `crosstime run {run_dir}`")
 
 
-def run(run_dir: RunDir) -> None:
+def run(run_dir: RunDir, dry_run: tyro.conf.FlagCreatePairsOff[bool] = False) -> None:
     """Do every stage that is out of date, in order.
 
     Args:
         run_dir: A folder with a run.toml.
+        dry_run: Check everything that can be checked without weights, say what would be done, and write nothing.
     """
+    if dry_run:
+        _rehearse(run_dir)
+        return
     from crosstime.run import summary
 
     _bring_up_to_date(run_dir, None)
@@ -376,9 +395,21 @@ def _bring_up_to_date(run_dir: Path, last: str | None) -> None:
         from crosstime.run.stages import stages
         from crosstime.run.values import Run
 
-        _quiet_transformers()
+        _quiet_libraries()
         artifact.write_text(run_dir / "resolved.toml", config.resolved(configuration))
         bring_up_to_date(Run(run_dir, configuration), stages(configuration), _say, last=last)
+
+
+def _rehearse(run_dir: Path) -> None:
+    """Checks a run, and says what it would do and cost."""
+    from crosstime.run import config
+
+    configuration = config.load(run_dir)
+    from crosstime.run.dry_run import dry_run
+    from crosstime.run.values import Run
+
+    _quiet_libraries()
+    print(dry_run(Run(run_dir, configuration)))
 
 
 @contextmanager
@@ -408,10 +439,10 @@ def _folders(run_dir: Path) -> dict[str, str]:
     return {stage.name: stage.folder for stage in stages(config.load(run_dir))}
 
 
-def _write_preset(preset: str, run_dir: Path) -> None:
-    from crosstime.run import config
+def _write_preset(name: str, run_dir: Path, rule: str | None = None, seed: int = 124) -> None:
+    from crosstime.run import config, preset
 
-    text = config.preset(preset)
+    text = preset.text(name, rule, seed)
     run_dir.mkdir(parents=True, exist_ok=True)
     artifact.write_text(run_dir / config.FILE, text)
 
@@ -489,11 +520,14 @@ def _mend_terminal() -> None:
         os.environ.setdefault("TQDM_NCOLS", "80")
 
 
-def _quiet_transformers() -> None:
+def _quiet_libraries() -> None:
+    """No progress bars and advice of libraries; what is an error in them is raised."""
+    from huggingface_hub.utils import logging as hub_logging
     from transformers.utils import logging
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+    hub_logging.set_verbosity_error()
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 import pytest
 
 from crosstime.crosscoder.sparsity.rules import L1, BatchTopK, JumpReLU, TopK
-from crosstime.run import config
+from crosstime.run import config, preset
 
 LEAST = """
 [suite]
@@ -26,15 +26,9 @@ def test_little_has_to_be_said(tmp_path):
     assert found.positions.bos
 
 
-@pytest.mark.parametrize("name", config.presets())
-def test_every_preset_can_be_read_and_says_what_the_defaults_are(tmp_path, name):
-    preset = load(tmp_path, config.preset(name))
-    assert load(tmp_path, config.resolved(preset)) == preset
-
-
 def test_every_commented_key_of_the_demo_exists(tmp_path):
     """The comments of the template promise keys: each, switched on in place of what it replaces, is taken."""
-    text = config.preset("demo")
+    text = preset.text("demo")
     for old, new in (
         ("\ndemo = true                    # the embedded suite", "\n#"),
         ("\ndemo = true                    # the embedded text", "\n#"),
@@ -123,11 +117,6 @@ def test_a_folder_that_is_not_there_or_holds_no_run(tmp_path):
     (tmp_path / "run" / "run.toml").write_text(LEAST)
     with pytest.raises(ValueError, match=r"there is no folder .*rum; did you mean .*run\?"):
         config.load(tmp_path / "rum")
-
-
-def test_a_preset_that_does_not_exist():
-    with pytest.raises(ValueError, match=r"there is no preset 'demos'; the nearest is 'demo'"):
-        config.preset("demos")
 
 
 @pytest.mark.parametrize(

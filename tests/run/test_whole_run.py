@@ -310,3 +310,18 @@ def test_an_interrupted_training_goes_on_to_the_same_weights(finished, copy):
     assert before.read_bytes() == after.read_bytes()
     assert json.loads((copy / "crosscoder" / "manifest.json").read_text())["seconds"] > 5000
     assert not (copy / "training" / "state").exists()
+
+
+def test_annotations_go_out_and_into_a_new_report(copy, tmp_path, capfd):
+    sheet = tmp_path / "sheet.json"
+    assert cli.main(["annotate", "export", str(copy), str(sheet), "--top", "2"]) == 0
+    rows = json.loads(sheet.read_text(encoding="utf-8"))
+    assert all(row["contexts"] for row in rows)
+    assert all(row["class"] for row in rows)
+    sheet.write_text(json.dumps([{**row, "description": "noun", "category": "x"} for row in rows]), encoding="utf-8")
+    assert cli.main(["annotate", "import", str(copy), str(sheet)]) == 0
+    capfd.readouterr()
+    assert cli.main(["report", str(copy)]) == 0
+    said = stages(capfd.readouterr().err)
+    assert said["report"].startswith("writing the pages (annotations changed)")
+    assert set(said.values()) - {said["report"]} == {"up to date"}

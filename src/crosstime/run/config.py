@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from importlib.resources import files
 from pathlib import Path
 from typing import Literal
 
@@ -16,7 +15,6 @@ from crosstime.analysis.relative import NoEffect
 from crosstime.crosscoder.sparsity.rules import L1, Sparsity
 from crosstime.data.cut import Cut
 from crosstime.data.positions import Positions
-from crosstime.lm.nearest import nearest
 from crosstime.run import toml
 from crosstime.training.config import TrainConfig
 
@@ -48,6 +46,8 @@ class SuiteConfig:
     """With `folder`: which subfolders. With `folders`: what to call the checkpoints (default: the folders' names)."""
     tokens: tuple[int, ...] | dict[str, int] | None = None
     """Tokens seen at each checkpoint, in order or by name; only needed where the name does not tell."""
+    tokenizer: str | None = None
+    """A folder or hub repository with the tokenizer of all checkpoints; without it each brings its own."""
     allow_duplicates: bool = False
     """Accept two checkpoints with the same weights."""
     trust_remote_code: bool = False
@@ -205,6 +205,11 @@ class CompareConfig:
             raise ValueError("compare.checkpoints names one checkpoint; a crosscoder compares at least 2")
         _at_least(2, "compare", number=self.number)
 
+    @property
+    def size(self) -> int:
+        """M: how many checkpoints the crosscoder reads."""
+        return len(self.checkpoints) or self.number
+
 
 @dataclass(frozen=True)
 class CrosscoderSettings:
@@ -223,6 +228,10 @@ class CrosscoderSettings:
         _at_least(1, "crosscoder", features=self.features)
         if self.layer is not None:
             _at_least(0, "crosscoder", layer=self.layer)
+
+    def layer_of(self, n_layers: int) -> int:
+        """The block to read, of so many: as configured, or the middle one (8 of 16, as in arXiv 2509.05291)."""
+        return n_layers // 2 if self.layer is None else self.layer
 
 
 @dataclass(frozen=True)
@@ -377,25 +386,6 @@ def load(run_dir: Path) -> RunConfig:
 def resolved(config: RunConfig) -> str:
     """The text of a run.toml with every value, those that were left to their defaults included."""
     return f"# Every value of this run, defaults included. Written by crosstime: edit {FILE}.\n\n{toml.write(config)}"
-
-
-def presets() -> list[str]:
-    """Names of the presets that `crosstime new` knows."""
-    return sorted(path.name.removesuffix(".toml") for path in _PRESETS.iterdir() if path.name.endswith(".toml"))
-
-
-def preset(name: str) -> str:
-    """The text of a preset.
-
-    Raises:
-        ValueError: no such preset; the nearest is named.
-    """
-    if name not in presets():
-        raise ValueError(f"there is no preset {name!r}{nearest(name, presets())}")
-    return (_PRESETS / f"{name}.toml").read_text(encoding="utf-8")
-
-
-_PRESETS = files("crosstime.run") / "presets"
 
 
 def _similar(run_dir: Path) -> str:

@@ -229,7 +229,7 @@ def report_data(run: Run) -> ReportData:
     return ReportData(
         title=run.config.report.title or run.folder.resolve().name,
         run=RunFacts(
-            source=_source(run),
+            source=run.source,
             layer=crosscoder.layer,
             n_features=crosscoder.features,
             rows_trained=run.config.training.steps * run.config.training.batch_size if trained else 0,
@@ -248,13 +248,6 @@ def report_data(run: Run) -> ReportData:
         training=tuple(TrainingPoint(r["rows"], r["loss"], r["l0"], r["explained_variance"]) for r in log),
         groups=tuple(TaskGroup(name, tuple(p.name for p in parts)) for name, parts in run.surveyed.items()),
     )
-
-
-def _source(run: Run) -> str:
-    suite = run.config.suite
-    if suite.demo:
-        return "gutenberg-2m, the embedded suite"
-    return suite.repo or suite.folder or str(Path(suite.folders[0]).parent)
 
 
 def _tasks(run: Run) -> dict[str, Any]:
@@ -305,7 +298,7 @@ _STAGES: tuple[Stage[Run], ...] = (
         settings=("suite",),
         inputs=(),
         work=write_suite,
-        settle=Run.check_inputs,
+        settle=Run.check_suite,
     ),
     Stage(
         "survey",

@@ -55,6 +55,10 @@ class JumpReLU(Sparsity):
         return warmed(self.weight, self.warmup, progress)
 
     @property
+    def gated(self) -> bool:
+        return True
+
+    @property
     def threshold_lr_share(self) -> float:
         return self.threshold_lr
 

@@ -135,6 +135,11 @@ class Sparsity(ABC):
         return 1.0
 
     @property
+    def gated(self) -> bool:
+        """Whether every checkpoint writes codes of its own (`at`): a batch in training then holds M times as many."""
+        return False
+
+    @property
     def threshold_lr_share(self) -> float:
         """Learning rate of a learnt threshold, in parts of that of the weights."""
         return 1.0
