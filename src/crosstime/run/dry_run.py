@@ -101,7 +101,7 @@ def _download(places: Sequence[Place], shape: Shape) -> int:
         sizes = list(pool.map(Place.weights_to_download, places))
     if missing := [place.name for place, size in zip(places, sizes, strict=True) if size is None]:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-        warnings.warn(f"there are no weights of {', '.join(missing[:3])}{more} in {places[0].source}", stacklevel=1)
+        warnings.warn(f"{places[0].source} lists no weights of {', '.join(missing[:3])}{more}", stacklevel=1)
     return sum(2 * shape.parameters if size is None else size for size in sizes)
 
 
