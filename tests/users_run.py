@@ -48,6 +48,8 @@ steps = 4
 bootstrap = 10
 [ablation]
 top_k = 2
+exact = 12
+bootstrap = 10
 [report]
 top_k = 3
 contexts = 2

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from crosstime.analysis.diagnostics import Diagnostics, diagnose
     from crosstime.analysis.effects import Effects, attribute
     from crosstime.analysis.evolution import Evolution, evolution
+    from crosstime.analysis.exact import Exact, exact_effects
     from crosstime.analysis.features import feature_table
     from crosstime.analysis.matching import matched_cosines
     from crosstime.analysis.norm_and_effect import NormAndEffect, norm_and_effect
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from crosstime.analysis.relative import pairwise, relative
     from crosstime.analysis.seeds import OverSeeds, over_seeds
     from crosstime.analysis.survey import Survey, survey
+    from crosstime.analysis.validation import validate
     from crosstime.crosscoder.crosscoder import Crosscoder, CrosscoderConfig
     from crosstime.crosscoder.formats.importing import import_crosscoder
     from crosstime.crosscoder.formats.saelens import export_saelens
@@ -87,6 +89,9 @@ _HOME = {
     "NormAndEffect": "analysis.norm_and_effect",
     "ablate": "analysis.ablation",
     "Ablation": "analysis.ablation",
+    "exact_effects": "analysis.exact",
+    "Exact": "analysis.exact",
+    "validate": "analysis.validation",
     "contexts": "analysis.contexts",
     "FeatureContexts": "analysis.contexts",
 }
@@ -137,6 +142,9 @@ __all__ = [  # noqa: RUF022 (the order of the data's way)
     "NormAndEffect",
     "ablate",
     "Ablation",
+    "exact_effects",
+    "Exact",
+    "validate",
     "contexts",
     "FeatureContexts",
 ]

@@ -11,7 +11,7 @@ import pytest
 from crosstime import artifact, cli
 from crosstime.analysis.contexts import Context, FeatureContexts, save_contexts
 from crosstime.annotation.annotation import Annotation
-from crosstime.run import config
+from crosstime.run import preset
 from crosstime.run.annotations import annotations_hash, read_annotations
 
 NAMES = ("step256", "step1000", "step3786")
@@ -22,7 +22,7 @@ def run_dir(tmp_path):
     """A run folder with the artifacts that a sheet is made from."""
     folder = tmp_path / "run"
     folder.mkdir()
-    (folder / "run.toml").write_text(config.preset("demo"), encoding="utf-8")
+    (folder / "run.toml").write_text(preset.text("demo"), encoding="utf-8")
     table = {"task": ["sv"] * 6, "feature": list(range(6)), "class": ["shared"] * 6}
     for m, name in enumerate(NAMES):
         for column in ("ie", "rel_ie", "decoder_norm"):

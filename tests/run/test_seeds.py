@@ -114,6 +114,15 @@ def test_one_seed_twice_or_too_few_runs_or_none_are_refused(runs, tmp_path):
         seed_table([runs[0], tmp_path / "nothing"])
 
 
+def test_an_imported_crosscoder_has_no_seed(runs):
+    manifest = runs[1] / "crosscoder" / "manifest.json"
+    content = json.loads(manifest.read_text())
+    content["settings"] = {"crosscoder.from": "somewhere"}
+    manifest.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="seed 2 imported its crosscoder"):
+        seed_table(runs)
+
+
 def test_an_evaluation_of_an_earlier_crosscoder_is_refused(runs):
     write_run(runs[0], 3)
     evaluation = shutil.copytree(runs[0] / "evaluation", runs[0] / "old")

@@ -20,6 +20,8 @@ KEYS = {
     "completeness_gap",
     "features",
     "ablation_correlation",
+    "exact_correlation",
+    "validation",
     "seconds",
     "report",
 }
@@ -69,7 +71,19 @@ def finished(write, tmp_path):
             }
         ),
     )
-    write("ablation", summary_json={"correlation": math.nan})
+    write(
+        "ablation",
+        summary_json={"correlation": math.nan},
+        exact_json=[{"ie": 0.9, "rel_ie": None}, {"ie": 0.7, "rel_ie": 0.8}],
+        validation_parquet=pa.table(
+            {
+                "first": ["a", None, None],
+                "top_k": [100, 10, 100],
+                "rel_ie": [0.1, 0.2, 0.75],
+                "rel_dec": [0.1, 0.2, math.nan],
+            }
+        ),
+    )
     write("report", index_html="page")
     return tmp_path
 
@@ -95,6 +109,8 @@ def test_the_numbers_of_a_finished_run(finished):
     assert (features["emerged"], features["maintained"], features["dropped"]) == (2, 0, 1)
     assert features["classes"] == {"shared:a+b": 1, "specific:a": 1, "specific:b": 1}
     assert found["ablation_correlation"] is None
+    assert found["exact_correlation"] == {"ie": pytest.approx(0.8), "rel_ie": pytest.approx(0.8)}
+    assert found["validation"] == {"top_k": 100, "rel_ie": 0.75, "rel_dec": None}
     assert set(found["seconds"]) == set(FOLDERS)
     assert found["report"] == str(finished / "report" / "index.html")
     json.dumps(found, allow_nan=False)
@@ -109,6 +125,8 @@ def test_the_table_is_aligned(finished):
     assert "2 emerged, 0 maintained, 1 dropped" in rows["features, on any task"]
     assert rows["features by decoder"].endswith("1,200 emerged, 3 artefact")
     assert rows["completeness gap"].endswith("0.40 %")
+    assert rows["exact effects"].endswith("Spearman 0.800 with IE, 0.800 with RelIE")
+    assert rows["ablation ratio"].endswith("Spearman 0.750 with RelIE, - with RelDec")
 
 
 def test_damage_is_found(finished):

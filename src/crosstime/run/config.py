@@ -300,19 +300,23 @@ class EffectsConfig:
 
 @dataclass(frozen=True)
 class AblationConfig:
-    """[ablation]: the check of the effects."""
+    """[ablation]: the check of the effects, and exact effects."""
 
     top_k: int = 10
     """Features of each checkpoint to ablate, by |IE|, and as many random ones of similar frequency."""
+    exact: int = 100
+    """Features of each checkpoint whose exact effect is measured, by |IE|; 0 for none."""
+    bootstrap: int = 1000
+    """Resamples for the intervals of the exact effects and of the validation; 0 for no intervals."""
     batch_size: int = field(default=64, metadata={"matters": False})
     """Prompts of one forward pass."""
     seed: int = 0
-    """Seed of the choice of random features."""
+    """Seed of the choice of random features, and of the resampling."""
 
     def __post_init__(self) -> None:
         """Raises ValueError where there is nothing to ablate."""
         _at_least(1, "ablation", top_k=self.top_k, batch_size=self.batch_size)
-        _at_least(0, "ablation", seed=self.seed)
+        _at_least(0, "ablation", exact=self.exact, bootstrap=self.bootstrap, seed=self.seed)
 
 
 @dataclass(frozen=True)

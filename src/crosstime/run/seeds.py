@@ -68,8 +68,8 @@ def seed_table(run_dirs: Sequence[Path], *, match: bool = False) -> SeedTable:
         match: also match their features.
 
     Raises:
-        ValueError: fewer than two runs; one that is not evaluated, or not since its crosscoder was trained; two of one
-            seed; two that are not one comparison: the first difference is named.
+        ValueError: fewer than two runs; one that is not evaluated, or not since its crosscoder was trained, or whose
+            crosscoder was imported; two of one seed; two that are not one comparison: the first difference is named.
     """
     if len(run_dirs) < 2:
         raise ValueError(f"a table over seeds needs at least 2 run folders; got {len(run_dirs)}")
@@ -109,12 +109,14 @@ def _facts(run_dir: Path) -> dict[str, Any]:
     trained, evaluated = (artifact.read_manifest(run_dir / folder) for folder in ("crosscoder", "evaluation"))
     if trained is None or evaluated is None or evaluated.inputs.get("crosscoder") != trained.content:
         raise ValueError(f"{run_dir} holds no evaluation of its crosscoder: run `crosstime evaluate {run_dir}` first")
+    if SEED not in trained.settings:
+        raise ValueError(f"{run_dir} imported its crosscoder: a table over seeds needs runs that trained theirs")
     for folder in ("crosscoder", "evaluation"):
         artifact.verify(run_dir / folder)
     config = json.loads((run_dir / "crosscoder" / "config.json").read_text(encoding="utf-8"))
     made_for = {name: config[name] for name in ("checkpoints", "layer", "features", "sparsity", "positions", "weights")}
     settings = {**evaluated.settings, **trained.settings}
-    # These two are known from the crosscoder itself, where a default is filled in.
+    # Those of [crosscoder] stand in its own configuration, where the default layer is filled in.
     return made_for | {name: value for name, value in settings.items() if not name.startswith("crosscoder.")}
 
 

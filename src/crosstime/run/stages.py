@@ -17,10 +17,12 @@ from crosstime.analysis.ablation import Ablation, ablate
 from crosstime.analysis.contexts import contexts, load_contexts, save_contexts
 from crosstime.analysis.diagnostics import diagnose
 from crosstime.analysis.effects import Effects, attribute
+from crosstime.analysis.exact import Exact, exact_effects
 from crosstime.analysis.features import feature_table
 from crosstime.analysis.numbers import finite
 from crosstime.analysis.quality import Quality, evaluate
 from crosstime.analysis.survey import survey
+from crosstime.analysis.validation import TOP_K, validate
 from crosstime.data.task import Task
 from crosstime.report.build import build_report
 from crosstime.report.data import ReportData, RunFacts, TaskEffects, TaskGroup, TrainingPoint
@@ -153,23 +155,44 @@ def write_effects(run: Run, draft: Path) -> None:
 
 
 def write_ablation(run: Run, draft: Path) -> None:
-    """The strongest features set to zero, beside random ones."""
+    """The strongest features set to zero, beside random ones; exact effects of more, and what they validate."""
     config = run.config.ablation
     frequency = Quality.load(run.folder / "evaluation").frequency
-    found = [
-        ablate(
-            run.crosscoder,
-            run.models,
-            task.prompts(run.tokenizer, run.config.positions),
-            Effects.load(run.folder / "effects" / f"task-{n}"),
-            frequency,
-            top_k=config.top_k,
-            seed=config.seed,
-            batch_size=config.batch_size,
+    ablations, exacts = [], []
+    for n, task in enumerate(run.attributed, 1):
+        prompts = task.prompts(run.tokenizer, run.config.positions)
+        effects = Effects.load(run.folder / "effects" / f"task-{n}")
+        ablations.append(
+            ablate(
+                run.crosscoder,
+                run.models,
+                prompts,
+                effects,
+                frequency,
+                top_k=config.top_k,
+                seed=config.seed,
+                batch_size=config.batch_size,
+            )
         )
-        for n, task in enumerate(run.attributed, 1)
-    ]
-    Ablation.join(found).save(draft)
+        if config.exact:
+            exacts.append(
+                exact_effects(
+                    run.crosscoder,
+                    run.models,
+                    prompts,
+                    effects,
+                    top=config.exact,
+                    bootstrap=config.bootstrap,
+                    seed=config.seed,
+                    batch_size=config.batch_size,
+                )
+            )
+    Ablation.join(ablations).save(draft)
+    if exacts:
+        exact, top_k = Exact.join(exacts), [k for k in TOP_K if k <= config.exact]
+        exact.save(draft)
+        validation = validate(exact, run.crosscoder, top_k=top_k, bootstrap=config.bootstrap, seed=config.seed)
+        pq.write_table(validation, draft / "validation.parquet")
 
 
 def write_contexts(run: Run, draft: Path) -> None:
