@@ -59,7 +59,7 @@ def _family(
     """The paper's crosscoders over one model: a comparison is named by the tokens that its checkpoints have seen."""
     return {
         f"{name}-{comparison}": Preset(
-            repo, layer, shape, weight_bytes, tuple(steps), ("header", part, "paper"), _PAPER
+            repo, layer, shape, weight_bytes, tuple(steps), ("header", name, "paper"), _PAPER
         )
         for comparison, steps in comparisons.items()
     }
