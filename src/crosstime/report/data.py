@@ -127,6 +127,12 @@ class ReportData:
                 raise ValueError(f"the survey has no task {unknown[0]!r}; it has {', '.join(self.survey.tasks)}")
 
     @property
+    def tokens(self) -> list[int | None]:
+        """Tokens that the chosen checkpoints have seen, as the survey states them; None where nobody does."""
+        known = dict(zip(self.survey.checkpoints, self.survey.tokens, strict=True)) if self.survey is not None else {}
+        return [known.get(name) for name in self.chosen]
+
+    @property
     def survey_groups(self) -> tuple[TaskGroup, ...]:
         """The groups, then every surveyed task that is in none, as a group of its own."""
         if self.survey is None:

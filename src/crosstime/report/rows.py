@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -14,19 +15,43 @@ from crosstime.report.story import fires_on, promotes
 
 ROWS = 2000
 """Features listed at most per task, those with the largest |IE|; features.parquet holds all of them."""
+CELLS = 16_000
+"""Features times checkpoints listed at most per task: with many checkpoints, fewer features."""
+TILES = 12
+"""Features drawn one by one over training."""
+DECODED = 8
+"""Checkpoints at which a card says what the decoder does to the next token; of more of them, so many evenly spread."""
 CHUNK_BYTES = 200_000
 TOKENS_IN_TABLE = 4
 
 
-def table_rows(features: TaskFeatures, contexts: Mapping[int, FeatureContexts]) -> dict[str, Any]:
-    """One task's rows of the table, column by column; the strongest feature first."""
-    rows = features.strongest(ROWS)
+@dataclass(frozen=True)
+class Extras:
+    """What is known of features besides their effects; empty where a run has none of it."""
+
+    contexts: Mapping[int, FeatureContexts] = field(default_factory=dict)
+
+
+def row_limit(n_checkpoints: int) -> int:
+    """Features listed at most per task."""
+    return min(ROWS, CELLS // n_checkpoints)
+
+
+def table_rows(features: TaskFeatures, extras: Extras, labels: Sequence[str]) -> dict[str, Any]:
+    """One task's rows of the table, column by column; the strongest feature first.
+
+    Args:
+        labels: all classes of the report; a row names its own by number.
+    """
+    rows = features.strongest(row_limit(len(features.checkpoints)))
     ids = features.feature[rows].tolist()
-    return {
+    number = {label: i for i, label in enumerate(labels)}
+    contexts = extras.contexts
+    columns = {
         "id": ids,
         "ie": rounded(features.ie[rows].T),
         "rel": rounded(features.rel_ie[rows].T, 3),
-        "class": [features.classes[row] for row in rows],
+        "class": [number[features.classes[row]] for row in rows],
         "lifecycle": [features.lifecycle[row] for row in rows],
         "frequency": rounded(features.frequency[rows], 3),
         "fires": [list(fires_on(contexts[i], TOKENS_IN_TABLE)) if i in contexts else [] for i in ids],
@@ -37,23 +62,49 @@ def table_rows(features: TaskFeatures, contexts: Mapping[int, FeatureContexts]) 
             for i in ids
         ],
     }
+    if features.sign_consistency is not None:
+        columns["sign"] = rounded(features.sign_consistency[rows].T, 2)
+    return columns
 
 
-def card_chunks(tasks: Sequence[TaskFeatures], contexts: Mapping[int, FeatureContexts]) -> Iterator[tuple[int, str]]:
+def tiles(features: TaskFeatures, extras: Extras) -> list[dict[str, Any]]:
+    """The strongest features over training: effect with interval, decoder norm, and the tokens on which they fire."""
+    rows = features.strongest(TILES)
+    columns = (
+        features.feature[rows].tolist(),
+        rounded(features.ie[rows]),
+        rounded(features.ie_low[rows], 3),
+        rounded(features.ie_high[rows], 3),
+        rounded(features.decoder_norm[rows], 3),
+    )
+    return [
+        {"id": feature, "ie": ie, "ie_low": low, "ie_high": high, "norm": norm}
+        | {"fires": list(fires_on(extras.contexts[feature])) if feature in extras.contexts else []}
+        for feature, ie, low, high, norm in zip(*columns, strict=True)
+    ]
+
+
+def decoded(checkpoints: Sequence[str]) -> list[int]:
+    """The checkpoints at which cards say what the decoder does: the first, the last, and some between."""
+    n = len(checkpoints)
+    return list(range(n)) if n <= DECODED else np.linspace(0, n - 1, DECODED).round().astype(int).tolist()
+
+
+def card_chunks(tasks: Sequence[TaskFeatures], extras: Extras) -> Iterator[tuple[int, str]]:
     """The cards of every listed feature and of every feature with contexts, in order of the features.
 
     Yields:
         (first feature, JSON of an object of cards by feature): each chunk about `CHUNK_BYTES` large.
     """
-    strongest = [set(f.feature[f.strongest(ROWS)].tolist()) for f in tasks]
-    listed = sorted(set(contexts).union(*strongest))
+    strongest = [set(f.feature[f.strongest(row_limit(len(f.checkpoints)))].tolist()) for f in tasks]
+    listed = sorted(set(extras.contexts).union(*strongest))
     effects = [_effects(features, listed) for features in tasks]
     decoders = _decoders(tasks[0], listed) if tasks else {}
     first, cards, size = 0, [], 0
     for feature in listed:
         on_tasks = {i: of_task[feature] for i, of_task in enumerate(effects) if feature in of_task}
         card = {"id": feature, "tasks": on_tasks}
-        card |= decoders.get(feature, {}) | _meaning(contexts.get(feature), tasks)
+        card |= decoders.get(feature, {}) | _meaning(extras.contexts.get(feature), tasks)
         text = f'"{feature}":{to_json(card)}'
         length = len(text.encode())
         if cards and size + length > CHUNK_BYTES:
@@ -72,13 +123,15 @@ def _effects(features: TaskFeatures, listed: Sequence[int]) -> dict[int, dict[st
     rows = np.flatnonzero(np.isin(features.feature, listed))
     numbers = {
         "ie": rounded(features.ie[rows]),
-        "ie_low": rounded(features.ie_low[rows]),
-        "ie_high": rounded(features.ie_high[rows]),
+        "ie_low": rounded(features.ie_low[rows], 3),
+        "ie_high": rounded(features.ie_high[rows], 3),
         "rel": rounded(features.rel_ie[rows], 3),
         "rel_low": rounded(features.rel_ie_low[rows], 3),
         "rel_high": rounded(features.rel_ie_high[rows], 3),
         "share": rounded(features.share[rows], 3),
     }
+    if features.sign_consistency is not None:
+        numbers["sign"] = rounded(features.sign_consistency[rows], 2)
     kinds = {label: class_words(label, features.checkpoints) for label in set(features.classes)}
     return {
         int(features.feature[row]): {name: column[i] for name, column in numbers.items()}
@@ -108,6 +161,7 @@ def _meaning(contexts: FeatureContexts | None, tasks: Sequence[TaskFeatures]) ->
     if contexts is None:
         return {}
     names = tasks[0].checkpoints if tasks else list(contexts.promoted)
+    names = [names[m] for m in decoded(names)]
     return {
         "contexts": [
             {"t": list(c.tokens), "a": rounded(np.asarray(c.activations, dtype=float), 3), "p": c.peak}

@@ -9,13 +9,15 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from scipy import stats
 
 from crosstime.analysis.effects import LARGE_GAP
 from crosstime.analysis.numbers import token_count
 from crosstime.analysis.quality import Quality
+from crosstime.analysis.relative import SPECIFIC
 from crosstime.report import words
 from crosstime.report.data import ReportData, TaskEffects
-from crosstime.report.features import TaskFeatures, class_members, class_order, class_words
+from crosstime.report.features import ClassGroup, TaskFeatures, class_group, pairs
 
 SMALL_COST = 0.5
 """Nats of zero ablation below which loss recovered says little: the ratio has next to nothing to recover."""
@@ -155,20 +157,45 @@ def completeness_rows(task: TaskEffects) -> list[tuple[str, list[Cell]]]:
     return rows
 
 
-def class_counts(tasks: Mapping[str, TaskFeatures]) -> tuple[list[str], list[tuple[str, str, list[int]]]]:
-    """(tasks, rows of (class, class in words, number of features on each task)).
-
-    From four checkpoints on there are too many ways to share, so those are counted by how many checkpoints share.
-    """
+def class_counts(tasks: Mapping[str, TaskFeatures]) -> list[tuple[ClassGroup, list[int]]]:
+    """(group of classes, number of features on each task), in order."""
     names = next(iter(tasks.values())).checkpoints if tasks else []
-    counts = {task: Counter(_counted(label, names) for label in features.classes) for task, features in tasks.items()}
-    labels = sorted(
-        {label for counter in counts.values() for label in counter}, key=lambda label: class_order(label, names)
-    )
-    rows = [(label, class_words(label, names), [counts[task][label] for task in tasks]) for label in labels]
-    return list(tasks), rows
+    counts: list[Counter[ClassGroup]] = []
+    for features in tasks.values():
+        counts.append(Counter())
+        for label, count in Counter(features.classes).items():
+            counts[-1][class_group(label, names)] += count
+    groups = sorted(set().union(*counts))
+    return [(group, [counter[group] for counter in counts]) for group in groups]
 
 
-def _counted(label: str, names: Sequence[str]) -> str:
-    members = len(class_members(label, names))
-    return f"shared by {members} checkpoints" if len(names) > 3 and members > 1 else label
+@dataclass(frozen=True)
+class PairCount:
+    """How many features a task has at the earlier checkpoint of a pair, at both, and at the later."""
+
+    before: int
+    both: int
+    after: int
+
+
+def pair_counts(tasks: Mapping[str, TaskFeatures]) -> list[tuple[str, str, list[PairCount]]]:
+    """(earlier checkpoint, later checkpoint, counts by task) of every compared pair, by pairwise RelIE."""
+    names = next(iter(tasks.values())).checkpoints if tasks else []
+    return [
+        (names[before], names[after], [_pair_count(features.pairwise(before, after)) for features in tasks.values()])
+        for before, after in pairs(len(names))
+    ]
+
+
+def _pair_count(relative: np.ndarray) -> PairCount:
+    before, after = int((relative < 1 - SPECIFIC).sum()), int((relative > SPECIFIC).sum())
+    return PairCount(before, int(np.isfinite(relative).sum()) - before - after, after)
+
+
+def decoder_correlation(features: TaskFeatures) -> float:
+    """Spearman's rank correlation of RelDec and RelIE, over features with a class and checkpoints; NaN below 3."""
+    dec, ie = features.rel_dec[features.counts].ravel(), features.rel_ie[features.counts].ravel()
+    known = np.isfinite(dec) & np.isfinite(ie)
+    if known.sum() < 3 or np.ptp(dec[known]) == 0 or np.ptp(ie[known]) == 0:
+        return math.nan
+    return float(stats.spearmanr(dec[known], ie[known]).statistic)

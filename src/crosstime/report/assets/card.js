@@ -3,7 +3,8 @@
 
 (function () {
   const { element } = crosstime;
-  const state = { card: null, task: 0 };
+  const MANY = 5; // checkpoints up to which every number is shown at once
+  const state = { card: null, task: 0, drawings: [] };
 
   /** A bar from zero, with the interval on it. `low` and `high` span the scale. */
   function gauge(value, interval, scale, colour, digits, note) {
@@ -41,9 +42,52 @@
       effects ? element("td", {}, gauge(effects.ie[m], [effects.ie_low[m], effects.ie_high[m]], ie, checkpoint.colour, 3)) : null,
       effects ? element("td", {}, gauge(effects.rel[m], [effects.rel_low[m], effects.rel_high[m]], { low: 0, high: 1 }, checkpoint.colour, 2)) : null,
       element("td", {}, gauge(card.norm[m], null, norm, checkpoint.colour, 2, `RelDec ${crosstime.share(card.rel_dec[m])}`))));
-    return element("div", { class: "scroll" }, element("table", { class: "gauges" },
+    const table = element("div", { class: "scroll" }, element("table", { class: "gauges" },
       element("thead", {}, element("tr", {}, ...head.filter(Boolean).map((text) => element("th", { scope: "col" }, text)))),
       element("tbody", {}, ...rows)));
+    return checkpoints.length > MANY ? element("details", {}, element("summary", {}, "All numbers, by checkpoint"), table) : table;
+  }
+
+  /** The later one's part of two checkpoints' values. */
+  function part(values, earlier, later) {
+    const [a, b] = [values[earlier], values[later]];
+    return a === null || b === null || a === 0 && b === 0 ? null : Math.abs(b) / (Math.abs(a) + Math.abs(b));
+  }
+
+  /** RelIE and RelDec of every two checkpoints alone, where they are few. */
+  function pairs(card, effects) {
+    const { checkpoints, pairs: compared, frames } = crosstime.report;
+    if (frames.tile) return null;
+    const rows = [["RelIE", effects && effects.ie], ["RelDec", card.norm]].filter(([, values]) => values);
+    return element("div", { class: "scroll" }, element("table", { class: "tight pairs" },
+      element("thead", {}, element("tr", {}, element("th", { scope: "col" }, "Pair by pair"),
+        ...compared.map(([a, b]) => element("th", { scope: "col", class: "number" }, `${checkpoints[b].name} against ${checkpoints[a].name}`)))),
+      element("tbody", {}, ...rows.map(([title, values]) => element("tr", {}, element("th", { scope: "row" }, title),
+        ...compared.map(([a, b]) => element("td", { class: "number" }, crosstime.share(part(values, a, b)))))))));
+  }
+
+  /** Where there are many checkpoints: the feature over training, and its maps of every two of them. */
+  function courses(card, effects) {
+    if (!crosstime.report.frames.tile) return null;
+    const figure = (title, caption, height, draw) => {
+      const place = crosstime.trajectory(`Feature ${card.id}: ${title}`, height);
+      state.drawings.push(() => draw(place));
+      return element("figure", {}, element("figcaption", {}, element("h3", {}, title)), place, element("p", { class: "caption" }, caption));
+    };
+    const none = card.norm.map(() => null);
+    const course = { norm: card.norm, ie: effects ? effects.ie : none, ie_low: effects ? effects.ie_low : none, ie_high: effects ? effects.ie_high : none };
+    return element("div", { class: "courses" },
+      figure("Over training", "Above: IE with its 95 % interval. Below: norm of the decoder vector.", 280, (place) => crosstime.drawTile(place, course)),
+      effects ? figure("Pairwise RelIE", "Of two checkpoints alone: the part of |IE| that the later one (row) holds against the earlier one (column).", 280,
+        (place) => crosstime.drawMap(place, "pairwise", (later, earlier) => part(effects.ie, earlier, later))) : null);
+  }
+
+  /** A feature's part of all effects: at each of a few checkpoints, or where it is largest. */
+  function shares(values) {
+    const { checkpoints } = crosstime.report;
+    const at = (m) => `${crosstime.percent(values[m])} at ${checkpoints[m].name}`;
+    if (checkpoints.length <= MANY) return values.map((_, m) => at(m)).join(", ");
+    return `at most ${at(values.indexOf(Math.max(...values)))}`;
   }
 
   function words(card, effects) {
@@ -51,7 +95,7 @@
     const parts = [];
     if (effects) {
       const [life, meaning] = effects.lifecycle.split(": ");
-      const at = checkpoints.map((checkpoint, m) => `${crosstime.percent(effects.share[m])} at ${checkpoint.name}`).join(", ");
+      const at = shares(effects.share);
       parts.push("On ", element("b", {}, tasks[state.task]), ": ", element("b", {}, effects.class), "; ", element("b", {}, life),
         meaning ? ` (${meaning}). ` : ". ");
       if (!["negligible", "undefined"].includes(life)) {
@@ -105,7 +149,8 @@
     if (!card.promoted) return [];
     const list = (pairs) => element("ol", {}, ...pairs.map(([token, value]) =>
       element("li", { class: "pair" }, crosstime.token(token), element("span", {}, (value > 0 ? "+" : "") + crosstime.number(value, 2)))));
-    const columns = crosstime.report.checkpoints.map((checkpoint, m) => element("div", { style: { "--c": checkpoint.colour } },
+    const shown = crosstime.report.decoded.map((m) => crosstime.report.checkpoints[m]);
+    const columns = shown.map((checkpoint, m) => element("div", { style: { "--c": checkpoint.colour } },
       element("p", { class: "column-head" }, crosstime.checkpoint(checkpoint)),
       element("dl", {},
         element("div", {}, element("dt", {}, "promotes"), element("dd", {}, list(card.promoted[m]))),
@@ -140,8 +185,15 @@
     const { card } = state;
     const effects = card.tasks[state.task];
     const dialog = document.getElementById("card");
-    const body = element("div", { class: "card-body" }, taskSwitch(card), words(card, effects), gauges(card, effects), ...contexts(card), ...changes(card));
+    state.drawings = [];
+    const body = element("div", { class: "card-body" }, taskSwitch(card), words(card, effects), courses(card, effects), gauges(card, effects), pairs(card, effects), ...contexts(card), ...changes(card));
     dialog.replaceChildren(bar(`Feature ${card.id}`), body);
+    if (dialog.open) draw();
+  }
+
+  /** The figures need a width, which a closed dialog has not. */
+  function draw() {
+    for (const drawing of state.drawings.splice(0)) drawing();
   }
 
   function open() {
@@ -149,6 +201,7 @@
     document.body.classList.add("card-open");
     if (!dialog.open) dialog.showModal();
     dialog.scrollTop = 0;
+    draw();
   }
 
   /** Closes the card and takes it out of the address, without jumping to the top of the page. */
