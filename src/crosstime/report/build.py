@@ -5,24 +5,30 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import jinja2
 import numpy as np
+from jaxtyping import Float
 from plotly.offline import get_plotlyjs
 
 from crosstime.analysis.numbers import token_count
 from crosstime.analysis.survey import Survey
-from crosstime.report import summary, words
+from crosstime.report import exact, summary, words
 from crosstime.report.colour import checkpoint_colours
 from crosstime.report.data import ReportData, TaskEffects
+from crosstime.report.diagnosis import LABEL_WORDS, diagnosis
+from crosstime.report.directions import mean_similarity, turn
 from crosstime.report.features import LIFECYCLE_WORDS, TaskFeatures, by_task, class_group, class_words, pairs
 from crosstime.report.plots import ablation, crosscoder, decoder, effects, matrix, pairwise, survey, trajectories
+from crosstime.report.plots import diagnosis as plots_of_diagnosis
+from crosstime.report.plots import exact as plots_of_exact
 from crosstime.report.plots.axis import TokenAxis
 from crosstime.report.plots.figure import Figure
-from crosstime.report.population import by_decoder, by_effect
-from crosstime.report.rows import Extras, card_chunks, decoded, row_limit, table_rows, tiles
+from crosstime.report.population import by_decoder, by_effect, present
+from crosstime.report.rows import Extras, card_chunks, decoded, remarks, row_limit, table_rows, tiles
 from crosstime.report.script import assignment, to_json
 from crosstime.report.story import GroupStory, group_stories, lead, promotes, task_story
 
@@ -83,9 +89,30 @@ class _Parts:
             dict(zip(data.chosen, checkpoint_colours(len(data.chosen)), strict=True)),
             groups,
             TokenAxis.of(data.chosen, data.tokens),
-            Extras(data.contexts),
+            Extras(
+                data.contexts,
+                diagnosis(data.diagnostics, data.chosen) if data.diagnostics is not None else None,
+                data.similarity,
+                exact.by_task(data.exact, data.chosen) if data.exact is not None else {},
+                remarks(data.annotations),
+            ),
             sorted({label for features in tasks.values() for label in features.classes}),
         )
+
+    @cached_property
+    def directions(self) -> Float[np.ndarray, "M M"] | None:
+        """Mean cosine of two checkpoints' decoder vectors, over the features that fire and are present at both."""
+        if self.data.similarity is None or not self.tasks:
+            return None
+        features = next(iter(self.tasks.values()))
+        there = present(features.rel_dec) & (features.frequency > 0)[:, None]
+        return mean_similarity(self.data.similarity[features.feature], there)
+
+    @cached_property
+    def decoder_labels(self) -> dict[int, str]:
+        """Feature -> "by its decoder maintained"; empty without diagnostics."""
+        found = self.extras.diagnosis
+        return {i: f"by its decoder {label}" for i, label in enumerate(found.label)} if found is not None else {}
 
     @property
     def many(self) -> bool:
@@ -118,6 +145,12 @@ def _figures(parts: _Parts) -> dict[str, list[Figure]]:
         counted = {"By decoder norm": by_decoder(next(iter(tasks.values())))}
         counted |= {f"By IE: {words.name(task)}": by_effect(features) for task, features in tasks.items()}
         figures["population"] = [trajectories.populations(counted, parts.axis, colours)]
+        if parts.directions is not None:
+            found = parts.directions
+            figures["directions"] = [trajectories.directions(found, turn(found), colours)]
+            figures["neighbours"] = [trajectories.neighbours(found, parts.axis, colours)]
+    if parts.extras.diagnosis is not None:
+        figures["scaling"] = [plots_of_diagnosis.latent_scaling(parts.extras.diagnosis)]
     if data.ablation is not None:
         figures["ablation"] = [ablation.ablation_scatter(data.ablation, colours)]
         figures["joint"] = ablation.ablation_joint(data.ablation, colours)
@@ -140,13 +173,29 @@ def _survey_figures(found: Survey, parts: _Parts) -> dict[str, list[Figure]]:
 
 def _task_figures(features: TaskFeatures, parts: _Parts) -> dict[str, Figure]:
     """The figures that change with the task, by their place in the page."""
-    promoted = {feature: _promoted_line(parts.data, feature) for feature in parts.data.contexts}
-    figures = {"relative": effects.relative_effects(features, parts.colours, promoted)}
+    notes = _notes(features, parts)
+    figures = {"relative": effects.relative_effects(features, parts.colours, notes)}
     if len(parts.colours) > 1:
-        figures["decoder"] = decoder.dec_against_ie(features, parts.colours)
+        figures["decoder"] = decoder.dec_against_ie(features, parts.colours, parts.decoder_labels)
     if len(parts.colours) > 2:
-        figures["pairwise"] = pairwise.pairwise_effects(features, parts.colours)
+        figures["pairwise"] = pairwise.pairwise_effects(features, parts.colours, parts.decoder_labels)
+    if parts.data.exact is not None:
+        found = parts.extras.exact.get(features.task)
+        figures["exact"] = plots_of_exact.exact_effects(found, parts.colours)
     return figures
+
+
+def _notes(features: TaskFeatures, parts: _Parts) -> dict[int, str]:
+    """Feature -> what its decoder says, and which tokens it promotes, in one line."""
+    notes = {}
+    for feature in features.feature.tolist():
+        pieces = [parts.decoder_labels.get(feature, "")]
+        if feature in parts.data.contexts:
+            pieces.append(_promoted_line(parts.data, feature))
+        line = "; ".join(filter(None, pieces))
+        if line:
+            notes[feature] = line
+    return notes
 
 
 def _write_assets(folder: Path) -> None:
@@ -200,6 +249,7 @@ def _report(parts: _Parts, starts: list[int]) -> dict[str, Any]:
         "groups": [group.words for group in groups],
         "pairs": pairs(len(names)),
         "lifecycles": LIFECYCLE_WORDS,
+        "labels": LABEL_WORDS,
         "decoded": decoded(names),
         "frames": _frames(parts),
         "chunks": starts,
@@ -259,6 +309,12 @@ def _render(parts: _Parts, figures: Mapping[str, list[Figure]]) -> str:
         completeness=[(task, summary.completeness_rows(task)) for task in _completeness(data, tasks)],
         class_counts=summary.class_counts(tasks),
         pair_counts=summary.pair_counts(tasks),
+        turn=turn(parts.directions) if parts.directions is not None else None,
+        label_counts=summary.label_counts(parts.extras.diagnosis, tasks) if parts.extras.diagnosis else [],
+        label_colours=plots_of_diagnosis.LABEL_COLOURS,
+        exact_rows=summary.exact_rows(parts.extras.exact, tasks),
+        validation_rows=summary.validation_rows(data.validation) if data.validation is not None else [],
+        decoder_labels=parts.decoder_labels,
         decoder_correlations=[summary.decoder_correlation(features) for features in tasks.values()],
         class_colours={label: effects.class_colour(label, parts.colours) for label in parts.labels},
         row_limit=row_limit(len(data.chosen)),

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from crosstime.analysis.ablation import Ablation
@@ -114,6 +115,16 @@ class ReportData:
     tasks: tuple[TaskEffects, ...] = ()
     ablation: Ablation | None = None
     contexts: Mapping[int, FeatureContexts] = field(default_factory=dict)
+    diagnostics: pa.Table | None = None
+    """The table of `diagnostics.parquet`: one row per feature."""
+    similarity: np.ndarray | None = None
+    """[F, M, M] cosine of each feature's decoder vectors between checkpoints; NaN where one of them has none."""
+    exact: pa.Table | None = None
+    """The table of `exact.parquet`: one row per task, feature and checkpoint."""
+    validation: pa.Table | None = None
+    """The ablation validation: one row per task, pair of checkpoints and number of top features."""
+    annotations: tuple[Mapping[str, Any], ...] = ()
+    """What people say of features: the entries of `annotations.json`."""
     training: tuple[TrainingPoint, ...] = ()
     groups: tuple[TaskGroup, ...] = ()
     """Surveyed tasks that belong together. Tasks in no group stand alone."""

@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, Int
 
 from crosstime.analysis.features import FLOOR
 from crosstime.report import words
+from crosstime.report.arrays import by_checkpoint
 
 LIFECYCLE_WORDS = {
     "emerged": "emerged: absent at the first checkpoint, present at the last",
@@ -96,10 +97,6 @@ def by_task(table: pa.Table, checkpoints: Sequence[str]) -> dict[str, TaskFeatur
     Raises:
         ValueError: a column is missing for one of the checkpoints.
     """
-    kinds = ("ie", "ie_low", "ie_high", "rel_ie", "rel_ie_low", "rel_ie_high", "decoder_norm", "rel_dec")
-    missing = [f"{k}_{name}" for k in kinds for name in checkpoints if f"{k}_{name}" not in table.column_names]
-    if missing:
-        raise ValueError(f"the table of features has no column {missing[0]!r}: it is of other checkpoints")
     tasks = list(dict.fromkeys(table["task"].to_pylist()))
     return {task: _of_task(table.filter(pc.field("task") == task), task, checkpoints) for task in tasks}
 
@@ -108,8 +105,8 @@ def _of_task(table: pa.Table, task: str, checkpoints: Sequence[str]) -> TaskFeat
     def column(name: str) -> np.ndarray:
         return table[name].to_numpy().astype(np.float64)
 
-    def by_checkpoint(kind: str) -> np.ndarray:
-        return np.stack([column(f"{kind}_{name}") for name in checkpoints], axis=1)
+    def values(kind: str) -> np.ndarray:
+        return by_checkpoint(table, kind, checkpoints)
 
     return TaskFeatures(
         task=task,
@@ -118,15 +115,15 @@ def _of_task(table: pa.Table, task: str, checkpoints: Sequence[str]) -> TaskFeat
         classes=table["class"].to_pylist(),
         lifecycle=table["lifecycle"].to_pylist(),
         frequency=column("frequency"),
-        ie=by_checkpoint("ie"),
-        ie_low=by_checkpoint("ie_low"),
-        ie_high=by_checkpoint("ie_high"),
-        rel_ie=by_checkpoint("rel_ie"),
-        rel_ie_low=by_checkpoint("rel_ie_low"),
-        rel_ie_high=by_checkpoint("rel_ie_high"),
-        decoder_norm=by_checkpoint("decoder_norm"),
-        rel_dec=by_checkpoint("rel_dec"),
-        sign_consistency=by_checkpoint("sign_consistency") if _has(table, "sign_consistency", checkpoints) else None,
+        ie=values("ie"),
+        ie_low=values("ie_low"),
+        ie_high=values("ie_high"),
+        rel_ie=values("rel_ie"),
+        rel_ie_low=values("rel_ie_low"),
+        rel_ie_high=values("rel_ie_high"),
+        decoder_norm=values("decoder_norm"),
+        rel_dec=values("rel_dec"),
+        sign_consistency=values("sign_consistency") if _has(table, "sign_consistency", checkpoints) else None,
     )
 
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
 from crosstime.analysis.contexts import FeatureContexts
+from crosstime.report.diagnosis import Diagnosis
+from crosstime.report.exact import TaskExact
 from crosstime.report.features import LIFECYCLE_WORDS, TaskFeatures, class_words
 from crosstime.report.script import rounded, to_json
 from crosstime.report.story import fires_on, promotes
@@ -30,6 +34,12 @@ class Extras:
     """What is known of features besides their effects; empty where a run has none of it."""
 
     contexts: Mapping[int, FeatureContexts] = field(default_factory=dict)
+    diagnosis: Diagnosis | None = None
+    similarity: Float[np.ndarray, "F M M"] | None = None
+    exact: Mapping[str, TaskExact] = field(default_factory=dict)
+    """By task."""
+    remarks: Mapping[int, list[dict[str, Any]]] = field(default_factory=dict)
+    """What people say of a feature, a remark an annotator."""
 
 
 def row_limit(n_checkpoints: int) -> int:
@@ -64,7 +74,19 @@ def table_rows(features: TaskFeatures, extras: Extras, labels: Sequence[str]) ->
     }
     if features.sign_consistency is not None:
         columns["sign"] = rounded(features.sign_consistency[rows].T, 2)
+    if extras.diagnosis is not None:
+        columns["label"] = [extras.diagnosis.label[i] for i in ids]
+    exact = extras.exact.get(features.task)
+    if exact is not None:
+        columns["exact"] = [rounded(exact.rel_exact[exact.row[i]], 3) if i in exact.row else None for i in ids]
+    if extras.remarks:
+        columns["remarks"] = [[_said(remark) for remark in extras.remarks.get(i, [])] for i in ids]
     return columns
+
+
+def _said(remark: Mapping[str, Any]) -> str:
+    """A remark in one line, as the table shows it."""
+    return remark["description"] or remark["category"] or ", ".join(remark["languages"])
 
 
 def tiles(features: TaskFeatures, extras: Extras) -> list[dict[str, Any]]:
@@ -98,13 +120,13 @@ def card_chunks(tasks: Sequence[TaskFeatures], extras: Extras) -> Iterator[tuple
     """
     strongest = [set(f.feature[f.strongest(row_limit(len(f.checkpoints)))].tolist()) for f in tasks]
     listed = sorted(set(extras.contexts).union(*strongest))
-    effects = [_effects(features, listed) for features in tasks]
+    effects = [_effects(features, listed, extras.exact.get(features.task)) for features in tasks]
     decoders = _decoders(tasks[0], listed) if tasks else {}
     first, cards, size = 0, [], 0
     for feature in listed:
         on_tasks = {i: of_task[feature] for i, of_task in enumerate(effects) if feature in of_task}
         card = {"id": feature, "tasks": on_tasks}
-        card |= decoders.get(feature, {}) | _meaning(extras.contexts.get(feature), tasks)
+        card |= decoders.get(feature, {}) | _meaning(extras.contexts.get(feature), tasks) | _honesty(feature, extras)
         text = f'"{feature}":{to_json(card)}'
         length = len(text.encode())
         if cards and size + length > CHUNK_BYTES:
@@ -118,7 +140,7 @@ def card_chunks(tasks: Sequence[TaskFeatures], extras: Extras) -> Iterator[tuple
         yield first, f"{{{','.join(cards)}}}"
 
 
-def _effects(features: TaskFeatures, listed: Sequence[int]) -> dict[int, dict[str, Any]]:
+def _effects(features: TaskFeatures, listed: Sequence[int], exact: TaskExact | None) -> dict[int, dict[str, Any]]:
     """What the cards say of one task: feature -> its effects, class and lifecycle."""
     rows = np.flatnonzero(np.isin(features.feature, listed))
     numbers = {
@@ -137,8 +159,49 @@ def _effects(features: TaskFeatures, listed: Sequence[int]) -> dict[int, dict[st
         int(features.feature[row]): {name: column[i] for name, column in numbers.items()}
         | {"class": kinds[features.classes[row]]}
         | {"lifecycle": LIFECYCLE_WORDS.get(features.lifecycle[row], features.lifecycle[row])}
+        | (_exact(exact, int(features.feature[row])) if exact is not None else {})
         for i, row in enumerate(rows)
     }
+
+
+def _exact(exact: TaskExact, feature: int) -> dict[str, Any]:
+    """The exact effects of a feature and their intervals; nothing where it was not ablated."""
+    if feature not in exact.row:
+        return {}
+    row = exact.row[feature]
+    names = ("exact", "exact_low", "exact_high", "rel_exact", "rel_exact_low", "rel_exact_high")
+    return {name: rounded(getattr(exact, name)[row], 3) for name in names}
+
+
+def _honesty(feature: int, extras: Extras) -> dict[str, Any]:
+    """What decoder and data say of a feature, how its direction turns, and what people say of it."""
+    said: dict[str, Any] = {}
+    found = extras.diagnosis
+    if found is not None:
+        said |= {
+            "label": found.label[feature],
+            "reference": found.reference[feature],
+            "twin": found.twin[feature],
+            "nu_error": rounded(found.nu_error[feature], 3),
+            "nu_reconstruction": rounded(found.nu_reconstruction[feature], 3),
+        }
+    if extras.similarity is not None:
+        below = np.tril_indices(extras.similarity.shape[1], -1)
+        hundredths = 100 * extras.similarity[feature].astype(float)[below]
+        # Row after row of the lower triangle.
+        said["cosine"] = [round(value) if math.isfinite(value) else None for value in hundredths.tolist()]
+    if feature in extras.remarks:
+        said["remarks"] = extras.remarks[feature]
+    return said
+
+
+def remarks(annotations: Sequence[Mapping[str, Any]]) -> dict[int, list[dict[str, Any]]]:
+    """Feature -> what people say of it."""
+    found: dict[int, list[dict[str, Any]]] = {}
+    for entry in annotations:
+        said = {name: entry[name] for name in ("annotator", "description", "category")}
+        found.setdefault(entry["feature"], []).append(said | {"languages": list(entry["languages"])})
+    return found
 
 
 def _decoders(features: TaskFeatures, listed: Sequence[int]) -> dict[int, dict[str, Any]]:

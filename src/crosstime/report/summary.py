@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from scipy import stats
+import pyarrow as pa
 
 from crosstime.analysis.effects import LARGE_GAP
 from crosstime.analysis.numbers import token_count
@@ -17,6 +17,8 @@ from crosstime.analysis.quality import Quality
 from crosstime.analysis.relative import SPECIFIC
 from crosstime.report import words
 from crosstime.report.data import ReportData, TaskEffects
+from crosstime.report.diagnosis import LABEL_WORDS, Diagnosis
+from crosstime.report.exact import TaskExact, spearman
 from crosstime.report.features import ClassGroup, TaskFeatures, class_group, pairs
 
 SMALL_COST = 0.5
@@ -86,7 +88,7 @@ def _range(values: np.ndarray) -> str:
         return words.DASH
     # Three decimals, and never rounded up to a perfect score.
     low, high = (
-        words.share(math.floor(1000 * value) / 1000) if value < 0.995 else f"{value:.3f}"[-4:]
+        f"{math.floor(1000 * value) / 1000:.3f}"[1:] if 0.995 <= value < 1 else words.share(value)
         for value in (finite.min(), finite.max())
     )
     return low if low == high else f"{low}{words.DASH}{high}"
@@ -194,8 +196,67 @@ def _pair_count(relative: np.ndarray) -> PairCount:
 
 def decoder_correlation(features: TaskFeatures) -> float:
     """Spearman's rank correlation of RelDec and RelIE, over features with a class and checkpoints; NaN below 3."""
-    dec, ie = features.rel_dec[features.counts].ravel(), features.rel_ie[features.counts].ravel()
-    known = np.isfinite(dec) & np.isfinite(ie)
-    if known.sum() < 3 or np.ptp(dec[known]) == 0 or np.ptp(ie[known]) == 0:
-        return math.nan
-    return float(stats.spearmanr(dec[known], ie[known]).statistic)
+    return spearman(features.rel_dec[features.counts].ravel(), features.rel_ie[features.counts].ravel())
+
+
+@dataclass(frozen=True)
+class LabelCount:
+    """How many features have a label by their decoders."""
+
+    label: str
+    meaning: str
+    all: int
+    tasks: list[tuple[int, int]]
+    """By task: of the features with a class there, and of those among them that are specific to one checkpoint."""
+
+
+def label_counts(diagnosis: Diagnosis, tasks: Mapping[str, TaskFeatures]) -> list[LabelCount]:
+    """One row a label, in order."""
+    return [
+        LabelCount(label, meaning, diagnosis.label.count(label), [_with(label, diagnosis, f) for f in tasks.values()])
+        for label, meaning in LABEL_WORDS.items()
+    ]
+
+
+def _with(label: str, diagnosis: Diagnosis, features: TaskFeatures) -> tuple[int, int]:
+    rows = [row for row in np.flatnonzero(features.counts) if diagnosis.label[features.feature[row]] == label]
+    return len(rows), sum(features.classes[row].startswith("specific:") for row in rows)
+
+
+def exact_rows(exact: Mapping[str, TaskExact], tasks: Mapping[str, TaskFeatures]) -> list[tuple[str, int, list[Cell]]]:
+    """(task, number of features, cells): by checkpoint the rank correlation of IE with the exact one, then of RelIE."""
+    rows = []
+    for task, found in ((task, exact[task]) for task in tasks if task in exact):
+        of_ie, of_rel_ie = zip(*found.correlations(), strict=True)
+        rows.append((task, len(found.feature), [Cell(words.number(rho)) for rho in (*of_ie, *of_rel_ie)]))
+    return rows
+
+
+@dataclass(frozen=True)
+class ValidationRow:
+    """The ablation validation of one task and pair; None stands for the mean over them."""
+
+    task: str | None
+    pair: tuple[str, str] | None
+    top_k: int
+    n_features: int
+    cells: list[Cell]
+
+
+def validation_rows(table: pa.Table) -> list[ValidationRow]:
+    """The rows of the ablation validation, each with RelIE, RelDec and their difference, and the 95 % intervals."""
+    return [
+        ValidationRow(
+            row["task"],
+            (row["first"], row["second"]) if row["first"] is not None else None,
+            row["top_k"],
+            row["n_features"],
+            [_interval(row, name) for name in ("rel_ie", "rel_dec", "difference")],
+        )
+        for row in table.to_pylist()
+    ]
+
+
+def _interval(row: Mapping[str, float], name: str) -> Cell:
+    value, low, high = (row[f"{name}{bound}"] for bound in ("", "_low", "_high"))
+    return Cell(words.fixed(value), note="" if math.isnan(low) else f"{words.fixed(low)} to {words.fixed(high)}")

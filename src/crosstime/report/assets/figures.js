@@ -55,7 +55,8 @@
     try {
       const task = await crosstime.loadTask(crosstime.state.task);
       div.dataset.drawn = "yes";
-      await draw(div, task.figures[div.dataset.taskFigure], 0);
+      const place = div.dataset.taskFigure;
+      await draw(div, task.figures[place], shown.get(place) || 0);
     } catch (error) {
       crosstime.complain(div, error);
     }
@@ -65,7 +66,7 @@
     for (const key of container.dataset.switch.split(" ")) {
       shown.set(key, variant);
       const div = document.getElementById(`plot-${key}`);
-      if (div.dataset.drawn) draw(div, crosstime.figures[key], variant);
+      if (div.dataset.drawn) div.dataset.taskFigure ? drawOfTask(div) : draw(div, crosstime.figures[key], variant);
     }
   }
 

@@ -19,10 +19,12 @@
     return [
       { key: "id", title: "Feature", value: (rows, i) => rows.id[i], cell: name },
       ...(many ? [{ key: "rank", title: "Largest IE", value: strength, number: true, cell: largest }] : effects),
-      { key: "relie", title: "RelIE", value: centre, cell: (rows, i) => element("td", {}, stack(rows, i)) },
+      { key: "relie", title: "RelIE", value: centre, cell: (rows, i) => element("td", {}, stack(rows.rel.map((column) => column[i]), "RelIE")) },
+      rows.exact ? { key: null, title: "Exact RelIE", cell: (rows, i) => element("td", {}, stack(rows.exact[i] || [null], "Exact RelIE")) } : null,
       { key: "class", title: "Class, lifecycle", value: (rows, i) => crosstime.report.classes[rows.class[i]].words, cell: kind },
       rows.sign ? { key: "sign", title: "Sign", value: (rows, i) => rows.sign[strongest(rows, i)][i], number: true, cell: sign } : null,
       { key: "frequency", title: "Frequency", value: (rows, i) => rows.frequency[i], number: true, cell: (rows, i) => element("td", { class: "number" }, crosstime.percent(rows.frequency[i])) },
+      rows.remarks ? { key: null, title: "Described as", cell: (rows, i) => element("td", { class: "said" }, rows.remarks[i].join(" / ") || "–") } : null,
       { key: null, title: "Peaks on", cell: (rows, i) => tokens(rows.fires[i]) },
       { key: null, title: "Promotes", cell: (rows, i) => tokens(promoted(rows, i)) },
       ...(many ? effects : []),
@@ -42,7 +44,7 @@
   }
 
   function text(rows, i) {
-    const parts = [rows.id[i], crosstime.report.classes[rows.class[i]].words, rows.lifecycle[i], ...rows.fires[i], ...promoted(rows, i)];
+    const parts = [rows.id[i], crosstime.report.classes[rows.class[i]].words, rows.lifecycle[i], rows.label ? rows.label[i] : "", ...(rows.remarks ? rows.remarks[i] : []), ...rows.fires[i], ...promoted(rows, i)];
     return parts.join("\n").toLowerCase();
   }
 
@@ -89,14 +91,13 @@
       text, signed(value, largest, colour));
   }
 
-  function stack(rows, i) {
+  function stack(shares, name) {
     const { checkpoints } = crosstime.report;
-    const shares = rows.rel.map((column) => column[i]);
     if (shares.some((share) => share === null)) return element("span", { class: "quiet" }, "–");
     const title = checkpoints.map((checkpoint, m) => `${checkpoint.name} ${crosstime.share(shares[m])}`).join(" · ");
     const bars = checkpoints.map((checkpoint, m) =>
       element("i", { style: { "--c": checkpoint.colour, width: `${100 * shares[m]}%` } }));
-    return element("span", { class: `stack${checkpoints.length > MANY ? " many" : ""}`, title, role: "img", "aria-label": `RelIE: ${title}` }, ...bars);
+    return element("span", { class: `stack${checkpoints.length > MANY ? " many" : ""}`, title, role: "img", "aria-label": `${name}: ${title}` }, ...bars);
   }
 
   function tokens(list) {
@@ -124,7 +125,8 @@
   function kind(rows, i) {
     const { words, colour } = crosstime.report.classes[rows.class[i]];
     const life = rows.lifecycle[i];
-    return element("td", { class: "class" }, crosstime.dot(colour), words, element("small", { title: crosstime.report.lifecycles[life] }, life));
+    return element("td", { class: "class" }, crosstime.dot(colour), words, element("small", { title: crosstime.report.lifecycles[life] }, life),
+      rows.label ? element("small", { title: crosstime.report.labels[rows.label[i]] }, `by its decoder ${rows.label[i]}`) : null);
   }
 
   function sign(rows, i) {

@@ -14,8 +14,13 @@ POINTS = 2400
 """Points drawn at most, over all checkpoints."""
 
 
-def dec_against_ie(features: TaskFeatures, chosen: Mapping[str, str]) -> Figure:
-    """RelDec against RelIE of the strongest features: a point for each at each checkpoint."""
+def dec_against_ie(features: TaskFeatures, chosen: Mapping[str, str], notes: Mapping[int, str]) -> Figure:
+    """RelDec against RelIE of the strongest features: a point for each at each checkpoint.
+
+    Args:
+        chosen: checkpoint -> colour.
+        notes: feature -> a line of text on it.
+    """
     names = features.checkpoints
     rows = [row for row in features.strongest(POINTS // len(names)) if features.counts[row]]
     traces = [
@@ -27,7 +32,8 @@ def dec_against_ie(features: TaskFeatures, chosen: Mapping[str, str]) -> Figure:
             marker={"size": 6, "color": chosen[name], "opacity": 0.7, "line": {"color": "#fff", "width": 0.5}},
             customdata=features.feature[rows].tolist(),
             hovertemplate=f"<b>Feature %{{customdata}}</b> at {escaped(name)}<br>"
-            "RelDec %{x:.2f}, RelIE %{y:.2f}<extra></extra>",
+            "RelDec %{x:.2f}, RelIE %{y:.2f}<br>%{text}<extra></extra>",
+            text=[escaped(notes.get(feature, "")) for feature in features.feature[rows].tolist()],
             cliponaxis=False,
         )
         for m, name in enumerate(names)

@@ -19,22 +19,22 @@ POINTS = 800
 HEATMAP_ROWS = 160
 
 
-def relative_effects(features: TaskFeatures, chosen: Mapping[str, str], promoted: Mapping[int, str]) -> Figure:
+def relative_effects(features: TaskFeatures, chosen: Mapping[str, str], notes: Mapping[int, str]) -> Figure:
     """RelIE of the strongest features: a ternary plot for three checkpoints, a strip for two, a map for more.
 
     Args:
         chosen: checkpoint -> colour.
-        promoted: feature -> a line of text on the tokens that it promotes.
+        notes: feature -> a line of text on it.
     """
     n = len(features.checkpoints)
     rows = features.strongest(HEATMAP_ROWS if n > 3 else POINTS)
     rows = rows[np.isfinite(features.rel_ie[rows]).all(axis=1)]
     if n == 3:
-        figure = _ternary(features, rows, chosen, promoted)
+        figure = _ternary(features, rows, chosen, notes)
     elif n == 2:
-        figure = _strip(features, rows, chosen, promoted)
+        figure = _strip(features, rows, chosen, notes)
     elif n > 3:
-        figure = _map(features, rows, chosen, promoted)
+        figure = _map(features, rows, chosen, notes)
     else:
         figure = styled([])
     if len(rows) == 0:
@@ -55,7 +55,7 @@ def _by_class(features: TaskFeatures, rows: np.ndarray) -> list[tuple[str, np.nd
 
 
 def _points(
-    features: TaskFeatures, rows: np.ndarray, label: str, chosen: Mapping[str, str], promoted: Mapping[int, str]
+    features: TaskFeatures, rows: np.ndarray, label: str, chosen: Mapping[str, str], notes: Mapping[int, str]
 ) -> dict[str, Any]:
     """What the traces of one class have in common: colour, ids for clicks, hover texts, sizes by the effect."""
     largest = max(float(features.strength.max()), 1e-12)
@@ -68,8 +68,8 @@ def _points(
         )
         strength = f"max |IE| {words.number(float(features.strength[row]), 3)}"
         lines = [f"<b>Feature {feature}</b>", escaped(class_words(label, features.checkpoints)), shares, strength]
-        if feature in promoted:
-            lines.append(escaped(promoted[feature]))
+        if feature in notes:
+            lines.append(escaped(notes[feature]))
         hover.append("<br>".join(lines))
     size = [5 + 21 * math.sqrt(float(features.strength[row]) / largest) for row in rows]
     return {
@@ -88,11 +88,11 @@ def _points(
 
 
 def _ternary(
-    features: TaskFeatures, rows: np.ndarray, chosen: Mapping[str, str], promoted: Mapping[int, str]
+    features: TaskFeatures, rows: np.ndarray, chosen: Mapping[str, str], notes: Mapping[int, str]
 ) -> go.Figure:
     traces = []
     for label, members in _by_class(features, rows):
-        common = _points(features, members, label, chosen, promoted)
+        common = _points(features, members, label, chosen, notes)
         # The first checkpoint stands bottom left, the last bottom right, so that training runs left to right.
         b, a, c = features.rel_ie[members].T
         traces.append(go.Scatterternary(a=floats(a), b=floats(b), c=floats(c), cliponaxis=False, **common))
@@ -112,13 +112,11 @@ def _ternary(
     )
 
 
-def _strip(
-    features: TaskFeatures, rows: np.ndarray, chosen: Mapping[str, str], promoted: Mapping[int, str]
-) -> go.Figure:
+def _strip(features: TaskFeatures, rows: np.ndarray, chosen: Mapping[str, str], notes: Mapping[int, str]) -> go.Figure:
     """Two checkpoints: RelIE of the second across, the strongest effect upwards."""
     traces = []
     for label, members in _by_class(features, rows):
-        common = _points(features, members, label, chosen, promoted)
+        common = _points(features, members, label, chosen, notes)
         place = {"x": floats(features.rel_ie[members, 1]), "y": floats(features.strength[members])}
         traces.append(go.Scatter(**place, **common, cliponaxis=False))
     first, second = (escaped(clipped(name, 22)) for name in features.checkpoints)
@@ -134,7 +132,7 @@ def _strip(
     )
 
 
-def _map(features: TaskFeatures, rows: np.ndarray, chosen: Mapping[str, str], promoted: Mapping[int, str]) -> go.Figure:
+def _map(features: TaskFeatures, rows: np.ndarray, chosen: Mapping[str, str], notes: Mapping[int, str]) -> go.Figure:
     """Four or more checkpoints: RelIE of each feature as a row, sorted by where in training its effect lies."""
     relative = features.rel_ie[rows]
     centre = relative @ np.arange(relative.shape[1])
@@ -147,7 +145,7 @@ def _map(features: TaskFeatures, rows: np.ndarray, chosen: Mapping[str, str], pr
         z=[[round(value, 3) for value in row] for row in features.rel_ie[rows].tolist()],
         x=names,
         # A label for each row, which the hover text shows: a text for each cell would be M times as much.
-        y=["<br>".join(filter(None, (f"<b>Feature {i}</b>", escaped(promoted.get(i, ""))))) for i in ids],
+        y=["<br>".join(filter(None, (f"<b>Feature {i}</b>", escaped(notes.get(i, ""))))) for i in ids],
         zmin=0,
         zmax=1,
         colorscale=[list(stop) for stop in SEQUENTIAL],

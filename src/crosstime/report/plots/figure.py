@@ -83,6 +83,7 @@ def styled(traces: Sequence[Any], **layout: Any) -> go.Figure:
 
 
 def histogram(values: np.ndarray, bins: int, colour: str, span: tuple[float, float] | None, hover: str) -> go.Figure:
+    """A histogram of the finite values; `hover` says of a bar what %{x} and %{y} are."""
     values = values[np.isfinite(values)]
     counts, edges = np.histogram(values, bins=bins, range=span)
     bars = go.Bar(
@@ -97,12 +98,13 @@ def histogram(values: np.ndarray, bins: int, colour: str, span: tuple[float, flo
 
 
 def note(x: float | int, y: float | int, text: str, **more: Any) -> dict[str, Any]:
+    """A small text in a figure; `more` overrides its look."""
     return {"x": x, "y": y, "text": text, "showarrow": False, "font": {"size": 10.5, "color": FAINT}} | more
 
 
-def floats(values: np.ndarray) -> list[float | None]:
-    """Plain numbers with five significant digits, None for NaN: small in the page's script."""
-    return [float(f"{value:.5g}") if math.isfinite(value) else None for value in np.asarray(values, dtype=float)]
+def floats(values: np.ndarray, digits: int = 5) -> list[float | None]:
+    """Plain numbers with a few significant digits, None for NaN: small in the page's script."""
+    return [float(f"{v:.{digits}g}") if math.isfinite(v) else None for v in np.asarray(values, dtype=float)]
 
 
 def padded(values: np.ndarray) -> tuple[float, float]:
@@ -114,4 +116,5 @@ def padded(values: np.ndarray) -> tuple[float, float]:
 
 
 def clipped(text: str, limit: int) -> str:
+    """The text, or its beginning and an ellipsis where it has more than `limit` characters."""
     return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -51,7 +51,7 @@ def triangle(values: Float[np.ndarray, "C C"], names: Sequence[str], chosen: Map
     return styled(
         [heat(names) | {"z": shown, "zmin": min(0.0, float(np.nanmin(values)))}, dots],
         shapes=outlines,
-        annotations=_cells(values, 11 if n <= 10 else 9.5) if n <= NUMBERED else [],
+        annotations=_cells(values, 11.0 if n <= 10 else 9.5) if n <= NUMBERED else [],
         **frame(names, chosen),
     )
 

@@ -18,11 +18,12 @@ POINTS = 2400
 GOLDEN = 0.6180339887
 
 
-def pairwise_effects(features: TaskFeatures, chosen: Mapping[str, str]) -> Figure:
+def pairwise_effects(features: TaskFeatures, chosen: Mapping[str, str], notes: Mapping[int, str]) -> Figure:
     """A row of points for each pair: across, the part of the pair's effect that the later checkpoint holds.
 
     Args:
         chosen: checkpoint -> colour.
+        notes: feature -> a line of text on it.
     """
     names, compared = features.checkpoints, pairs(len(features.checkpoints))
     traces = []
@@ -37,14 +38,15 @@ def pairwise_effects(features: TaskFeatures, chosen: Mapping[str, str]) -> Figur
         text = f"{escaped(names[after])} against {escaped(names[before])}"
         traces.append(
             go.Scatter(
-                x=floats(relative[kept]),
+                x=floats(relative[kept], 3),
                 y=[round(value, 3) for value in height.tolist()],
                 mode="markers",
                 marker={"size": [round(value, 1) for value in size.tolist()], "opacity": 0.7}
                 | {"color": mix((chosen[names[before]], chosen[names[after]]), (1, 1))}
                 | {"line": {"color": "#fff", "width": 0.6}},
                 customdata=features.feature[kept].tolist(),
-                hovertemplate=f"<b>Feature %{{customdata}}</b><br>{text}: %{{x:.2f}}<extra></extra>",
+                text=[escaped(notes.get(feature, "")) for feature in features.feature[kept].tolist()],
+                hovertemplate=f"<b>Feature %{{customdata}}</b><br>{text}: %{{x:.2f}}<br>%{{text}}<extra></extra>",
                 cliponaxis=False,
             )
         )

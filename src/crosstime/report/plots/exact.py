@@ -1,0 +1,71 @@
+"""The true effect of taking out each of the strongest features, against what the attribution estimates."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import plotly.graph_objects as go
+
+from crosstime.report.colour import FAINT, RULE
+from crosstime.report.exact import TaskExact
+from crosstime.report.plots.figure import CENTRE, Figure, clipped, escaped, floats, padded, styled
+
+POINTS = 3000
+"""Points drawn at most, over all checkpoints: the features with the largest exact effects."""
+
+
+def exact_effects(found: TaskExact | None, colours: Mapping[str, str]) -> Figure:
+    """A point for each feature at each checkpoint: the estimate across, the exact value upwards; RelIE, and IE.
+
+    Args:
+        found: of the task; None where none was measured.
+    """
+    if found is None:
+        empty = styled([]).add_annotation(text="no feature of this task was ablated one by one", **CENTRE)
+        return Figure("exact", "Exact RelIE", {"RelIE": empty, "IE": empty}, 420)
+    strength = np.abs(found.exact).max(axis=1)
+    rows = np.argsort(-strength, kind="stable")[: POINTS // len(found.checkpoints)]
+    variants = {
+        "RelIE": _points(found, rows, "rel_ie", "rel_exact", "RelIE", colours, (-0.02, 1.02)),
+        "IE": _points(found, rows, "ie", "exact", "IE", colours, padded(np.stack([found.ie, found.exact]))),
+    }
+    return Figure("exact", "Exact RelIE", variants, 420)
+
+
+def _points(
+    found: TaskExact,
+    rows: np.ndarray,
+    estimate: str,
+    exact: str,
+    name: str,
+    colours: Mapping[str, str],
+    span: tuple[float, float],
+) -> go.Figure:
+    few = len(found.checkpoints) <= 4
+    traces = [
+        go.Scatter(
+            x=floats(getattr(found, estimate)[rows, m], 3),
+            y=floats(getattr(found, exact)[rows, m], 3),
+            mode="markers",
+            name=escaped(clipped(checkpoint, 18)),
+            marker={"size": 6, "color": colours[checkpoint], "opacity": 0.7, "line": {"color": "#fff", "width": 0.5}},
+            customdata=found.feature[rows].tolist(),
+            hovertemplate=f"<b>Feature %{{customdata}}</b> at {escaped(checkpoint)}<br>"
+            f"{name} %{{x:.3f}}, exact %{{y:.3f}}<extra></extra>",
+            cliponaxis=False,
+        )
+        for m, checkpoint in enumerate(found.checkpoints)
+    ]
+    line = {"type": "line", "x0": span[0], "y0": span[0], "x1": span[1], "y1": span[1], "layer": "below"}
+    return styled(
+        traces,
+        xaxis={"range": list(span), "title": {"text": f"{name}, estimated"}, "nticks": 6}
+        | {"zeroline": True, "zerolinecolor": RULE},
+        yaxis={"range": list(span), "title": {"text": f"{name}, exact"}, "nticks": 6}
+        | {"zeroline": True, "zerolinecolor": RULE},
+        shapes=[line | {"line": {"color": FAINT, "width": 1, "dash": "dot"}}],
+        showlegend=few,
+        legend={"orientation": "h", "y": 1, "yanchor": "bottom", "x": 0},
+        margin={"l": 62, "t": 30 if few else 12},
+    )
