@@ -42,7 +42,7 @@ def pairwise_effects(features: TaskFeatures, chosen: Mapping[str, str], notes: M
                 y=[round(value, 3) for value in height.tolist()],
                 mode="markers",
                 marker={"size": [round(value, 1) for value in size.tolist()], "opacity": 0.7}
-                | {"color": mix((chosen[names[before]], chosen[names[after]]), (1, 1))}
+                | {"color": mix((chosen[names[before]], chosen[names[after]]), (1.0, 1.0))}
                 | {"line": {"color": "#fff", "width": 0.6}},
                 customdata=features.feature[kept].tolist(),
                 text=[escaped(notes.get(feature, "")) for feature in features.feature[kept].tolist()],
