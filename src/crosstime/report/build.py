@@ -28,7 +28,7 @@ from crosstime.report.plots import exact as plots_of_exact
 from crosstime.report.plots.axis import TokenAxis
 from crosstime.report.plots.figure import Figure
 from crosstime.report.population import by_decoder, by_effect, present
-from crosstime.report.rows import Extras, card_chunks, decoded, remarks, row_limit, table_rows, tiles
+from crosstime.report.rows import Extras, card_chunks, decoded, listed, remarks, row_limit, table_rows, tiles
 from crosstime.report.script import assignment, to_json
 from crosstime.report.story import GroupStory, group_stories, lead, promotes, task_story
 
@@ -77,7 +77,7 @@ class _Parts:
     """Where the compared checkpoints stand in training."""
     extras: Extras
     labels: list[str]
-    """The classes that any feature has on any task."""
+    """The classes of the features that are listed for any task."""
 
     @classmethod
     def of(cls, data: ReportData) -> _Parts:
@@ -96,7 +96,7 @@ class _Parts:
                 exact.by_task(data.exact, data.chosen) if data.exact is not None else {},
                 remarks(data.annotations),
             ),
-            sorted({label for features in tasks.values() for label in features.classes}),
+            sorted({features.classes[row] for features in tasks.values() for row in listed(features)}),
         )
 
     @cached_property
@@ -316,7 +316,7 @@ def _render(parts: _Parts, figures: Mapping[str, list[Figure]]) -> str:
         validation_rows=summary.validation_rows(data.validation) if data.validation is not None else [],
         decoder_labels=parts.decoder_labels,
         decoder_correlations=[summary.decoder_correlation(features) for features in tasks.values()],
-        class_colours={label: effects.class_colour(label, parts.colours) for label in parts.labels},
+        class_colour=lambda label: effects.class_colour(label, parts.colours),
         row_limit=row_limit(len(data.chosen)),
         has_tasks=bool(tasks),
     )

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from crosstime.analysis.contexts import FeatureContexts
 from crosstime.report.diagnosis import Diagnosis
@@ -19,7 +19,7 @@ from crosstime.report.story import fires_on, promotes
 
 ROWS = 2000
 """Features listed at most per task, those with the largest |IE|; features.parquet holds all of them."""
-CELLS = 16_000
+CELLS = 12_000
 """Features times checkpoints listed at most per task: with many checkpoints, fewer features."""
 TILES = 12
 """Features drawn one by one over training."""
@@ -47,13 +47,18 @@ def row_limit(n_checkpoints: int) -> int:
     return min(ROWS, CELLS // n_checkpoints)
 
 
+def listed(features: TaskFeatures) -> Int[np.ndarray, " N"]:
+    """Rows of the features that are listed for a task, the strongest first."""
+    return features.strongest(row_limit(len(features.checkpoints)))
+
+
 def table_rows(features: TaskFeatures, extras: Extras, labels: Sequence[str]) -> dict[str, Any]:
     """One task's rows of the table, column by column; the strongest feature first.
 
     Args:
         labels: all classes of the report; a row names its own by number.
     """
-    rows = features.strongest(row_limit(len(features.checkpoints)))
+    rows = listed(features)
     ids = features.feature[rows].tolist()
     number = {label: i for i, label in enumerate(labels)}
     contexts = extras.contexts
@@ -118,12 +123,12 @@ def card_chunks(tasks: Sequence[TaskFeatures], extras: Extras) -> Iterator[tuple
     Yields:
         (first feature, JSON of an object of cards by feature): each chunk about `CHUNK_BYTES` large.
     """
-    strongest = [set(f.feature[f.strongest(row_limit(len(f.checkpoints)))].tolist()) for f in tasks]
-    listed = sorted(set(extras.contexts).union(*strongest))
-    effects = [_effects(features, listed, extras.exact.get(features.task)) for features in tasks]
-    decoders = _decoders(tasks[0], listed) if tasks else {}
+    strongest = [set(f.feature[listed(f)].tolist()) for f in tasks]
+    ids = sorted(set(extras.contexts).union(*strongest))
+    effects = [_effects(features, ids, extras.exact.get(features.task)) for features in tasks]
+    decoders = _decoders(tasks[0], ids) if tasks else {}
     first, cards, size = 0, [], 0
-    for feature in listed:
+    for feature in ids:
         on_tasks = {i: of_task[feature] for i, of_task in enumerate(effects) if feature in of_task}
         card = {"id": feature, "tasks": on_tasks}
         card |= decoders.get(feature, {}) | _meaning(extras.contexts.get(feature), tasks) | _honesty(feature, extras)
@@ -140,9 +145,9 @@ def card_chunks(tasks: Sequence[TaskFeatures], extras: Extras) -> Iterator[tuple
         yield first, f"{{{','.join(cards)}}}"
 
 
-def _effects(features: TaskFeatures, listed: Sequence[int], exact: TaskExact | None) -> dict[int, dict[str, Any]]:
+def _effects(features: TaskFeatures, ids: Sequence[int], exact: TaskExact | None) -> dict[int, dict[str, Any]]:
     """What the cards say of one task: feature -> its effects, class and lifecycle."""
-    rows = np.flatnonzero(np.isin(features.feature, listed))
+    rows = np.flatnonzero(np.isin(features.feature, ids))
     numbers = {
         "ie": rounded(features.ie[rows]),
         "ie_low": rounded(features.ie_low[rows], 3),
@@ -204,9 +209,9 @@ def remarks(annotations: Sequence[Mapping[str, Any]]) -> dict[int, list[dict[str
     return found
 
 
-def _decoders(features: TaskFeatures, listed: Sequence[int]) -> dict[int, dict[str, Any]]:
+def _decoders(features: TaskFeatures, ids: Sequence[int]) -> dict[int, dict[str, Any]]:
     """What the cards say of a feature whatever the task: how often it fires, and its decoder norms."""
-    rows = np.flatnonzero(np.isin(features.feature, listed))
+    rows = np.flatnonzero(np.isin(features.feature, ids))
     columns = (
         features.feature[rows].tolist(),
         rounded(features.frequency[rows], 3),

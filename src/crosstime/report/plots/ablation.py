@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,10 +14,17 @@ from crosstime.report import words
 from crosstime.report.colour import FAINT, PALE, RULE, SOFT
 from crosstime.report.plots.figure import Figure, clipped, escaped, floats, padded, styled
 
+POINTS = 3000
+"""Rows drawn at most."""
+
 
 def ablation_scatter(ablation: Ablation, chosen: Mapping[str, str]) -> Figure:
-    """Attributed effect against the effect of ablating the feature: points on the line agree."""
-    table = ablation.table.to_pydict()
+    """Attributed effect against the effect of ablating the feature: points on the line agree.
+
+    Of more than `POINTS` rows an even sample is drawn.
+    """
+    every = math.ceil(len(ablation.table) / POINTS)
+    table = {name: column[::every] for name, column in ablation.table.to_pydict().items()}
     members: dict[tuple[str, str], list[int]] = {}
     for i, (group, checkpoint) in enumerate(zip(table["group"], table["checkpoint"], strict=True)):
         members.setdefault((group, "" if group == "random" else checkpoint), []).append(i)
@@ -50,7 +58,7 @@ def ablation_scatter(ablation: Ablation, chosen: Mapping[str, str]) -> Figure:
         xaxis={"title": {"text": "indirect effect (IE)"}, "zeroline": True, "zerolinecolor": RULE},
         yaxis={"title": {"text": title}, "zeroline": True, "zerolinecolor": RULE},
         shapes=[line | {"line": {"color": FAINT, "width": 1, "dash": "dot"}}],
-        showlegend=True,
+        showlegend=len(chosen) <= 5,
         legend={"x": 0.02, "y": 1, "xanchor": "left", "yanchor": "top", "bgcolor": "rgba(255,255,255,.75)"},
         margin={"l": 62},
     )
