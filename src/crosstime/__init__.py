@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from crosstime.analysis.effects import Effects, attribute
     from crosstime.analysis.features import feature_table
     from crosstime.analysis.quality import Quality, evaluate
-    from crosstime.analysis.relative import relative
+    from crosstime.analysis.relative import pairwise, relative
     from crosstime.analysis.survey import Survey, survey
     from crosstime.crosscoder.crosscoder import Crosscoder, CrosscoderConfig
     from crosstime.crosscoder.sparsity.rules import L1, BatchTopK, JumpReLU, Sparsity, TopK
@@ -56,6 +56,7 @@ _HOME = {
     "attribute": "analysis.effects",
     "Effects": "analysis.effects",
     "relative": "analysis.relative",
+    "pairwise": "analysis.relative",
     "feature_table": "analysis.features",
     "ablate": "analysis.ablation",
     "Ablation": "analysis.ablation",
@@ -89,6 +90,7 @@ __all__ = [  # noqa: RUF022 (the order of the data's way)
     "attribute",
     "Effects",
     "relative",
+    "pairwise",
     "feature_table",
     "ablate",
     "Ablation",

@@ -72,6 +72,8 @@ class Prompts:
     """Pairs that gave no prompt: the reason and how many."""
     bos: bool = True
     """Whether each prompt starts with BOS."""
+    patch: list[list[int]] | None = None
+    """Token ids of the second prefix of each prompt, as many as in `tokens`; None where the task has none."""
 
     def __len__(self) -> int:
         return len(self.tokens)

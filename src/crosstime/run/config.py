@@ -11,7 +11,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Literal
 
-from crosstime.analysis.path_rules import PathRule
+from crosstime.analysis.path_rules import Baseline, Method, PathRule
+from crosstime.analysis.relative import NoEffect
 from crosstime.crosscoder.sparsity.rules import L1, Sparsity
 from crosstime.data.positions import Positions
 from crosstime.lm.nearest import nearest
@@ -198,12 +199,24 @@ class EvaluationConfig:
 
 @dataclass(frozen=True)
 class EffectsConfig:
-    """[effects]: indirect effects by integrated gradients."""
+    """[effects]: indirect effects by gradients."""
 
+    method: Method = "integrated"
+    """Where gradients are taken and how effects are aggregated; `released` and `paper` are the paper's ways."""
+    baseline: Baseline = "bias"
+    """What features are compared with: zero, their means over held-out text, or their values on a second prefix."""
     rule: PathRule = "gauss-legendre"
-    """How the path is integrated."""
+    """How `integrated` integrates along the path."""
     steps: int = 16
-    """Points on the path."""
+    """At how many points."""
+    threshold: float = 0.1
+    """`released`, `paper`: effects at a token of no more logits than this count for nothing."""
+    reference_batch: int = 4
+    """`released`, `paper`: prompts of a batch, whose padding counts in the mean."""
+    n_columns: int = 18
+    """`released`, `paper`: fields of a record of the task's table, a factor of every effect."""
+    no_effect: NoEffect = "undefined"
+    """What RelIE is of a feature without effect at any checkpoint; the paper's way is `shared`: 0.5 everywhere."""
     bootstrap: int = 1000
     """Resamples of the prompts, for the intervals; 0 for no intervals."""
     batch_size: int = field(default=32, metadata={"matters": False})
@@ -214,6 +227,9 @@ class EffectsConfig:
     def __post_init__(self) -> None:
         """Raises ValueError where nothing could be integrated."""
         _at_least(1, "effects", steps=self.steps, batch_size=self.batch_size)
+        _at_least(1, "effects", reference_batch=self.reference_batch, n_columns=self.n_columns)
+        if self.threshold < 0:
+            raise ValueError(f"effects.threshold must be at least 0, not {self.threshold}")
         _at_least(0, "effects", bootstrap=self.bootstrap, seed=self.seed)
 
 

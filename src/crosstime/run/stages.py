@@ -116,8 +116,15 @@ def write_effects(run: Run, draft: Path) -> None:
             run.crosscoder,
             run.models,
             task.prompts(run.tokenizer, run.config.positions),
+            method=config.method,
+            baseline=config.baseline,
+            text=run.heldout_text if config.baseline == "mean" else None,
             rule=config.rule,
             steps=config.steps,
+            threshold=config.threshold,
+            reference_batch=config.reference_batch,
+            n_columns=config.n_columns,
+            no_effect=config.no_effect,
             batch_size=config.batch_size,
             bootstrap=config.bootstrap,
             seed=config.seed,
@@ -216,6 +223,11 @@ def _tasks(run: Run) -> dict[str, Any]:
     return {f"task {n} {task.name}": task.sha256 for n, task in enumerate(run.attributed, 1)}
 
 
+def _tasks_and_mean_text(run: Run) -> dict[str, Any]:
+    """What the effects depend on: how the text is cut into blocks, the crosscoder depends on as well."""
+    return _tasks(run) | (run.heldout_facts() if run.config.effects.baseline == "mean" else {})
+
+
 def _sets(run: Run) -> list[Task]:
     """The sets that the survey reads, each once."""
     return list({part.name: part for parts in run.surveyed.values() for part in parts}.values())
@@ -290,7 +302,7 @@ _STAGES: tuple[Stage[Run], ...] = (
         "indirect effects of every feature",
         settings=(*_MODELS, "effects"),
         inputs=("compare/checkpoints.json", "crosscoder", "evaluation/frequency.parquet"),
-        facts=_tasks,
+        facts=_tasks_and_mean_text,
         work=write_effects,
     ),
     Stage(

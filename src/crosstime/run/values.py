@@ -13,6 +13,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from crosstime import artifact, demo
+from crosstime.analysis.baselines import second_prefixes
 from crosstime.analysis.survey import Survey
 from crosstime.crosscoder.crosscoder import Crosscoder
 from crosstime.data.corpus import Corpus
@@ -191,7 +192,8 @@ class Run(Workspace):
 
         Raises:
             ValueError: the checkpoints are not those that this run began with, one is unknown or lonely, the layer is
-                out of range, a text file is missing or empty, or a task gives no prompt.
+                out of range, a text file is missing or empty, or a task gives no prompt, or none with a second prefix
+                where effects are to have that baseline.
         """
         self._check_checkpoints()
         if len(self.suite) < 2:
@@ -210,7 +212,9 @@ class Run(Workspace):
             if path.stat().st_size == 0:
                 raise ValueError(f"the text file {path} is empty")
         for task in self.attributed:
-            task.prompts(self.tokenizer, self.config.positions)
+            prompts = task.prompts(self.tokenizer, self.config.positions)
+            if self.config.effects.baseline == "patch":
+                second_prefixes(prompts)
 
     def _check_checkpoints(self) -> None:
         """Compares the checkpoints with those that stand in the suite's artifact."""

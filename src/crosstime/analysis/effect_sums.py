@@ -1,0 +1,99 @@
+"""Indirect effects summed up over the prompts of a task, and over resamples of them."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from crosstime.analysis.aggregation import Aggregation
+from crosstime.analysis.baselines import Point
+from crosstime.analysis.integration import Slopes
+from crosstime.crosscoder.crosscoder import Crosscoder
+
+CONFIDENCE = 0.95
+
+
+class EffectSums:
+    """Sums over prompts, in float64 so that their order does not matter (on the CPU: not every device has float64);
+    and the same under each resampling.
+
+    Args:
+        crosscoder: F features over M checkpoints.
+        aggregation: what becomes of the effects at single tokens of the N prompts.
+        bootstrap: R, the resamples of the prompts.
+        seed: of the resampling.
+    """
+
+    def __init__(self, crosscoder: Crosscoder, aggregation: Aggregation, bootstrap: int, seed: int) -> None:
+        self.crosscoder, self.aggregation = crosscoder, aggregation
+        m, f, n = len(crosscoder.config.checkpoints), crosscoder.config.features, len(aggregation.weights)
+        weight = crosscoder.W_enc
+        self.n = n
+        self.ie = torch.zeros(m, f, dtype=torch.float64)
+        self.prompts_above, self.prompts_below = torch.zeros(2, m, f, dtype=torch.long)
+        self.resampled = torch.zeros(m, bootstrap, f, dtype=weight.dtype, device=weight.device)
+        drawn = torch.randint(n, (bootstrap, n), generator=torch.Generator().manual_seed(seed))
+        counts = torch.zeros(bootstrap, n).scatter_add_(1, drawn, torch.ones(bootstrap, n))
+        self.weights = aggregation.weights.to(weight.dtype).to(weight.device)
+        self.resampling = counts.to(weight) * self.weights
+        self.scalars = {
+            name: torch.zeros(m, dtype=torch.float64)
+            for name in ("error", "metric_clean", "metric_end", "absolute_gap", "absolute_total")
+        }
+
+    def add(self, m: int, index: Int[Tensor, " B"], slopes: Slopes, way: Point) -> None:
+        """Add one batch at checkpoint m.
+
+        Args:
+            m: the checkpoint.
+            index: the numbers of the prompts.
+            slopes: of the metric on the path.
+            way: of the path, from its beginning to its end.
+        """
+        effects, error_effects = token_effects(slopes.gradient, way, self.crosscoder.raw_decoder(m))
+        effect = self.aggregation.per_prompt(effects)
+        index = index.to(self.weights.device)
+        weights = self.weights[index]
+        self.ie[m] += (weights[:, None] * effect).sum(0).cpu()
+        self.prompts_above[m] += (effect > 0).sum(0).cpu()
+        self.prompts_below[m] += (effect < 0).sum(0).cpu()
+        self.resampled[m] += self.resampling[:, index] @ effect
+        total = slopes.metric_end - slopes.metric_clean
+        gap = (slopes.gradient * way.x).sum((1, 2)) - total
+        for name, values in (
+            ("error", weights * error_effects.sum(1)),
+            ("metric_clean", slopes.metric_clean / self.n),
+            ("metric_end", slopes.metric_end / self.n),
+            ("absolute_gap", gap.abs() / self.n),
+            ("absolute_total", total.abs() / self.n),
+        ):
+            self.scalars[name][m] += values.cpu().double().sum()
+
+    def sign_consistency(self) -> Float[np.ndarray, "M F"]:
+        """Share of the prompts with an effect whose effect has the sign of the sum; NaN where there are none."""
+        alike = torch.where(self.ie > 0, self.prompts_above, torch.where(self.ie < 0, self.prompts_below, 0))
+        return (alike / (self.prompts_above + self.prompts_below)).numpy()
+
+    def intervals(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Percentile bounds of IE [M, F] and of RelIE [F, M]; a resample without effect of a feature has no RelIE."""
+        m, n, f = self.resampled.shape
+        if n == 0:
+            ie_unknown, rel_unknown = np.full((m, f), np.nan, np.float32), np.full((f, m), np.nan, np.float32)
+            return ie_unknown, ie_unknown, rel_unknown, rel_unknown
+        levels = torch.tensor([(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]).to(self.resampled)
+        ie, rel = [], []
+        for part in self.resampled.split(512, dim=2):  # quantiles sort a copy: a part at a time keeps it small
+            size = part.abs()
+            ie.append(torch.quantile(part, levels, dim=1))
+            rel.append(torch.nanquantile(size / size.sum(0), levels, dim=1).transpose(1, 2))
+        low_high, rel_low_high = torch.cat(ie, 2).cpu().numpy(), torch.cat(rel, 1).cpu().numpy()
+        return low_high[0], low_high[1], rel_low_high[0], rel_low_high[1]
+
+
+def token_effects(
+    gradient: Float[Tensor, "B S D"], way: Point, decoder: Float[Tensor, "F D"]
+) -> tuple[Float[Tensor, "B S F"], Float[Tensor, "B S"]]:
+    """Effects at single tokens: (f_i' - f_i) <mean gradient, d_i,m> of features, <mean gradient, error' - error>."""
+    return way.f * (gradient @ decoder.T), (gradient * way.error).sum(-1)
