@@ -160,7 +160,7 @@ def similarity(n_features: int, n: int, rng: np.random.Generator) -> np.ndarray:
 
 def exact(features: pa.Table, chosen: list[str], rng: np.random.Generator, k: int = 60) -> pa.Table:
     """Exact effects near the attributed ones, of the strongest features of the first two tasks."""
-    n = len(chosen)
+    n, k = len(chosen), min(k, features["feature"].to_numpy().max() + 1)
     tables = []
     for task in ATTRIBUTED[:2]:
         of_task = features.filter(pa.compute.equal(features["task"], task))

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from plotly.offline import get_plotlyjs
 
 from crosstime.analysis.numbers import token_count
+from crosstime.analysis.overlap import overlap as compare
 from crosstime.analysis.survey import Survey
 from crosstime.report import exact, summary, words
 from crosstime.report.colour import checkpoint_colours
@@ -22,7 +23,18 @@ from crosstime.report.data import ReportData, TaskEffects
 from crosstime.report.diagnosis import LABEL_WORDS, diagnosis
 from crosstime.report.directions import mean_similarity, turn
 from crosstime.report.features import LIFECYCLE_WORDS, TaskFeatures, by_task, class_group, class_words, pairs
-from crosstime.report.plots import ablation, crosscoder, decoder, effects, matrix, pairwise, survey, trajectories
+from crosstime.report.plots import (
+    ablation,
+    crosscoder,
+    decoder,
+    effects,
+    evolution,
+    matrix,
+    overlap,
+    pairwise,
+    survey,
+    trajectories,
+)
 from crosstime.report.plots import diagnosis as plots_of_diagnosis
 from crosstime.report.plots import exact as plots_of_exact
 from crosstime.report.plots.axis import TokenAxis
@@ -34,6 +46,8 @@ from crosstime.report.story import GroupStory, group_stories, lead, promotes, ta
 
 HERE = Path(__file__).parent
 SCRIPTS = ("page.js", "figures.js", "trajectories.js", "table.js", "card.js", "main.js")
+TOPS = (10, 100)
+"""Top features of each task whose overlap is looked at, as in arXiv 2509.05291."""
 MANY = 4
 """Checkpoints from which on features are followed over training."""
 
@@ -149,6 +163,9 @@ def _figures(parts: _Parts) -> dict[str, list[Figure]]:
             found = parts.directions
             figures["directions"] = [trajectories.directions(found, turn(found), colours)]
             figures["neighbours"] = [trajectories.neighbours(found, parts.axis, colours)]
+    if len(tasks) > 1:
+        ie = {task: features.ie.T for task, features in tasks.items()}
+        figures["overlap"] = [overlap.overlaps(compare(ie, data.chosen, k), k) for k in TOPS]
     if parts.extras.diagnosis is not None:
         figures["scaling"] = [plots_of_diagnosis.latent_scaling(parts.extras.diagnosis)]
     if data.ablation is not None:
@@ -176,6 +193,7 @@ def _task_figures(features: TaskFeatures, parts: _Parts) -> dict[str, Figure]:
     notes = _notes(features, parts)
     figures = {"relative": effects.relative_effects(features, parts.colours, notes)}
     if len(parts.colours) > 1:
+        figures["evolution"] = evolution.effects_over_time(features, parts.axis, parts.colours, notes)
         figures["decoder"] = decoder.dec_against_ie(features, parts.colours, parts.decoder_labels)
     if len(parts.colours) > 2:
         figures["pairwise"] = pairwise.pairwise_effects(features, parts.colours, parts.decoder_labels)
@@ -290,6 +308,7 @@ def _render(parts: _Parts, figures: Mapping[str, list[Figure]]) -> str:
         tokens=token_count,
         share=words.share,
         number=words.number,
+        fixed=words.fixed,
         duration=words.duration,
         class_words=lambda label: class_words(label, data.chosen),
     )
@@ -312,11 +331,13 @@ def _render(parts: _Parts, figures: Mapping[str, list[Figure]]) -> str:
         turn=turn(parts.directions) if parts.directions is not None else None,
         label_counts=summary.label_counts(parts.extras.diagnosis, tasks) if parts.extras.diagnosis else [],
         label_colours=plots_of_diagnosis.LABEL_COLOURS,
+        exact_counts=[(t, len(parts.extras.exact[t].feature)) for t in tasks if t in parts.extras.exact],
         exact_rows=summary.exact_rows(parts.extras.exact, tasks),
         validation_rows=summary.validation_rows(data.validation) if data.validation is not None else [],
         decoder_labels=parts.decoder_labels,
-        decoder_correlations=[summary.decoder_correlation(features) for features in tasks.values()],
+        decoder_rows=summary.decoder_rows(tasks),
         class_colour=lambda label: effects.class_colour(label, parts.colours),
         row_limit=row_limit(len(data.chosen)),
         has_tasks=bool(tasks),
+        has_sign=any(features.sign_consistency is not None for features in tasks.values()),
     )

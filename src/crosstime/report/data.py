@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -69,6 +69,10 @@ class TaskEffects:
     metric_end: list[float]
     skipped: dict[str, int] = field(default_factory=dict)
     """Reason -> number of pairs that gave no prompt."""
+    method: str = "integrated"
+    """Where gradients were taken and how effects were aggregated."""
+    baseline: str = "bias"
+    """What features were compared with."""
 
     @classmethod
     def from_json(cls, entry: Mapping[str, Any]) -> TaskEffects:
@@ -77,7 +81,8 @@ class TaskEffects:
         Raises:
             ValueError: a key is missing.
         """
-        missing = [name for name in cls.__dataclass_fields__ if name not in entry and name != "skipped"]
+        optional = {name: entry[name] for name in ("skipped", "method", "baseline") if name in entry}
+        missing = [f.name for f in fields(cls) if f.name not in entry and f.default is f.default_factory is MISSING]
         if missing:
             raise ValueError(f"tasks.json: an entry lacks {', '.join(missing)}: attribute the tasks again")
 
@@ -94,7 +99,7 @@ class TaskEffects:
             gap=numbers("gap"),
             metric_clean=numbers("metric_clean"),
             metric_end=numbers("metric_end"),
-            skipped=entry.get("skipped", {}),
+            **optional,
         )
 
 

@@ -6,19 +6,20 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 
 from crosstime.analysis.effects import LARGE_GAP
+from crosstime.analysis.norm_and_effect import norm_and_effect
 from crosstime.analysis.numbers import token_count
 from crosstime.analysis.quality import Quality
 from crosstime.analysis.relative import SPECIFIC
 from crosstime.report import words
 from crosstime.report.data import ReportData, TaskEffects
 from crosstime.report.diagnosis import LABEL_WORDS, Diagnosis
-from crosstime.report.exact import TaskExact, spearman
+from crosstime.report.exact import TaskExact
 from crosstime.report.features import ClassGroup, TaskFeatures, class_group, pairs
 
 SMALL_COST = 0.5
@@ -194,9 +195,11 @@ def _pair_count(relative: np.ndarray) -> PairCount:
     return PairCount(before, int(np.isfinite(relative).sum()) - before - after, after)
 
 
-def decoder_correlation(features: TaskFeatures) -> float:
-    """Spearman's rank correlation of RelDec and RelIE, over features with a class and checkpoints; NaN below 3."""
-    return spearman(features.rel_dec[features.counts].ravel(), features.rel_ie[features.counts].ravel())
+def decoder_rows(tasks: Mapping[str, TaskFeatures]) -> list[tuple[str, list[Cell]]]:
+    """(checkpoint, cells): for each task the rank correlation of RelDec and RelIE, over the strongest features."""
+    names = next(iter(tasks.values())).checkpoints if tasks else []
+    by_task = [norm_and_effect(features.rel_dec, features.ie.T).correlation for features in tasks.values()]
+    return [(name, [Cell(words.fixed(float(rho[m]))) for rho in by_task]) for m, name in enumerate(names)]
 
 
 @dataclass(frozen=True)
@@ -223,13 +226,16 @@ def _with(label: str, diagnosis: Diagnosis, features: TaskFeatures) -> tuple[int
     return len(rows), sum(features.classes[row].startswith("specific:") for row in rows)
 
 
-def exact_rows(exact: Mapping[str, TaskExact], tasks: Mapping[str, TaskFeatures]) -> list[tuple[str, int, list[Cell]]]:
-    """(task, number of features, cells): by checkpoint the rank correlation of IE with the exact one, then of RelIE."""
-    rows = []
-    for task, found in ((task, exact[task]) for task in tasks if task in exact):
-        of_ie, of_rel_ie = zip(*found.correlations(), strict=True)
-        rows.append((task, len(found.feature), [Cell(words.number(rho)) for rho in (*of_ie, *of_rel_ie)]))
-    return rows
+def exact_rows(exact: Mapping[str, TaskExact], tasks: Mapping[str, TaskFeatures]) -> list[tuple[str, list[Cell]]]:
+    """(checkpoint, cells): for each task the rank correlations of IE, and of RelIE, with the exact one."""
+    found = [exact[task] for task in tasks if task in exact]
+    if not found:
+        return []
+    by_task = [one.correlations() for one in found]
+    return [
+        (name, [Cell(words.fixed(rho)) for of_task in by_task for rho in of_task[m]])
+        for m, name in enumerate(found[0].checkpoints)
+    ]
 
 
 @dataclass(frozen=True)
@@ -244,8 +250,8 @@ class ValidationRow:
 
 
 def validation_rows(table: pa.Table) -> list[ValidationRow]:
-    """The rows of the ablation validation, each with RelIE, RelDec and their difference, and the 95 % intervals."""
-    return [
+    """The ablation validation: RelIE, RelDec and their difference with 95 % intervals; means first."""
+    rows = [
         ValidationRow(
             row["task"],
             (row["first"], row["second"]) if row["first"] is not None else None,
@@ -255,8 +261,9 @@ def validation_rows(table: pa.Table) -> list[ValidationRow]:
         )
         for row in table.to_pylist()
     ]
+    return sorted(rows, key=lambda row: (row.task is not None, row.pair is not None, row.top_k))
 
 
-def _interval(row: Mapping[str, float], name: str) -> Cell:
+def _interval(row: Mapping[str, Any], name: str) -> Cell:
     value, low, high = (row[f"{name}{bound}"] for bound in ("", "_low", "_high"))
     return Cell(words.fixed(value), note="" if math.isnan(low) else f"{words.fixed(low)} to {words.fixed(high)}")

@@ -10,7 +10,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
+from safetensors.numpy import load_file
 
 from crosstime import artifact
 from crosstime.analysis.ablation import Ablation, ablate
@@ -206,9 +209,31 @@ def report_data(run: Run) -> ReportData:
         tasks=tuple(TaskEffects.from_json(entry) for entry in run.read_json("effects/tasks.json")),
         ablation=Ablation.load(run.folder / "ablation"),
         contexts=load_contexts(run.folder / "contexts" / "contexts.json"),
+        diagnostics=_table_of(run, "diagnostics/diagnostics.parquet"),
+        similarity=_similarity(run),
+        exact=_table_of(run, "ablation/exact.parquet"),
+        validation=_table_of(run, "ablation/validation.parquet"),
+        annotations=_annotations(run),
         training=tuple(TrainingPoint(r["rows"], r["loss"], r["l0"], r["explained_variance"]) for r in log),
         groups=tuple(TaskGroup(name, tuple(p.name for p in parts)) for name, parts in run.surveyed.items()),
     )
+
+
+def _table_of(run: Run, name: str) -> pa.Table | None:
+    """A table of an artifact, where the run has it."""
+    return pq.read_table(run.folder / name) if (run.folder / name).is_file() else None
+
+
+def _similarity(run: Run) -> np.ndarray | None:
+    """[F, M, M] cosine of each feature's decoder vectors between checkpoints, where the run has them."""
+    path = run.folder / "diagnostics" / "similarity.safetensors"
+    return load_file(path)["cosine"] if path.is_file() else None
+
+
+def _annotations(run: Run) -> tuple[dict[str, Any], ...]:
+    """What people say of features, where they have."""
+    name = "annotations/annotations.json"
+    return tuple(run.read_json(name)) if (run.folder / name).is_file() else ()
 
 
 def _source(run: Run) -> str:

@@ -93,7 +93,7 @@ def _joint_bars(rows: Sequence[Mapping[str, Any]], column: str, chosen: Mapping[
                 x=[tick for tick, _, _ in kept],
                 y=[row[column] for _, row, _ in kept],
                 marker={"color": colours},
-                text=[words.fixed(row[column]) for _, row, _ in kept],
+                text=[words.fixed(row[column]) for _, row, _ in kept] if len(ticks) <= 8 else None,
                 textposition="outside",
                 textfont={"size": 10.5, "color": SOFT},
                 cliponaxis=False,
@@ -102,6 +102,6 @@ def _joint_bars(rows: Sequence[Mapping[str, Any]], column: str, chosen: Mapping[
             )
         )
     yaxis = {"nticks": 5, "zeroline": True, "zerolinecolor": FAINT}
-    return styled(
-        bars, barmode="group", bargap=0.35, bargroupgap=0.08, yaxis=yaxis, xaxis={"showgrid": False, "type": "category"}
-    )
+    shown = {"tickvals": ticks[:: math.ceil(len(ticks) / 8)]} if ticks else {}
+    xaxis = {"showgrid": False, "type": "category"} | shown
+    return styled(bars, barmode="group", bargap=0.35, bargroupgap=0.08, yaxis=yaxis, xaxis=xaxis)

@@ -147,7 +147,8 @@ def _map(features: TaskFeatures, rows: np.ndarray, chosen: Mapping[str, str], no
         # A label for each row, which the hover text shows: a text for each cell would be M times as much.
         y=["<br>".join(filter(None, (f"<b>Feature {i}</b>", escaped(notes.get(i, ""))))) for i in ids],
         zmin=0,
-        zmax=1,
+        # The few that hold the most would leave the others pale.
+        zmax=float(np.quantile(relative, 0.99)) if len(rows) else 1.0,
         colorscale=[list(stop) for stop in SEQUENTIAL],
         meta={"features": ids},
         hovertemplate="%{y}<br>%{x}: RelIE <b>%{z:.2f}</b><extra></extra>",

@@ -22,7 +22,8 @@ def exact_effects(found: TaskExact | None, colours: Mapping[str, str]) -> Figure
         found: of the task; None where none was measured.
     """
     if found is None:
-        empty = styled([]).add_annotation(text="no feature of this task was ablated one by one", **CENTRE)
+        empty = styled([], xaxis={"visible": False}, yaxis={"visible": False})
+        empty.add_annotation(text="no feature of this task was ablated one by one", **CENTRE)
         return Figure("exact", "Exact RelIE", {"RelIE": empty, "IE": empty}, 420)
     strength = np.abs(found.exact).max(axis=1)
     rows = np.argsort(-strength, kind="stable")[: POINTS // len(found.checkpoints)]

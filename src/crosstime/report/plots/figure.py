@@ -102,6 +102,30 @@ def note(x: float | int, y: float | int, text: str, **more: Any) -> dict[str, An
     return {"x": x, "y": y, "text": text, "showarrow": False, "font": {"size": 10.5, "color": FAINT}} | more
 
 
+def end_notes(ends: Sequence[tuple[float, str]], span: tuple[float, float], step: float) -> list[dict[str, Any]]:
+    """Labels beside the ends of lines, pushed apart where they would overlap.
+
+    Args:
+        ends: (value, label) of each line.
+        span: of the axis.
+        step: least distance of two labels, as a part of the span.
+    """
+    low, high = span
+    step *= high - low
+    known = sorted((value, label) for value, label in ends if not math.isnan(value))
+    places: list[float] = []
+    for value, _ in known:
+        places.append(max(value, places[-1] + step) if places else value)
+    over = max(0.0, places[-1] - high) if places else 0.0
+    for i in reversed(range(len(known))):
+        limit = places[i + 1] - step if i + 1 < len(places) else high
+        places[i] = min(places[i], limit) if over else places[i]
+    return [
+        note(1, place, label, xref="paper", xanchor="left", xshift=8)
+        for place, (_, label) in zip(places, known, strict=True)
+    ]
+
+
 def floats(values: np.ndarray, digits: int = 5) -> list[float | None]:
     """Plain numbers with a few significant digits, None for NaN: small in the page's script."""
     return [float(f"{v:.{digits}g}") if math.isfinite(v) else None for v in np.asarray(values, dtype=float)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,7 +14,7 @@ from crosstime.report import words
 from crosstime.report.colour import FAINT, INK, PALE, SOFT
 from crosstime.report.data import TaskGroup
 from crosstime.report.plots.axis import TokenAxis, log_axis
-from crosstime.report.plots.figure import CENTRE, Figure, clipped, escaped, floats, note, padded, styled
+from crosstime.report.plots.figure import CENTRE, Figure, clipped, end_notes, escaped, floats, padded, styled
 from crosstime.report.plots.matrix import triangle
 from crosstime.report.trajectory import CHANCE, chance_band, pooled
 
@@ -139,21 +138,11 @@ def _chance(base: float, band: float) -> list[dict[str, Any]]:
 
 
 def _end_labels(ends: Sequence[tuple[float, str]], span: tuple[float, float]) -> list[dict[str, Any]]:
-    """Labels beside the ends of lines, pushed apart where they would overlap."""
-    low, high = span
-    step = 0.062 * (high - low)
-    known = sorted((value, label) for value, label in ends if not math.isnan(value))
-    places: list[float] = []
-    for value, _ in known:
-        places.append(max(value, places[-1] + step) if places else value)
-    over = max(0.0, places[-1] - high) if places else 0.0
+    """Labels beside the ends of the lines; that of all pairs is bold."""
     notes = []
-    for i in reversed(range(len(known))):
-        limit = places[i + 1] - step if i + 1 < len(places) else high
-        places[i] = min(places[i], limit) if over else places[i]
-    for place, (_, label) in zip(places, known, strict=True):
-        whole = label == "all pairs"
+    for label in end_notes(ends, span, 0.062):
+        whole = label["text"] == "all pairs"
         font = {"size": 11, "color": INK if whole else SOFT}
-        text = f"<b>{label}</b>" if whole else escaped(clipped(label, 22))
-        notes.append(note(1, place, text, xref="paper", xanchor="left", xshift=8) | {"font": font})
+        text = "<b>all pairs</b>" if whole else escaped(clipped(label["text"], 22))
+        notes.append(label | {"text": text, "font": font})
     return notes

@@ -59,7 +59,7 @@ def neighbours(similarity: Float[np.ndarray, "M M"], axis: TokenAxis, colours: M
     """Mean cosine of each checkpoint's directions with those of the one before, and with those of the last."""
     before = np.array([np.nan, *np.diagonal(similarity, offset=1)])
     hover = axis.hover()
-    marker = {"size": 8, "color": list(colours.values()), "line": {"color": "#fff", "width": 1}}
+    marker = _dots(colours)
     lines = [
         go.Scatter(
             x=axis.positions,
@@ -97,6 +97,11 @@ def populations(counted: Mapping[str, Population], axis: TokenAxis, colours: Map
     )
 
 
+def _dots(colours: Mapping[str, str]) -> dict[str, Any]:
+    size = 8 if len(colours) <= 12 else 5
+    return {"size": size, "color": list(colours.values()), "line": {"color": "#fff", "width": size / 8}}
+
+
 def _population(counts: Population, axis: TokenAxis, colours: Mapping[str, str]) -> go.Figure:
     steps = np.diff(axis.positions)
     width = 0.55 * float(steps.min()) if len(steps) else 0.5
@@ -123,7 +128,7 @@ def _population(counts: Population, axis: TokenAxis, colours: Mapping[str, str])
         mode="lines+markers",
         text=hover,
         line={"color": INK, "width": 1.75},
-        marker={"size": 8, "color": list(colours.values()), "line": {"color": "#fff", "width": 1}},
+        marker=_dots(colours),
         hovertemplate="<b>%{y:,}</b> features present<br>%{text}<extra></extra>",
     )
     return styled(
