@@ -30,7 +30,8 @@ def _whole_way(folder, device):
     features = np.argsort(-quality.frequency)[:2].tolist()
     found = ct.contexts(crosscoder, models, heldout, suite.tokenizer, features, top=2)
     table = ct.feature_table([effects], crosscoder, quality.frequency)
-    return surveyed, quality, effects, ablation, found, table
+    diagnostics = ct.diagnose(crosscoder, models, heldout)
+    return surveyed, quality, effects, ablation, found, table, diagnostics
 
 
 @pytest.fixture(scope="module")
@@ -39,13 +40,14 @@ def on_cpu(tiny_suite):
 
 
 def test_the_parts_fit_together(on_cpu):
-    surveyed, quality, effects, ablation, found, table = on_cpu
+    surveyed, quality, effects, ablation, found, table, diagnostics = on_cpu
     assert surveyed.checkpoints == quality.checkpoints == effects.checkpoints == ["step0", "step10", "step100"]
     assert (quality.ce_zero > 0).all()
     assert effects.ie.shape == (3, 32)
     assert set(ablation.table["group"].to_pylist()) == {"top", "random"}
     assert all(context.contexts for context in found.values())
     assert table.num_rows == 32
+    assert sum(diagnostics.counts.values()) == 32
 
 
 @pytest.mark.gpu

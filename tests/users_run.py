@@ -41,18 +41,33 @@ save_seconds = 300
 log_steps = 4
 [evaluation]
 blocks = 4
+[diagnostics]
+blocks = 4
 [effects]
 steps = 4
 bootstrap = 10
 [ablation]
 top_k = 2
+exact = 12
+bootstrap = 10
 [report]
 top_k = 3
 contexts = 2
 blocks = 4
 """
 
-ARTIFACTS = ("suite", "survey", "compare", "crosscoder", "evaluation", "effects", "ablation", "contexts", "report")
+ARTIFACTS = (
+    "suite",
+    "survey",
+    "compare",
+    "crosscoder",
+    "evaluation",
+    "diagnostics",
+    "effects",
+    "ablation",
+    "contexts",
+    "report",
+)
 
 
 def write_inputs(folder: Path, suite: Path) -> Path:

@@ -2,7 +2,6 @@
 
 import json
 from itertools import combinations
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,8 +11,7 @@ from hypothesis.extra import numpy as hnp
 from safetensors.numpy import load_file
 
 from crosstime.analysis.relative import level, lifecycle, negligible, pairwise, relative, sharing
-
-GOLDEN = Path(__file__).parents[1] / "golden"
+from golden_numbers import FOLDER
 
 NAMES = ["A", "B", "C"]
 
@@ -113,7 +111,7 @@ def test_pairs_follow_from_the_shares_of_all(values):
 
 @pytest.fixture(scope="module")
 def golden():
-    return load_file(GOLDEN / "relative_measures.safetensors")
+    return load_file(FOLDER / "relative_measures.safetensors")
 
 
 def _papers_pairs(values, no_effect="undefined"):
@@ -142,9 +140,9 @@ def test_our_relative_effects_differ_only_where_there_is_no_effect(golden):
 
 @pytest.mark.parametrize("form", ["unfolded", "folded"])
 def test_relative_decoder_norms_of_the_papers_code(golden, form):
-    decoder = load_file(GOLDEN / "encode_decode.safetensors")["folded_param.W_dec"]
+    decoder = load_file(FOLDER / "encode_decode.safetensors")["folded_param.W_dec"]
     if form == "unfolded":
-        decoder = load_file(GOLDEN / "crosscoder_unfolded.safetensors")["W_dec"]
+        decoder = load_file(FOLDER / "crosscoder_unfolded.safetensors")["W_dec"]
     norms = np.linalg.norm(decoder, axis=-1).T
     np.testing.assert_allclose(relative(norms).T, golden[f"{form}.one_vs_all"], rtol=1e-6)
     np.testing.assert_allclose(_papers_pairs(norms), golden[f"{form}.pairwise"], rtol=1e-6)
@@ -152,13 +150,13 @@ def test_relative_decoder_norms_of_the_papers_code(golden, form):
 
 
 def test_relative_decoder_norms_of_two_checkpoints_of_the_papers_code(golden):
-    norms = np.linalg.norm(load_file(GOLDEN / "crosscoder_unfolded.safetensors")["W_dec"], axis=-1).T
+    norms = np.linalg.norm(load_file(FOLDER / "crosscoder_unfolded.safetensors")["W_dec"], axis=-1).T
     for m, n in combinations(range(3), 2):
         np.testing.assert_allclose(relative(norms[[m, n]])[:, 1], golden[f"unfolded.two_way_{m}{n}"], rtol=1e-6)
 
 
 def test_levels_of_the_papers_code():
-    cases = json.loads((GOLDEN / "relative_measures.json").read_text())["classify"]
+    cases = json.loads((FOLDER / "relative_measures.json").read_text())["classify"]
     shares, levels = np.array([[np.nan if value is None else value for value in case] for case in cases]).T
     np.testing.assert_array_equal(level(shares), levels)
 

@@ -11,8 +11,11 @@ import pyarrow.compute
 
 from crosstime.analysis.ablation import Ablation
 from crosstime.analysis.contexts import Context, FeatureContexts
+from crosstime.analysis.diagnostics import LABELS, Diagnostics
+from crosstime.analysis.exact import Exact
 from crosstime.analysis.quality import Quality
 from crosstime.analysis.survey import Proposal, Survey
+from crosstime.annotation.annotation import Annotation
 from crosstime.report.data import ReportData, RunFacts, TaskEffects, TaskGroup, TrainingPoint
 
 STEPS = (0, 64, 128, 256, 512, 1000, 2000, 3786)
@@ -113,8 +116,7 @@ def whole_data(
     return dataclasses.replace(
         data,
         features=consistent(data.features, data.chosen, rng),
-        diagnostics=diagnostics(data.features, data.chosen, rng),
-        similarity=similarity(n_features, len(chosen), rng),
+        diagnostics=diagnostics(n_features, data.chosen, rng),
         exact=exact(data.features, data.chosen, rng),
         validation=validation(data.chosen),
         annotations=tuple(annotations(sorted(data.contexts))),
@@ -128,23 +130,25 @@ def consistent(features: pa.Table, chosen: list[str], rng: np.random.Generator) 
     return features
 
 
-def diagnostics(features: pa.Table, chosen: list[str], rng: np.random.Generator) -> pa.Table:
+def diagnostics(n: int, chosen: list[str], rng: np.random.Generator) -> Diagnostics:
     """A label for each feature, by its number; feature 3 is the twin of feature 5."""
-    n = len(set(features["feature"].to_pylist()))
-    labels = ("maintained", "emerged", "dropped", "rotated", "artefact", "undefined")
-    columns: dict[str, object] = {
-        "feature": np.arange(n, dtype=np.int32),
-        "label": [labels[i % len(labels)] for i in range(n)],
-        "reference": [chosen[i % len(chosen)] for i in range(n)],
-        "twin": pa.array([{3: 5, 5: 3}.get(i) for i in range(n)], pa.int32()),
-    }
-    for m, name in enumerate(chosen):
-        strength = rng.random(n)
-        strength[np.arange(n) % len(chosen) == m] = 1.0
-        columns[f"strength_{name}"] = strength
-        columns[f"nu_error_{name}"] = np.where(rng.random(n) < 0.02, np.nan, rng.normal(0.3, 0.3, n))
-        columns[f"nu_reconstruction_{name}"] = rng.normal(0.4, 0.4, n)
-    return pa.table(columns)
+    reference = np.arange(n) % len(chosen)
+    strength = rng.random((n, len(chosen)))
+    strength[np.arange(n), reference] = 1.0
+    unknown = rng.random(strength.shape) < 0.02
+    return Diagnostics(
+        checkpoints=chosen,
+        n_tokens=65_000,
+        label=[LABELS[i % len(LABELS)] for i in range(n)],
+        reference=reference,
+        twin=np.array([{3: 5, 5: 3}.get(i, -1) for i in range(n)]),
+        fired=rng.integers(0, 4000, n),
+        fit=rng.uniform(0.8, 1.3, n),
+        strength=strength,
+        nu_error=np.where(unknown, np.nan, rng.normal(0.3, 0.3, strength.shape)),
+        nu_reconstruction=rng.normal(0.4, 0.4, strength.shape),
+        cosine=similarity(n, len(chosen), rng),
+    )
 
 
 def similarity(n_features: int, n: int, rng: np.random.Generator) -> np.ndarray:
@@ -158,7 +162,7 @@ def similarity(n_features: int, n: int, rng: np.random.Generator) -> np.ndarray:
     return cosine.astype(np.float32)
 
 
-def exact(features: pa.Table, chosen: list[str], rng: np.random.Generator, k: int = 60) -> pa.Table:
+def exact(features: pa.Table, chosen: list[str], rng: np.random.Generator, k: int = 60) -> Exact:
     """Exact effects near the attributed ones, of the strongest features of the first two tasks."""
     n, k = len(chosen), min(k, features["feature"].to_numpy().max() + 1)
     tables = []
@@ -178,7 +182,7 @@ def exact(features: pa.Table, chosen: list[str], rng: np.random.Generator, k: in
             if name != "ie":
                 columns |= {f"{name}_low": values.ravel() - 0.01, f"{name}_high": values.ravel() + 0.01}
         tables.append(pa.table(columns))
-    return pa.concat_tables(tables)
+    return Exact(pa.concat_tables(tables))
 
 
 def validation(chosen: list[str]) -> pa.Table:
@@ -197,15 +201,10 @@ def validation(chosen: list[str]) -> pa.Table:
 BOUNDS = (("", 0.0), ("_low", -0.1), ("_high", 0.1))
 
 
-def annotations(features: list[int]) -> list[dict[str, object]]:
+def annotations(features: list[int]) -> list[Annotation]:
     """Two annotators on some features, one of them hostile."""
-    said = [
-        {"feature": feature, "annotator": "Ada", "description": f"plural nouns {feature}", "languages": ("en", "fr")}
-        | {"category": "number"}
-        for feature in features[::2]
-    ]
-    hostile = {"annotator": "<b>Eve</b>", "description": NASTY[1], "languages": (), "category": "</script>"}
-    return said + [{"feature": feature} | hostile for feature in features[::4]]
+    said = [Annotation(feature, "Ada", f"plural nouns {feature}", ("en", "fr"), "number") for feature in features[::2]]
+    return said + [Annotation(feature, "<b>Eve</b>", NASTY[1], (), "</script>") for feature in features[::4]]
 
 
 def long_survey(chosen: list[str], rng: np.random.Generator) -> Survey:

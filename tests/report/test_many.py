@@ -11,7 +11,6 @@ from crosstime.report.build import build_report
 from crosstime.report.features import class_group, class_words, pairs
 
 MEGABYTE = 2**20
-OPTIONAL = ("diagnostics", "similarity", "exact", "validation")
 
 
 def page(folder) -> str:
@@ -52,13 +51,13 @@ def test_every_figure_has_a_place_and_every_place_a_figure(whole_reports, n):
         assert places == set(values(whole_reports[n], f"task-{task}.js")["figures"])
 
 
-@pytest.mark.parametrize("missing", [*OPTIONAL, "annotations"])
+@pytest.mark.parametrize("missing", ["diagnostics", "exact", "validation", "annotations"])
 def test_what_a_run_does_not_have_is_left_out(synthetic, tmp_path, missing):
     data = synthetic.whole_data(synthetic.many(8), n_features=64)
     build_report(dataclasses.replace(data, **{missing: () if missing == "annotations" else None}), tmp_path)
     html, rows = page(tmp_path), values(tmp_path, "task-0.js")["rows"]
     assert ('id="honesty"' in html) == (missing != "diagnostics")
-    assert ('id="plot-directions"' in html) == (missing != "similarity")
+    assert ('id="plot-directions"' in html) == (missing != "diagnostics")
     assert ("Exact RelIE</h3>" in html) == (missing != "exact")
     assert ("Which measure tells" in html) == (missing != "validation")
     assert ("label" in rows) == (missing != "diagnostics")
@@ -98,11 +97,11 @@ def test_a_card_holds_what_is_known_of_its_feature(synthetic, whole_reports):
     known = cards(whole_reports[8])
     card = known[sorted(data.contexts)[0]]
     feature = card["id"]
-    labels = data.diagnostics.to_pydict()
-    assert card["label"] == labels["label"][feature]
-    assert card["nu_error"][2] == pytest.approx(labels["nu_error_step128"][feature], rel=1e-2)
+    assert card["label"] == data.diagnostics.label[feature]
+    assert card["reference"] == data.chosen[data.diagnostics.reference[feature]]
+    assert card["nu_reconstruction"] == pytest.approx(data.diagnostics.nu_reconstruction[feature], rel=1e-2)
     below = np.tril_indices(8, -1)
-    assert card["cosine"] == pytest.approx((100 * data.similarity[feature][below]).round(), abs=0.5)
+    assert card["cosine"] == pytest.approx((100 * data.diagnostics.cosine[feature][below]).round(), abs=0.5)
     assert [remark["annotator"] for remark in card["remarks"]] == ["Ada", "<b>Eve</b>"]
     assert len(card["promoted"]) == 8
     assert sum("rel_exact" in effects for card in known.values() for effects in card["tasks"].values()) == 120
@@ -117,7 +116,7 @@ def test_of_many_checkpoints_the_decoder_is_told_at_some(whole_reports):
 
 def test_exact_shares_stand_beside_the_estimates(synthetic, whole_reports):
     rows = values(whole_reports[3], "task-0.js")["rows"]
-    exact = synthetic.whole_data(n_features=512).exact.to_pylist()
+    exact = synthetic.whole_data(n_features=512).exact.table.to_pylist()
     wanted = [
         row["rel_exact"]
         for row in exact

@@ -9,10 +9,9 @@ from torch import Tensor
 
 from crosstime.analysis.aggregation import Aggregation
 from crosstime.analysis.baselines import Point
+from crosstime.analysis.bootstrap import draw_counts, percentile_bounds
 from crosstime.analysis.integration import Slopes
 from crosstime.crosscoder.crosscoder import Crosscoder
-
-CONFIDENCE = 0.95
 
 
 class EffectSums:
@@ -34,10 +33,8 @@ class EffectSums:
         self.ie = torch.zeros(m, f, dtype=torch.float64)
         self.prompts_above, self.prompts_below = torch.zeros(2, m, f, dtype=torch.long)
         self.resampled = torch.zeros(m, bootstrap, f, dtype=weight.dtype, device=weight.device)
-        drawn = torch.randint(n, (bootstrap, n), generator=torch.Generator().manual_seed(seed))
-        counts = torch.zeros(bootstrap, n).scatter_add_(1, drawn, torch.ones(bootstrap, n))
         self.weights = aggregation.weights.to(weight.dtype).to(weight.device)
-        self.resampling = counts.to(weight) * self.weights
+        self.resampling = draw_counts(n, bootstrap, seed).to(weight) * self.weights
         self.scalars = {
             name: torch.zeros(m, dtype=torch.float64)
             for name in ("error", "metric_clean", "metric_end", "absolute_gap", "absolute_total")
@@ -78,18 +75,7 @@ class EffectSums:
 
     def intervals(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Percentile bounds of IE [M, F] and of RelIE [F, M]; a resample without effect of a feature has no RelIE."""
-        m, n, f = self.resampled.shape
-        if n == 0:
-            ie_unknown, rel_unknown = np.full((m, f), np.nan, np.float32), np.full((f, m), np.nan, np.float32)
-            return ie_unknown, ie_unknown, rel_unknown, rel_unknown
-        levels = torch.tensor([(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]).to(self.resampled)
-        ie, rel = [], []
-        for part in self.resampled.split(512, dim=2):  # quantiles sort a copy: a part at a time keeps it small
-            size = part.abs()
-            ie.append(torch.quantile(part, levels, dim=1))
-            rel.append(torch.nanquantile(size / size.sum(0), levels, dim=1).transpose(1, 2))
-        low_high, rel_low_high = torch.cat(ie, 2).cpu().numpy(), torch.cat(rel, 1).cpu().numpy()
-        return low_high[0], low_high[1], rel_low_high[0], rel_low_high[1]
+        return percentile_bounds(self.resampled)
 
 
 def token_effects(

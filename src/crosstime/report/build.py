@@ -17,10 +17,11 @@ from plotly.offline import get_plotlyjs
 from crosstime.analysis.numbers import token_count
 from crosstime.analysis.overlap import overlap as compare
 from crosstime.analysis.survey import Survey
-from crosstime.report import exact, summary, words
+from crosstime.annotation.agreement import agreements
+from crosstime.report import summary, words
 from crosstime.report.colour import checkpoint_colours
 from crosstime.report.data import ReportData, TaskEffects
-from crosstime.report.diagnosis import LABEL_WORDS, diagnosis
+from crosstime.report.diagnosis import LABEL_WORDS
 from crosstime.report.directions import mean_similarity, turn
 from crosstime.report.features import LIFECYCLE_WORDS, TaskFeatures, by_task, class_group, class_words, pairs
 from crosstime.report.plots import (
@@ -103,29 +104,23 @@ class _Parts:
             dict(zip(data.chosen, checkpoint_colours(len(data.chosen)), strict=True)),
             groups,
             TokenAxis.of(data.chosen, data.tokens),
-            Extras(
-                data.contexts,
-                diagnosis(data.diagnostics, data.chosen) if data.diagnostics is not None else None,
-                data.similarity,
-                exact.by_task(data.exact, data.chosen) if data.exact is not None else {},
-                remarks(data.annotations),
-            ),
+            Extras(data.contexts, data.diagnostics, data.exact, remarks(data.annotations)),
             sorted({features.classes[row] for features in tasks.values() for row in listed(features)}),
         )
 
     @cached_property
     def directions(self) -> Float[np.ndarray, "M M"] | None:
         """Mean cosine of two checkpoints' decoder vectors, over the features that fire and are present at both."""
-        if self.data.similarity is None or not self.tasks:
+        if self.data.diagnostics is None or not self.tasks:
             return None
         features = next(iter(self.tasks.values()))
         there = present(features.rel_dec) & (features.frequency > 0)[:, None]
-        return mean_similarity(self.data.similarity[features.feature], there)
+        return mean_similarity(self.data.diagnostics.cosine[features.feature], there)
 
     @cached_property
     def decoder_labels(self) -> dict[int, str]:
         """Feature -> "by its decoder maintained"; empty without diagnostics."""
-        found = self.extras.diagnosis
+        found = self.data.diagnostics
         return {i: f"by its decoder {label}" for i, label in enumerate(found.label)} if found is not None else {}
 
     @property
@@ -166,8 +161,8 @@ def _figures(parts: _Parts) -> dict[str, list[Figure]]:
     if len(tasks) > 1:
         ie = {task: features.ie.T for task, features in tasks.items()}
         figures["overlap"] = [overlap.overlaps(compare(ie, data.chosen, k), k) for k in TOPS]
-    if parts.extras.diagnosis is not None:
-        figures["scaling"] = [plots_of_diagnosis.latent_scaling(parts.extras.diagnosis)]
+    if data.diagnostics is not None:
+        figures["scaling"] = [plots_of_diagnosis.latent_scaling(data.diagnostics)]
     if data.ablation is not None:
         figures["ablation"] = [ablation.ablation_scatter(data.ablation, colours)]
         figures["joint"] = ablation.ablation_joint(data.ablation, colours)
@@ -198,8 +193,7 @@ def _task_figures(features: TaskFeatures, parts: _Parts) -> dict[str, Figure]:
     if len(parts.colours) > 2:
         figures["pairwise"] = pairwise.pairwise_effects(features, parts.colours, parts.decoder_labels)
     if parts.data.exact is not None:
-        found = parts.extras.exact.get(features.task)
-        figures["exact"] = plots_of_exact.exact_effects(found, parts.colours)
+        figures["exact"] = plots_of_exact.exact_effects(parts.data.exact, features.task, parts.colours)
     return figures
 
 
@@ -329,10 +323,10 @@ def _render(parts: _Parts, figures: Mapping[str, list[Figure]]) -> str:
         class_counts=summary.class_counts(tasks),
         pair_counts=summary.pair_counts(tasks),
         turn=turn(parts.directions) if parts.directions is not None else None,
-        label_counts=summary.label_counts(parts.extras.diagnosis, tasks) if parts.extras.diagnosis else [],
+        label_counts=summary.label_counts(data.diagnostics, tasks) if data.diagnostics is not None else [],
         label_colours=plots_of_diagnosis.LABEL_COLOURS,
-        exact_counts=[(t, len(parts.extras.exact[t].feature)) for t in tasks if t in parts.extras.exact],
-        exact_rows=summary.exact_rows(parts.extras.exact, tasks),
+        exact=summary.exact_table(data.exact, list(tasks)) if data.exact is not None else None,
+        agreements=agreements(data.annotations),
         validation_rows=summary.validation_rows(data.validation) if data.validation is not None else [],
         decoder_labels=parts.decoder_labels,
         decoder_rows=summary.decoder_rows(tasks),

@@ -7,13 +7,15 @@ from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 from crosstime.analysis.ablation import Ablation
 from crosstime.analysis.contexts import FeatureContexts
+from crosstime.analysis.diagnostics import Diagnostics
+from crosstime.analysis.exact import Exact
 from crosstime.analysis.quality import Quality
 from crosstime.analysis.survey import Proposal, Survey
+from crosstime.annotation.annotation import Annotation
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class RunFacts:
     """The block whose output was compared, counted from 0."""
     n_features: int
     rows_trained: int
-    """Activation rows (tokens) that the crosscoder was trained on."""
+    """Activation rows (tokens) that the crosscoder was trained on; 0 where the run did not train it."""
     seed: int
     seconds: tuple[tuple[str, float], ...] = ()
     """(stage, seconds), in the order of the stages."""
@@ -120,16 +122,12 @@ class ReportData:
     tasks: tuple[TaskEffects, ...] = ()
     ablation: Ablation | None = None
     contexts: Mapping[int, FeatureContexts] = field(default_factory=dict)
-    diagnostics: pa.Table | None = None
-    """The table of `diagnostics.parquet`: one row per feature."""
-    similarity: np.ndarray | None = None
-    """[F, M, M] cosine of each feature's decoder vectors between checkpoints; NaN where one of them has none."""
-    exact: pa.Table | None = None
-    """The table of `exact.parquet`: one row per task, feature and checkpoint."""
+    diagnostics: Diagnostics | None = None
+    exact: Exact | None = None
     validation: pa.Table | None = None
-    """The ablation validation: one row per task, pair of checkpoints and number of top features."""
-    annotations: tuple[Mapping[str, Any], ...] = ()
-    """What people say of features: the entries of `annotations.json`."""
+    """The table of `validation.parquet`: one row per task, pair of checkpoints and number of top features."""
+    annotations: tuple[Annotation, ...] = ()
+    """What people say of features."""
     training: tuple[TrainingPoint, ...] = ()
     groups: tuple[TaskGroup, ...] = ()
     """Surveyed tasks that belong together. Tasks in no group stand alone."""
@@ -137,6 +135,9 @@ class ReportData:
     def __post_init__(self) -> None:
         if not self.chosen:
             raise ValueError("a report needs at least one chosen checkpoint")
+        for what, found in (("diagnostics", self.diagnostics), ("exact effects", self.exact)):
+            if found is not None and found.checkpoints != self.chosen:
+                raise ValueError(f"the {what} are of {', '.join(found.checkpoints)}, not of the chosen checkpoints")
         if self.survey is not None:
             unknown = [task for group in self.groups for task in group.tasks if task not in self.survey.tasks]
             if unknown:

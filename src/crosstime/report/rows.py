@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Int
 
 from crosstime.analysis.contexts import FeatureContexts
-from crosstime.report.diagnosis import Diagnosis
-from crosstime.report.exact import TaskExact
+from crosstime.analysis.diagnostics import Diagnostics
+from crosstime.analysis.exact import Exact
+from crosstime.annotation.annotation import Annotation
 from crosstime.report.features import LIFECYCLE_WORDS, TaskFeatures, class_words
 from crosstime.report.script import rounded, to_json
 from crosstime.report.story import fires_on, promotes
@@ -34,10 +35,8 @@ class Extras:
     """What is known of features besides their effects; empty where a run has none of it."""
 
     contexts: Mapping[int, FeatureContexts] = field(default_factory=dict)
-    diagnosis: Diagnosis | None = None
-    similarity: Float[np.ndarray, "F M M"] | None = None
-    exact: Mapping[str, TaskExact] = field(default_factory=dict)
-    """By task."""
+    diagnostics: Diagnostics | None = None
+    exact: Exact | None = None
     remarks: Mapping[int, list[dict[str, Any]]] = field(default_factory=dict)
     """What people say of a feature, a remark an annotator."""
 
@@ -79,11 +78,11 @@ def table_rows(features: TaskFeatures, extras: Extras, labels: Sequence[str]) ->
     }
     if features.sign_consistency is not None:
         columns["sign"] = rounded(features.sign_consistency[rows].T, 2)
-    if extras.diagnosis is not None:
-        columns["label"] = [extras.diagnosis.label[i] for i in ids]
-    exact = extras.exact.get(features.task)
-    if exact is not None:
-        columns["exact"] = [rounded(exact.rel_exact[exact.row[i]], 3) if i in exact.row else None for i in ids]
+    if extras.diagnostics is not None:
+        columns["label"] = [extras.diagnostics.label[i] for i in ids]
+    if extras.exact is not None:
+        exact = _exact(extras.exact, features.task)
+        columns["exact"] = [exact[i]["rel_exact"] if i in exact else None for i in ids]
     if extras.remarks:
         columns["remarks"] = [[_said(remark) for remark in extras.remarks.get(i, [])] for i in ids]
     return columns
@@ -125,7 +124,7 @@ def card_chunks(tasks: Sequence[TaskFeatures], extras: Extras) -> Iterator[tuple
     """
     strongest = [set(f.feature[listed(f)].tolist()) for f in tasks]
     ids = sorted(set(extras.contexts).union(*strongest))
-    effects = [_effects(features, ids, extras.exact.get(features.task)) for features in tasks]
+    effects = [_effects(features, ids, extras.exact) for features in tasks]
     decoders = _decoders(tasks[0], ids) if tasks else {}
     first, cards, size = 0, [], 0
     for feature in ids:
@@ -145,7 +144,7 @@ def card_chunks(tasks: Sequence[TaskFeatures], extras: Extras) -> Iterator[tuple
         yield first, f"{{{','.join(cards)}}}"
 
 
-def _effects(features: TaskFeatures, ids: Sequence[int], exact: TaskExact | None) -> dict[int, dict[str, Any]]:
+def _effects(features: TaskFeatures, ids: Sequence[int], exact: Exact | None) -> dict[int, dict[str, Any]]:
     """What the cards say of one task: feature -> its effects, class and lifecycle."""
     rows = np.flatnonzero(np.isin(features.feature, ids))
     numbers = {
@@ -160,39 +159,38 @@ def _effects(features: TaskFeatures, ids: Sequence[int], exact: TaskExact | None
     if features.sign_consistency is not None:
         numbers["sign"] = rounded(features.sign_consistency[rows], 2)
     kinds = {label: class_words(label, features.checkpoints) for label in set(features.classes)}
+    exacts = _exact(exact, features.task) if exact is not None else {}
     return {
         int(features.feature[row]): {name: column[i] for name, column in numbers.items()}
         | {"class": kinds[features.classes[row]]}
         | {"lifecycle": LIFECYCLE_WORDS.get(features.lifecycle[row], features.lifecycle[row])}
-        | (_exact(exact, int(features.feature[row])) if exact is not None else {})
+        | exacts.get(int(features.feature[row]), {})
         for i, row in enumerate(rows)
     }
 
 
-def _exact(exact: TaskExact, feature: int) -> dict[str, Any]:
-    """The exact effects of a feature and their intervals; nothing where it was not ablated."""
-    if feature not in exact.row:
-        return {}
-    row = exact.row[feature]
-    names = ("exact", "exact_low", "exact_high", "rel_exact", "rel_exact_low", "rel_exact_high")
-    return {name: rounded(getattr(exact, name)[row], 3) for name in names}
+def _exact(exact: Exact, task: str) -> dict[int, dict[str, list]]:
+    """Feature -> its exact effects on a task, and their intervals."""
+    names = [f"{name}{bound}" for name in ("exact", "rel_exact") for bound in ("", "_low", "_high")]
+    columns = [rounded(exact.values(task, name), 3) for name in names]
+    rows = zip(exact.features(task).tolist(), *columns, strict=True)
+    return {feature: dict(zip(names, values, strict=True)) for feature, *values in rows}
 
 
 def _honesty(feature: int, extras: Extras) -> dict[str, Any]:
     """What decoder and data say of a feature, how its direction turns, and what people say of it."""
     said: dict[str, Any] = {}
-    found = extras.diagnosis
+    found = extras.diagnostics
     if found is not None:
+        twin = int(found.twin[feature])
         said |= {
             "label": found.label[feature],
-            "reference": found.reference[feature],
-            "twin": found.twin[feature],
+            "reference": found.checkpoints[found.reference[feature]],
+            "twin": twin if twin >= 0 else None,
             "nu_error": rounded(found.nu_error[feature], 3),
             "nu_reconstruction": rounded(found.nu_reconstruction[feature], 3),
         }
-    if extras.similarity is not None:
-        below = np.tril_indices(extras.similarity.shape[1], -1)
-        hundredths = 100 * extras.similarity[feature].astype(float)[below]
+        hundredths = 100 * found.cosine[feature].astype(float)[np.tril_indices(len(found.checkpoints), -1)]
         # Row after row of the lower triangle.
         said["cosine"] = [round(value) if math.isfinite(value) else None for value in hundredths.tolist()]
     if feature in extras.remarks:
@@ -200,12 +198,12 @@ def _honesty(feature: int, extras: Extras) -> dict[str, Any]:
     return said
 
 
-def remarks(annotations: Sequence[Mapping[str, Any]]) -> dict[int, list[dict[str, Any]]]:
+def remarks(annotations: Sequence[Annotation]) -> dict[int, list[dict[str, Any]]]:
     """Feature -> what people say of it."""
     found: dict[int, list[dict[str, Any]]] = {}
-    for entry in annotations:
-        said = {name: entry[name] for name in ("annotator", "description", "category")}
-        found.setdefault(entry["feature"], []).append(said | {"languages": list(entry["languages"])})
+    for one in annotations:
+        said = {"annotator": one.annotator, "description": one.description, "category": one.category}
+        found.setdefault(one.feature, []).append(said | {"languages": list(one.languages)})
     return found
 
 

@@ -11,15 +11,16 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
+from crosstime.analysis.diagnostics import Diagnostics
 from crosstime.analysis.effects import LARGE_GAP
+from crosstime.analysis.exact import Exact
 from crosstime.analysis.norm_and_effect import norm_and_effect
 from crosstime.analysis.numbers import token_count
 from crosstime.analysis.quality import Quality
 from crosstime.analysis.relative import SPECIFIC
 from crosstime.report import words
 from crosstime.report.data import ReportData, TaskEffects
-from crosstime.report.diagnosis import LABEL_WORDS, Diagnosis
-from crosstime.report.exact import TaskExact
+from crosstime.report.diagnosis import LABEL_WORDS
 from crosstime.report.features import ClassGroup, TaskFeatures, class_group, pairs
 
 SMALL_COST = 0.5
@@ -213,29 +214,38 @@ class LabelCount:
     """By task: of the features with a class there, and of those among them that are specific to one checkpoint."""
 
 
-def label_counts(diagnosis: Diagnosis, tasks: Mapping[str, TaskFeatures]) -> list[LabelCount]:
+def label_counts(found: Diagnostics, tasks: Mapping[str, TaskFeatures]) -> list[LabelCount]:
     """One row a label, in order."""
     return [
-        LabelCount(label, meaning, diagnosis.label.count(label), [_with(label, diagnosis, f) for f in tasks.values()])
+        LabelCount(label, meaning, found.counts[label], [_with(label, found, features) for features in tasks.values()])
         for label, meaning in LABEL_WORDS.items()
     ]
 
 
-def _with(label: str, diagnosis: Diagnosis, features: TaskFeatures) -> tuple[int, int]:
-    rows = [row for row in np.flatnonzero(features.counts) if diagnosis.label[features.feature[row]] == label]
+def _with(label: str, found: Diagnostics, features: TaskFeatures) -> tuple[int, int]:
+    rows = [row for row in np.flatnonzero(features.counts) if found.label[features.feature[row]] == label]
     return len(rows), sum(features.classes[row].startswith("specific:") for row in rows)
 
 
-def exact_rows(exact: Mapping[str, TaskExact], tasks: Mapping[str, TaskFeatures]) -> list[tuple[str, list[Cell]]]:
+@dataclass(frozen=True)
+class ExactTable:
+    """How well the estimates rank the features, by their exact effects."""
+
+    tasks: list[tuple[str, int]]
+    """(task, number of features that were ablated)."""
+    rows: list[tuple[str, list[Cell]]]
     """(checkpoint, cells): for each task the rank correlations of IE, and of RelIE, with the exact one."""
-    found = [exact[task] for task in tasks if task in exact]
-    if not found:
-        return []
-    by_task = [one.correlations() for one in found]
-    return [
-        (name, [Cell(words.fixed(rho)) for of_task in by_task for rho in of_task[m]])
-        for m, name in enumerate(found[0].checkpoints)
-    ]
+
+
+def exact_table(exact: Exact, tasks: Sequence[str]) -> ExactTable:
+    """Spearman's rank correlations for those of the tasks on which features were ablated one by one."""
+    found = {(row["task"], row["checkpoint"]): row for row in exact.correlations}
+    known = [task for task in tasks if task in exact.tasks]
+    rows = []
+    for name in exact.checkpoints:
+        rhos = [found[task, name][measure] for task in known for measure in ("ie", "rel_ie")]
+        rows.append((name, [Cell(words.fixed(rho)) for rho in rhos]))
+    return ExactTable([(task, len(exact.features(task))) for task in known], rows)
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import plotly.graph_objects as go
 
+from crosstime.analysis.diagnostics import DECOUPLED, SHRUNK, Diagnostics
 from crosstime.report.colour import FAINT, SOFT
-from crosstime.report.diagnosis import DECOUPLED, LABEL_WORDS, SHRUNK, Diagnosis
+from crosstime.report.diagnosis import LABEL_WORDS, against_absence
 from crosstime.report.plots.figure import CENTRE, Figure, floats, note, styled
 
 POINTS = 3000
@@ -23,12 +24,12 @@ LOW, HIGH = -0.25, 1.5
 """Ends of both axes: what lies further out is drawn at the edge, since only the bounds matter."""
 
 
-def latent_scaling(diagnosis: Diagnosis) -> Figure:
+def latent_scaling(found: Diagnostics) -> Figure:
     """Each feature whose decoder is absent somewhere: the largest nu_error there, and the largest nu_reconstruction."""
-    features, error, reconstruction = diagnosis.refuted()
+    features, error, reconstruction = against_absence(found)
     kept = np.linspace(0, len(features) - 1, min(POINTS, len(features))).astype(int)
     features, error, reconstruction = features[kept], error[kept], reconstruction[kept]
-    labels = np.array([diagnosis.label[feature] for feature in features.tolist()], dtype=object)
+    labels = np.array([found.label[feature] for feature in features.tolist()], dtype=object)
     traces = []
     for label in LABEL_WORDS:
         index = np.flatnonzero(labels == label)
