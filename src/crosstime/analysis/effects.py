@@ -91,8 +91,9 @@ class Effects:
 
     @property
     def feature_share(self) -> np.ndarray:
-        """[M] the features' part of the sum of all effects; the rest is the error's."""
-        return 1 - self.error / self.explained
+        """[M] the features' part of the sum of all effects; the rest is the error's. NaN where there is no effect."""
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return 1 - self.error / self.explained
 
     def summary(self) -> dict[str, object]:
         """The task's numbers without those of single features, ready for JSON."""
@@ -188,8 +189,8 @@ def attribute(
             prompts without second prefixes, "mean" without a text, or activations not finite.
 
     Warns:
-        CompletenessWarning: the completeness gap exceeds 5 % at some checkpoint; not under "released", whose gradient at
-            one point does not claim to add up.
+        CompletenessWarning: the completeness gap exceeds 5 % at some checkpoint; not under "released", whose one
+            gradient does not claim to add up.
     """
     check_models(crosscoder, models)
     crosscoder.config.positions.check(prompts.bos, "the task")
