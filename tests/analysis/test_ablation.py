@@ -31,7 +31,8 @@ def effects_with(ie: np.ndarray, task: str, checkpoints: list[str]) -> Effects:
     bounds, numbers = np.full((m, f), np.nan), np.zeros(m)
     relative = np.full((f, m), np.nan)
     return Effects(
-        explained=np.ones(len(checkpoints)), task=task, method="integrated", baseline="bias", checkpoints=checkpoints, n_examples=1, skipped={},
+        task=task, method="integrated", baseline="bias", checkpoints=checkpoints, n_examples=1, skipped={},
+        explained=np.ones(m),
         ie=ie, ie_low=bounds, ie_high=bounds, rel_ie=relative, rel_ie_low=relative, rel_ie_high=relative,
         sign_consistency=bounds, error=numbers, total=numbers, gap=numbers, metric_clean=numbers, metric_end=numbers,
     )  # fmt: skip
