@@ -1,4 +1,4 @@
-"""A Hugging Face hub on the loopback interface: the part of its protocol that downloads of models use."""
+"""A Hugging Face hub on the loopback interface: the part of its protocol that downloads of models and data sets use."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import threading
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 LARGE_SUFFIXES = (".safetensors", ".bin")
 """Files that the hub keeps by LFS, under the SHA-256 of their contents."""
@@ -22,10 +22,12 @@ class HubServer:
     Args:
         repo: its name, "owner/name".
         revisions: the folder of files of each branch.
+        kind: "models" or "datasets".
     """
 
     repo: str
     revisions: dict[str, Path]
+    kind: str = "models"
     failures: int = 0
     """This many of the coming requests whose path matches `failing` fail."""
     failing: str = ""
@@ -73,17 +75,22 @@ class _Handler(BaseHTTPRequestHandler):
             self.hub.failures -= 1
             self._fail()
             return
-        api, files = f"/api/models/{self.hub.repo}/", f"/{self.hub.repo}/resolve/"
-        if path == f"{api}refs":
+        api = f"/api/{self.hub.kind}/{self.hub.repo}"
+        files = f"{'' if self.hub.kind == 'models' else f'/{self.hub.kind}'}/{self.hub.repo}/resolve"
+        if path == f"{api}/refs":
             self._refs()
-        elif match := re.fullmatch(f"{api}(revision|tree)/([^/]+)", path):
-            self._revision(match[1], match[2])
-        elif match := re.fullmatch(f"{files}([^/]+)/(.+)", path):
+        elif match := re.fullmatch(f"{api}(?:/revision/([^/]+))?", path):
+            self._revision(match[1] or "main")
+        elif match := re.fullmatch(f"{api}/tree/([^/]+)(?:/(.+))?", path):
+            self._tree(match[1], match[2] or "")
+        elif match := re.fullmatch(f"{api}/paths-info/([^/]+)", path):
+            self._paths(match[1])
+        elif match := re.fullmatch(f"{files}/([^/]+)/(.+)", path):
             self._file(match[1], match[2])
         else:
             self._error("RepoNotFound")
 
-    do_HEAD = do_GET
+    do_HEAD = do_POST = do_GET
 
     def log_message(self, format: str, *args: object) -> None:  # (the base class writes to stderr)
         pass
@@ -93,7 +100,7 @@ class _Handler(BaseHTTPRequestHandler):
         for name, value in {"Content-Length": str(len(body)), **(headers or {})}.items():
             self.send_header(name, value)
         self.end_headers()
-        if self.command == "GET":
+        if self.command != "HEAD":
             self.wfile.write(body)
 
     def _fail(self) -> None:
@@ -115,29 +122,52 @@ class _Handler(BaseHTTPRequestHandler):
         ]
         self._json({"branches": branches, "converts": [], "tags": []})
 
-    def _revision(self, kind: str, revision: str) -> None:
-        if (found := self.hub.find(revision)) is None:
+    def _folder(self, revision: str) -> tuple[str, Path] | None:
+        """Commit and folder of a revision; where there is none, the client is told so."""
+        found = self.hub.find(revision)
+        if found is None:
             self._error("RevisionNotFound")
-            return
-        commit, folder = found
-        files = sorted(file for file in folder.iterdir() if file.is_file())
-        if kind == "tree":
-            self._json([self._tree_entry(file) for file in files])
-        else:
-            siblings = [{"rfilename": file.name} for file in files]
-            self._json({"id": self.hub.repo, "modelId": self.hub.repo, "sha": commit, "siblings": siblings})
+        return found
+
+    def _revision(self, revision: str) -> None:
+        if found := self._folder(revision):
+            commit, folder = found
+            files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+            siblings = [{"rfilename": path.relative_to(folder).as_posix()} for path in files]
+            about = {"id": self.hub.repo, "sha": commit, "siblings": siblings, "tags": []}
+            self._json(about | {"modelId": self.hub.repo} if self.hub.kind == "models" else about)
+
+    def _tree(self, revision: str, below: str) -> None:
+        if found := self._folder(revision):
+            _, folder = found
+            if not (folder / below).is_dir():
+                self._error("EntryNotFound")
+                return
+            recursive = parse_qs(urlsplit(self.path).query).get("recursive", ["false"]) != ["false"]
+            paths = (folder / below).rglob("*") if recursive else (folder / below).iterdir()
+            self._json([self._entry(folder, path) for path in sorted(paths)])
+
+    def _paths(self, revision: str) -> None:
+        """Of the paths that were asked for, those that are there."""
+        asked = self.rfile.read(int(self.headers["Content-Length"])).decode()
+        names = json.loads(asked)["paths"] if asked.startswith("{") else parse_qs(asked)["paths"]
+        if found := self._folder(revision):
+            _, folder = found
+            self._json([self._entry(folder, folder / name) for name in names if (folder / name).exists()])
 
     @staticmethod
-    def _tree_entry(file: Path) -> dict[str, object]:
-        data = file.read_bytes()
-        entry = {"type": "file", "path": file.name, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
-        if file.suffix in LARGE_SUFFIXES:
+    def _entry(folder: Path, path: Path) -> dict[str, object]:
+        name = path.relative_to(folder).as_posix()
+        if path.is_dir():
+            return {"type": "directory", "path": name, "oid": hashlib.sha1(name.encode()).hexdigest(), "size": 0}
+        data = path.read_bytes()
+        entry = {"type": "file", "path": name, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
+        if path.suffix in LARGE_SUFFIXES:
             entry["lfs"] = {"oid": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 134}
         return entry
 
     def _file(self, revision: str, name: str) -> None:
-        if (found := self.hub.find(revision)) is None:
-            self._error("RevisionNotFound")
+        if (found := self._folder(revision)) is None:
             return
         commit, folder = found
         if not (folder / name).is_file():
@@ -149,10 +179,12 @@ class _Handler(BaseHTTPRequestHandler):
         headers = {"ETag": f'"{digest}"', "X-Repo-Commit": commit, "Accept-Ranges": "bytes"}
         if large:
             headers |= {"X-Linked-Etag": f'"{digest}"', "X-Linked-Size": str(len(data))}
-        asked = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
-        if asked:
-            start = int(asked[1])
-            headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
-            self._send(206, data[start:], headers)
+        asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+        if asked and int(asked[1]) >= len(data):
+            self._send(416, b"", {"Content-Range": f"bytes */{len(data)}"})
+        elif asked:
+            start, end = int(asked[1]), min(int(asked[2] or len(data)), len(data) - 1)
+            headers["Content-Range"] = f"bytes {start}-{end}/{len(data)}"
+            self._send(206, data[start : end + 1], headers)
         else:
             self._send(200, data, headers)
