@@ -103,7 +103,7 @@ def _json_documents(path: Path, column: str) -> Iterator[tuple[str, int]]:
         where = f"{path}:{number}"
         record = parse_record(line, where)
         if column not in record:
-            raise ValueError(f"{where}: {_no_column(column, list(record))}")
+            raise ValueError(f"{where}: {no_column(column, list(record))}")
         if record[column] is None:
             continue
         try:
@@ -132,11 +132,12 @@ def _parquet_documents(path: Path, column: str) -> Iterator[tuple[str, int]]:
 
 def _check_column(path: Path, schema: pa.Schema, column: str) -> None:
     if column not in schema.names:
-        raise ValueError(f"{path}: {_no_column(column, schema.names)}")
+        raise ValueError(f"{path}: {no_column(column, schema.names)}")
     kind = schema.field(column).type
     if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
         raise ValueError(f"{path}: the column `{column}` holds {kind}, not text")
 
 
-def _no_column(column: str, there: Sequence[str]) -> str:
+def no_column(column: str, there: Sequence[str]) -> str:
+    """What to say where records have no such column."""
     return f"there is no column {column!r} among {', '.join(map(repr, there))}{nearest(column, there)}"

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import (
@@ -31,6 +34,8 @@ PASSING_STATUS = (408, 429, 500, 502, 503, 504)
 
 METADATA_PATTERNS = ["*.json", "*.txt", "*.model", "*.tiktoken", "*.jinja"]
 """Configuration, tokenizer, and indices of shards: all that is needed to refuse a checkpoint before its weights."""
+
+T = TypeVar("T")
 
 
 def fetch_metadata(repo: str, revision: str, *, code: bool = False) -> tuple[Path, str]:
@@ -66,6 +71,18 @@ def fetch_weights(repo: str, commit: str, folder: Path) -> list[Path]:
     return files
 
 
+def data_commit(repo: str, revision: str) -> str:
+    """The commit of a dataset repository that a revision stands for now.
+
+    Raises:
+        ValueError: no such repository or revision, or the hub cannot be reached.
+    """
+    if re.fullmatch("[0-9a-f]{40}", revision):
+        return revision
+    info = _ask(repo, revision, partial(HfApi().dataset_info, repo, revision=revision), "dataset")
+    return str(info.sha)
+
+
 def _weight_patterns(index: Path, name: str) -> list[str]:
     """The file of the weights itself, and the shards where there is an index of them."""
     shards = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values() if index.exists() else ()
@@ -74,14 +91,18 @@ def _weight_patterns(index: Path, name: str) -> list[str]:
 
 def _download(repo: str, revision: str, patterns: list[str]) -> Path:
     """Files in the root folder of a revision."""
+    fetch = partial(snapshot_download, repo, revision=revision, allow_patterns=patterns, ignore_patterns=["*/*"])
+    return Path(_ask(repo, revision, fetch))
+
+
+def _ask(repo: str, revision: str, request: Callable[[], T], kind: str = "model") -> T:
+    """What the hub answers to a request about a revision; its errors in our words."""
     try:
-        return _with_retries(
-            lambda: Path(snapshot_download(repo, revision=revision, allow_patterns=patterns, ignore_patterns=["*/*"]))
-        )
+        return _with_retries(request)
     except HFValidationError as error:
         raise ValueError(f"{repo!r} is no name of a repository on the hub: {first_line(error)}") from None
     except RevisionNotFoundError:
-        raise ValueError(f"{repo} has no revision {revision!r}{nearest(revision, _revisions(repo))}") from None
+        raise ValueError(f"{repo} has no revision {revision!r}{nearest(revision, _revisions(repo, kind))}") from None
     except GatedRepoError:
         raise ValueError(f"{repo} is gated: ask for access on its page, then log in with `hf auth login`") from None
     except RepositoryNotFoundError:
@@ -95,31 +116,31 @@ def _download(repo: str, revision: str, patterns: list[str]) -> Path:
         raise ValueError(f"{repo} at {revision!r} could not be downloaded: {first_line(error)}") from None
 
 
-def _with_retries(download: Callable[[], Path]) -> Path:
+def _with_retries(request: Callable[[], T]) -> T:
     for wait in RETRY_WAITS:
         try:
-            return download()
+            return request()
         except (HTTPError, LocalEntryNotFoundError) as error:
-            if not _may_pass(error):
+            if not may_pass(error):
                 raise
             time.sleep(wait)
-    return download()
+    return request()
 
 
-def _may_pass(error: BaseException | None) -> bool:
+def may_pass(error: BaseException | None) -> bool:
     """Whether another attempt may do better: the server is overloaded, or the connection failed."""
     if isinstance(error, HfHubHTTPError):
         return error.response.status_code in PASSING_STATUS
     if isinstance(error, LocalEntryNotFoundError):
         # The client looks into its cache when a request fails. The cause says why it failed.
-        return _may_pass(error.__cause__)
+        return may_pass(error.__cause__)
     return error is not None and not isinstance(error, OfflineModeIsEnabled)
 
 
-def _revisions(repo: str) -> list[str]:
+def _revisions(repo: str, kind: str) -> list[str]:
     """Branches and tags; empty if the hub does not answer, for this only improves an error message."""
     try:
-        refs = HfApi().list_repo_refs(repo)
+        refs = HfApi().list_repo_refs(repo, repo_type=kind)
     except (HTTPError, OSError):
         return []
     return [ref.name for ref in [*refs.branches, *refs.tags]]
