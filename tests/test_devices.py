@@ -8,7 +8,7 @@ import crosstime as ct
 import tiny
 
 CONFIG = ct.TrainConfig(
-    rows=2048, batch_size=128, lr=1e-3, l1=0.1, ring_rows=512, harvest_blocks=4, calibration_blocks=4,
+    rows=2048, batch_size=128, lr=1e-3, ring_rows=512, harvest_blocks=4, calibration_blocks=4,
     products="float32", harvest="float32",
 )  # fmt: skip
 
@@ -21,7 +21,7 @@ def _whole_way(folder, device):
         "the", [ct.Pair(prefix=prefix, right=" the", wrong=" that") for prefix in ("The key on", "A man", "The cat at")]
     )
     surveyed = ct.survey(suite, [task], heldout, layer=1, device=device)
-    crosscoder = ct.train(suite, training, layer=1, features=32, config=CONFIG, device=device)
+    crosscoder = ct.train(suite, training, layer=1, features=32, sparsity=ct.L1(0.1), config=CONFIG, device=device)
     models = [suite.load(name, layer=1, device=device) for name in suite.names]
     quality = ct.evaluate(crosscoder, models, heldout)
     prompts = task.prompts(suite.tokenizer)

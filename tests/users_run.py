@@ -27,11 +27,13 @@ blocks = 2
 checkpoints = ["step0", "step10", "step100"]
 [crosscoder]
 features = 64
+[sparsity]
+rule = "l1"
+weight = 0.1
 [training]
 rows = 4096
 batch_size = 256
 lr = 1e-3
-l1 = 0.1
 ring_rows = 1024
 harvest_blocks = 4
 calibration_blocks = 4

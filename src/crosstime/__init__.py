@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from crosstime.analysis.relative import relative
     from crosstime.analysis.survey import Survey, survey
     from crosstime.crosscoder.crosscoder import Crosscoder, CrosscoderConfig
+    from crosstime.crosscoder.sparsity.rules import L1, BatchTopK, JumpReLU, Sparsity, TopK
     from crosstime.data.corpus import Corpus
     from crosstime.data.jsonl import load_jsonl
     from crosstime.data.positions import Positions
@@ -45,6 +46,11 @@ _HOME = {
     "train": "training.train",
     "Crosscoder": "crosscoder.crosscoder",
     "CrosscoderConfig": "crosscoder.crosscoder",
+    "Sparsity": "crosscoder.sparsity.rules",
+    "L1": "crosscoder.sparsity.rules",
+    "TopK": "crosscoder.sparsity.rules",
+    "BatchTopK": "crosscoder.sparsity.rules",
+    "JumpReLU": "crosscoder.sparsity.rules",
     "evaluate": "analysis.quality",
     "Quality": "analysis.quality",
     "attribute": "analysis.effects",
@@ -73,6 +79,11 @@ __all__ = [  # noqa: RUF022 (the order of the data's way)
     "train",
     "Crosscoder",
     "CrosscoderConfig",
+    "Sparsity",
+    "L1",
+    "TopK",
+    "BatchTopK",
+    "JumpReLU",
     "evaluate",
     "Quality",
     "attribute",

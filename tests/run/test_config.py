@@ -1,5 +1,6 @@
 import pytest
 
+from crosstime.crosscoder.sparsity.rules import L1, BatchTopK, JumpReLU, TopK
 from crosstime.run import config
 
 LEAST = """
@@ -110,3 +111,33 @@ def test_a_folder_that_is_not_there_or_holds_no_run(tmp_path):
 def test_a_preset_that_does_not_exist():
     with pytest.raises(ValueError, match=r"there is no preset 'demos'; the nearest is 'demo'"):
         config.preset("demos")
+
+
+@pytest.mark.parametrize(
+    ("section", "rule"),
+    [
+        ('rule = "l1"\nweight = 1.5', L1(1.5)),
+        ('rule = "topk"\nk = 7', TopK(7)),
+        ('rule = "batchtopk"\nk = 7\naux_k = 3', BatchTopK(7, aux_k=3)),
+        ('rule = "jumprelu"\nthreshold = 0.2', JumpReLU(threshold=0.2)),
+    ],
+)
+def test_a_sparsity_rule_is_named_with_keys_of_its_own(tmp_path, section, rule):
+    found = load(tmp_path, f"{LEAST}[sparsity]\n{section}\n")
+    assert found.sparsity == rule
+    assert load(tmp_path, config.resolved(found)).sparsity == rule
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ("weight = 1.0", r"\[sparsity\] `rule` must be one of .* it is missing"),
+        ('rule = "batch-topk"', "the nearest is 'batchtopk'"),
+        ("rule = 3", "it is 3"),
+        ('rule = "topk"\nweight = 1.0', r"\[sparsity\] unknown key `weight`"),
+        ('rule = "topk"\nk = 100000', "a dictionary of 16384 features has not so many"),
+    ],
+)
+def test_a_wrong_sparsity_rule_is_refused(tmp_path, section, message):
+    with pytest.raises(ValueError, match=message):
+        load(tmp_path, f"{LEAST}[sparsity]\n{section}\n")

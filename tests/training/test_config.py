@@ -8,18 +8,13 @@ from crosstime.training.config import TrainConfig
 def test_the_papers_schedules():
     config = TrainConfig()
     assert config.steps == 97_656
-    assert config.l1_at(0) == 0
-    assert config.l1_at(2441) == pytest.approx(2 * 2441 / 4882.8)
-    assert config.l1_at(4882) < 2
-    assert config.l1_at(4883) == 2
     assert config.lr_at(78_124) == 5e-5
     assert config.lr_at(78_125) < 5e-5
     assert config.lr_at(97_655) == pytest.approx(5e-5 / 19_531, rel=1e-4)
 
 
 def test_schedules_may_be_left_out():
-    config = TrainConfig(l1_warmup=0.0, lr_decay=0.0)
-    assert config.l1_at(0) == 2
+    config = TrainConfig(lr_decay=0.0)
     assert config.lr_at(97_655) == 5e-5
 
 
@@ -29,8 +24,7 @@ def test_schedules_may_be_left_out():
         ({"rows": 0}, "training.rows must be at least 1"),
         ({"lr": 0.0}, "training.lr must be positive"),
         ({"lr": float("nan")}, "training.lr must be positive"),
-        ({"l1": -1.0}, "training.l1 must not be negative"),
-        ({"l1_warmup": 1.5}, "training.l1_warmup is a share"),
+        ({"lr_decay": 1.5}, "training.lr_decay is a share"),
         ({"seed": -1}, "training.seed must not be negative"),
         ({"ring_rows": 10}, "must be at least training.batch_size"),
         ({"rows": 100}, "less than one training.batch_size"),

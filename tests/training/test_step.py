@@ -1,22 +1,24 @@
-"""The gradients of a step, against autograd on the paper's loss."""
+"""The gradients of a step, against autograd on the loss of each sparsity rule."""
 
 import pytest
 import torch
 
 from crosstime.crosscoder.crosscoder import Crosscoder, CrosscoderConfig
+from crosstime.crosscoder.sparsity.rule import END, Progress
+from crosstime.crosscoder.sparsity.rules import L1, BatchTopK, JumpReLU, TopK
 from crosstime.training.step import gradients
 
 M, D, F, B = 3, 6, 11, 16
+RULES = [L1(0.0), L1(0.7), TopK(3), BatchTopK(3), JumpReLU(0.2, threshold=0.3, window=0.5)]
 
 
-@pytest.fixture
-def crosscoder():
-    made = Crosscoder(CrosscoderConfig(("a", "b", "c"), 0, D, F))
+def _crosscoder(rule):
+    made = Crosscoder(CrosscoderConfig(("a", "b", "c"), 0, D, F, sparsity=rule))
     with torch.no_grad():
         generator = torch.Generator().manual_seed(0)
-        for parameter in made.parameters():
+        for parameter in (made.W_enc, made.b_enc, made.W_dec, made.b_dec):
             parameter.copy_(torch.randn(parameter.shape, generator=generator) / 2)
-        made.W_dec[4, 1] = 0  # a decoder vector that the penalty has shrunk away
+        made.W_dec[4, 1] = 0  # a decoder vector that a penalty has shrunk away
     return made
 
 
@@ -25,37 +27,97 @@ def x():
     return torch.randn(B, M * D, generator=torch.Generator().manual_seed(1))
 
 
-def _loss(crosscoder, x, l1):
-    f = torch.relu(x @ crosscoder.W_enc.flatten(0, 1) + crosscoder.b_enc)
-    error = f @ crosscoder.W_dec.flatten(1) + crosscoder.b_dec.flatten() - x
-    return error.square().sum(1).mean() + l1 * (f @ crosscoder.W_dec.norm(dim=-1).sum(1)).mean(), f, error
+def _idle():
+    return torch.zeros(F, dtype=torch.long)
 
 
-@pytest.mark.parametrize("l1", [0.0, 0.7])
-def test_gradients_are_those_of_the_loss(crosscoder, x, l1):
-    loss, _, _ = _loss(crosscoder, x, l1)
-    expected = dict(
-        zip(dict(crosscoder.named_parameters()), torch.autograd.grad(loss, crosscoder.parameters()), strict=True)
-    )
-    gradients(crosscoder, x, l1, torch.float32)
-    for name, parameter in crosscoder.named_parameters():
+def _loss(crosscoder, x):
+    """The loss by its definition; autograd does not see into the choice of features, nor the jump of a gate."""
+    rule, norms = crosscoder.config.sparsity, crosscoder.W_dec.norm(dim=-1)
+    h = torch.relu(x @ crosscoder.W_enc.flatten(0, 1) + crosscoder.b_enc)
+    f = h * (rule.select_in_training(h, norms, crosscoder.threshold, END) > 0)
+    at = [rule.at(f, norms[:, m], crosscoder.threshold) for m in range(M)]
+    x_hat = torch.stack([f_m @ crosscoder.W_dec[:, m] for m, f_m in enumerate(at)], 1) + crosscoder.b_dec
+    error = x_hat.flatten(1) - x
+    loss = error.square().sum(1).mean()
+    if isinstance(rule, L1):
+        loss = loss + rule.weight * (f @ norms.sum(1)).mean()
+    if isinstance(rule, JumpReLU):
+        q = torch.stack([torch.tanh(rule.stretch * f_m * norms[:, m]) for m, f_m in enumerate(at)]).mean((0, 1))
+        loss = loss + rule.weight * (q + q.square() / rule.frequency).sum()
+    return loss, f, error
+
+
+@pytest.mark.parametrize("rule", RULES, ids=str)
+def test_gradients_are_those_of_the_loss(rule, x):
+    crosscoder = _crosscoder(rule)
+    weights = {name: p for name, p in crosscoder.named_parameters() if name != "threshold"}
+    loss, _, _ = _loss(crosscoder, x)
+    expected = dict(zip(weights, torch.autograd.grad(loss, list(weights.values())), strict=True))
+    gradients(crosscoder, x, END, torch.float32, _idle())
+    for name, parameter in weights.items():
         torch.testing.assert_close(parameter.grad, expected[name], msg=lambda m, name=name: f"{name}: {m}")
 
 
-def test_what_a_step_reports(crosscoder, x):
-    loss, f, error = _loss(crosscoder, x, 0.7)
-    stats = gradients(crosscoder, x, 0.7, torch.float32)
-    torch.testing.assert_close(stats.squared_error.sum() + 0.7 * stats.penalty, loss)
+def test_a_gates_threshold_feels_what_the_straight_through_estimator_says(x):
+    """Within the window: -theta / (window ||d||) times the gradient of the codes; there is no other gradient."""
+    rule = JumpReLU(0.0, threshold=0.3, window=0.5)
+    crosscoder = _crosscoder(rule)
+    gradients(crosscoder, x, END, torch.float32, _idle())
+    with torch.no_grad():
+        norms, (_, _, error) = crosscoder.decoder_norms(), _loss(crosscoder, x)
+        h = torch.relu(x @ crosscoder.W_enc.flatten(0, 1) + crosscoder.b_enc)
+        expected = torch.zeros(F)
+        for m in range(M):
+            size = h * norms[:, m]
+            near = ((size - 0.3).abs() < 0.25) & (size > 0)
+            slope = (2 / B) * error[:, m * D : (m + 1) * D] @ crosscoder.W_dec[:, m].T
+            per_unit = torch.where(norms[:, m] > 0, -0.3 / (0.5 * norms[:, m]), 0.0)
+            expected += (slope * near).sum(0) * per_unit * 0.3  # d theta / d log theta = theta
+    assert expected.abs().max() > 0.01
+    torch.testing.assert_close(crosscoder.threshold.grad, expected)
+
+
+@pytest.mark.parametrize("rule", RULES, ids=str)
+def test_what_a_step_reports(rule, x):
+    crosscoder = _crosscoder(rule)
+    loss, f, error = _loss(crosscoder, x)
+    stats = gradients(crosscoder, x, END, torch.float32, _idle())
+    torch.testing.assert_close(stats.squared_error.sum() + stats.penalty, loss)
     torch.testing.assert_close(stats.squared_error, error.square().unflatten(1, (M, D)).sum(2).mean(0))
     torch.testing.assert_close(stats.l0, (f > 0).sum(1).float().mean())
     centred = (x - x.mean(0)).unflatten(1, (M, D))
     torch.testing.assert_close(stats.variance, centred.square().sum(2).mean(0))
 
 
-def test_low_precision_products_point_the_same_way(crosscoder, x):
-    gradients(crosscoder, x, 0.7, torch.float32)
-    exact = [parameter.grad.clone() for parameter in crosscoder.parameters()]
-    gradients(crosscoder, x, 0.7, torch.bfloat16)
-    for parameter, expected in zip(crosscoder.parameters(), exact, strict=True):
-        assert parameter.grad.dtype == torch.float32
-        assert torch.cosine_similarity(parameter.grad.flatten(), expected.flatten(), dim=0) > 0.999
+def test_idle_features_are_counted_in_rows(x):
+    crosscoder, idle = _crosscoder(L1(0.5)), _idle()
+    with torch.no_grad():
+        crosscoder.b_enc[2] = -100
+    for _ in range(3):
+        gradients(crosscoder, x, END, torch.float32, idle)
+    assert idle[2] == 3 * B
+    assert (idle[torch.arange(F) != 2] == 0).all()
+
+
+def test_the_threshold_is_measured_once_it_is_time(x):
+    crosscoder = _crosscoder(BatchTopK(3, threshold_start=10, threshold_decay=0.5))
+    gradients(crosscoder, x, Progress(10, 100), torch.float32, _idle())
+    assert crosscoder.threshold == -1
+    _, f, _ = _loss(crosscoder, x)
+    least = (f * crosscoder.decoder_norms().sum(1))[f > 0].min()
+    for expected in (least, least):  # the average of equal measurements is the measurement
+        gradients(crosscoder, x, Progress(50, 100), torch.float32, _idle())
+        torch.testing.assert_close(crosscoder.threshold, expected)
+
+
+@pytest.mark.parametrize("rule", RULES, ids=str)
+def test_low_precision_products_point_the_same_way(rule, x):
+    found = []
+    for products in (torch.float32, torch.bfloat16):
+        crosscoder = _crosscoder(rule)
+        gradients(crosscoder, x, END, products, _idle())
+        found.append([p.grad for p in (crosscoder.W_enc, crosscoder.b_enc, crosscoder.W_dec, crosscoder.b_dec)])
+    for exact, low in zip(*found, strict=True):
+        assert low.dtype == torch.float32
+        assert torch.cosine_similarity(low.flatten(), exact.flatten(), dim=0) > 0.99

@@ -14,6 +14,7 @@ import torch
 from crosstime.analysis.effects import attribute
 from crosstime.analysis.relative import relative
 from crosstime.crosscoder.crosscoder import CrosscoderConfig
+from crosstime.crosscoder.sparsity.rules import L1, BatchTopK, JumpReLU, TopK
 from crosstime.data.corpus import Corpus
 from crosstime.data.positions import Positions
 from crosstime.data.task import Prompts
@@ -28,7 +29,6 @@ SMALL = TrainConfig(
     rows=2000,
     batch_size=50,
     lr=1e-2,
-    l1=0.1,
     ring_rows=300,
     harvest_blocks=4,
     calibration_blocks=8,
@@ -44,10 +44,10 @@ def _corpus(n_tokens, n_blocks=40, context=17, seed=0):
     return Corpus(blocks, "planted")
 
 
-def _trainer(world, config=SMALL, *, features=16, models=None, state=None, corpus=None):
+def _trainer(world, config=SMALL, *, sparsity=L1(0.1), features=16, models=None, state=None, corpus=None):  # noqa: B008
     models = models or world.models()
     names = tuple(model.name for model in models)
-    crosscoder = CrosscoderConfig(names, 0, models[0].width, features)
+    crosscoder = CrosscoderConfig(names, 0, models[0].width, features, sparsity=sparsity)
     return Trainer(crosscoder, config, models, corpus or _corpus(len(world.rows)), state)
 
 
@@ -66,9 +66,9 @@ def recovered():
     """A planted world, the crosscoder trained on it, and the feature that is nearest to each planted one."""
     world = plant(n_rows=4000, width=32, per_kind=2, density=0.08, noise=0.02)
     config = dataclasses.replace(
-        SMALL, rows=250_000, batch_size=128, lr=5e-3, l1=0.05, ring_rows=8192, harvest_blocks=64, log_steps=500
+        SMALL, rows=250_000, batch_size=128, lr=5e-3, ring_rows=8192, harvest_blocks=64, log_steps=500
     )
-    crosscoder = _trained(world, config, features=20, corpus=_corpus(len(world.rows), n_blocks=2000))
+    crosscoder = _trained(world, config, sparsity=L1(0.05), features=20, corpus=_corpus(len(world.rows), n_blocks=2000))
     found = (crosscoder.W_dec.detach() / crosscoder.scale[:, None]).flatten(1)
     cosine = torch.nn.functional.normalize(world.dictionary.flatten(1), dim=1) @ torch.nn.functional.normalize(found).T
     best, which = cosine.max(1)
@@ -120,7 +120,7 @@ def test_the_penalty_makes_the_code_sparse():
     world = plant(n_rows=500)
     log = {}
     for l1 in (0.0, 0.5):
-        trainer = _trainer(world, dataclasses.replace(SMALL, l1=l1, rows=10_000))
+        trainer = _trainer(world, dataclasses.replace(SMALL, rows=10_000), sparsity=L1(l1))
         records = []
         trainer.run([records.append])
         log[l1] = records[-1]
@@ -128,17 +128,69 @@ def test_the_penalty_makes_the_code_sparse():
     assert log[0.5]["explained_variance"] < log[0.0]["explained_variance"]
 
 
+RULES = [
+    L1(0.1),
+    TopK(3, dead_tokens=200),
+    BatchTopK(3, k_start=6, k_steps=10, threshold_start=10, threshold_decay=0.9, dead_tokens=200),
+    JumpReLU(0.1, window=0.5),
+]
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.rule)
+def test_every_rule_recovers_planted_features(rule):
+    world = plant(n_rows=2000, width=32, per_kind=2, density=0.08)
+    sparse = {
+        "l1": L1(0.05),
+        "topk": TopK(1),
+        "batchtopk": BatchTopK(1, k_start=6, k_steps=400, threshold_start=600, threshold_decay=0.99),
+        "jumprelu": JumpReLU(0.5, window=1.0, frequency=0.1),
+    }[rule.rule]
+    config = dataclasses.replace(
+        SMALL, rows=150_000, batch_size=128, lr=5e-3, ring_rows=8192, harvest_blocks=64, log_steps=500
+    )
+    crosscoder = _trained(world, config, sparsity=sparse, features=20, corpus=_corpus(len(world.rows), n_blocks=1000))
+    found = (crosscoder.W_dec.detach() / crosscoder.scale[:, None]).flatten(1)
+    cosine = torch.nn.functional.normalize(world.dictionary.flatten(1), dim=1) @ torch.nn.functional.normalize(found).T
+    assert cosine.amax(1).median() > 0.95, cosine.amax(1)
+    with torch.no_grad():
+        x_hat = crosscoder(world.rows)
+    explained = 1 - (world.rows - x_hat).square().sum() / (world.rows - world.rows.mean(0)).square().sum()
+    assert explained > 0.7
+
+
+def test_batch_topk_fires_as_often_at_inference_as_in_training():
+    world = plant(n_rows=2000, width=32, per_kind=3, density=0.2)
+    config = dataclasses.replace(SMALL, rows=60_000, batch_size=100, lr=5e-3, ring_rows=2000)
+    rule = BatchTopK(3, k_start=10, k_steps=200, threshold_start=200, threshold_decay=0.95)
+    crosscoder = _trained(world, config, sparsity=rule, features=24, corpus=_corpus(len(world.rows), n_blocks=1000))
+    with torch.no_grad():
+        assert (crosscoder.encode(world.rows, mode="training") > 0).sum(1).float().mean() == 3
+        assert (crosscoder.encode(world.rows) > 0).sum(1).float().mean() == pytest.approx(3, abs=0.3)
+
+
+def test_the_paper_trains_without_the_first_position_and_analyses_it():
+    policy = Positions(bos=False, encode_first=True, train_first=False)
+    world = plant(n_rows=200)
+    names = tuple(model.name for model in world.models())
+    crosscoder = CrosscoderConfig(names, 0, 24, 16, positions=policy, sparsity=L1(0.1))
+    corpus = dataclasses.replace(_corpus(len(world.rows)), bos=False)
+    trainer = Trainer(crosscoder, SMALL, world.models(), corpus)
+    assert trainer.harvest.rows_per_block == corpus.context - 1
+    assert trainer.crosscoder.config.positions.first_encoded == 0
+
+
 class _Killed(Exception):
     pass
 
 
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.rule)
 @pytest.mark.parametrize("steps_before", [2, 13, 27])
-def test_an_interrupted_run_ends_with_the_same_bits(tmp_path, steps_before):
+def test_an_interrupted_run_ends_with_the_same_bits(tmp_path, steps_before, rule):
     """40 steps of 50 rows read 640 rows an epoch, so interruptions fall in the first, second and last epochs."""
     world = plant(n_rows=200)
-    peace = _trained(world)
+    peace = _trained(world, sparsity=rule)
     state = StateFolder(tmp_path, {"any": 1})
-    trainer = _trainer(world, state=state)
+    trainer = _trainer(world, sparsity=rule, state=state)
 
     def kill(_record):
         if trainer.step >= steps_before:
@@ -147,7 +199,7 @@ def test_an_interrupted_run_ends_with_the_same_bits(tmp_path, steps_before):
     trainer.config = dataclasses.replace(SMALL, log_steps=1)
     with pytest.raises(_Killed):
         trainer.run([kill])
-    resumed = _trainer(world, state=state)
+    resumed = _trainer(world, sparsity=rule, state=state)
     assert resumed.step == steps_before - 1  # the kill came before the save of its own step
     resumed.run()
     assert _equal(resumed.crosscoder, peace)
@@ -246,7 +298,9 @@ def test_records_hold_what_the_log_promises():
     assert last["rows"] == 2000
     assert set(last["explained_variance_by_checkpoint"]) == set(world.names)
     assert 0 <= last["harvest_share"] <= 1
-    assert last["loss"] == pytest.approx(last["squared_error"] + 0.1 * last["penalty"], rel=1e-4)
+    assert last["penalty"] > 0
+    assert last["penalty_weight"] == 0.1
+    assert last["loss"] == pytest.approx(last["squared_error"] + last["penalty"], rel=1e-4)
 
 
 def test_a_run_that_diverges_says_so():

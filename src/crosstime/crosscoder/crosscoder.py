@@ -5,6 +5,7 @@ Lindsey et al. 2024 (sparse crosscoders); Bayazit, Mueller, Bosselut, arXiv 2509
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +14,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from crosstime.crosscoder import files
+from crosstime.crosscoder.sparsity.rule import END, Mode, Progress
+from crosstime.crosscoder.sparsity.rules import L1, Sparsity
 from crosstime.data.positions import Positions
 
 
@@ -36,6 +39,8 @@ class CrosscoderConfig:
     """SHA-256 of each checkpoint's weights."""
     positions: Positions = field(default_factory=Positions)
     """The policy for position 0 that it was trained under."""
+    sparsity: Sparsity = field(default_factory=L1)
+    """Which features it keeps."""
 
     def __post_init__(self) -> None:
         """Raises ValueError where the configuration describes no crosscoder."""
@@ -45,19 +50,24 @@ class CrosscoderConfig:
             raise ValueError(f"the checkpoints of a crosscoder need different names; got {list(self.checkpoints)}")
         if min(self.width, self.features) < 1:
             raise ValueError(f"width and features must be positive; got {self.width} and {self.features}")
+        self.sparsity.check(self.features)
 
 
 class Crosscoder(nn.Module):
-    """ReLU crosscoder. It reads and writes raw activations; inside, each checkpoint is scaled to a common size.
+    """One sparse code for M checkpoints. It reads and writes raw activations; inside, each is scaled to a common size.
 
     Parameters (M checkpoints, D width, F features), all in scaled units:
-        W_enc [M, D, F], b_enc [F], W_dec [F, M, D], b_dec [M, D]; and the scale factors c, `scale` [M].
+        W_enc [M, D, F], b_enc [F], W_dec [F, M, D], b_dec [M, D]; the scale factors c, `scale` [M]; and `threshold`,
+        what its sparsity rule learns or measures (None for rules that do neither).
 
-        f      = ReLU(sum_m c_m x_m W_enc[m] + b_enc)
+        h      = ReLU(sum_m c_m x_m W_enc[m] + b_enc)
+        f      = h where the sparsity rule keeps a feature, else 0
         xhat_m = (f W_dec[:, m] + b_dec[m]) / c_m
     """
 
     scale: Tensor
+    unit: Tensor
+    threshold: Tensor | None
 
     def __init__(self, config: CrosscoderConfig) -> None:
         super().__init__()
@@ -68,16 +78,37 @@ class Crosscoder(nn.Module):
         self.W_dec = nn.Parameter(torch.zeros(f, m, d))
         self.b_dec = nn.Parameter(torch.zeros(m, d))
         self.register_buffer("scale", torch.ones(m))
+        # Decoder norms are compared in scaled units. `unit` brings those of a folded crosscoder back to them.
+        self.register_buffer("unit", torch.ones(m))
+        threshold = config.sparsity.first_threshold(f)
+        if isinstance(threshold, nn.Parameter):
+            self.threshold = threshold
+        else:
+            self.register_buffer("threshold", threshold)
 
-    def encode(self, x: Float[Tensor, "*b M D"]) -> Float[Tensor, "*b F"]:
-        """The features of raw activations of all checkpoints at the same tokens."""
+    def encode(self, x: Float[Tensor, "*b M D"], mode: Mode = "inference") -> Float[Tensor, "*b F"]:
+        """The features of raw activations of all checkpoints at the same tokens.
+
+        Args:
+            x: raw activations.
+            mode: "inference", in which no row depends on another; or "training", where a rule may choose features over
+                the whole batch (BatchTopK: the k largest a row, on average over the rows given).
+        """
         scaled = x.to(self.W_enc.dtype) * self.scale[:, None]
-        return torch.relu(scaled.flatten(-2) @ self.W_enc.flatten(0, 1) + self.b_enc)
+        h = torch.relu(scaled.flatten(-2) @ self.W_enc.flatten(0, 1) + self.b_enc)
+        rule, norms = self.config.sparsity, self.decoder_norms()
+        if mode == "inference":
+            return rule.select(h, norms, self.threshold)
+        return rule.select_in_training(h.flatten(0, -2), norms, self.threshold, END).reshape(h.shape)
+
+    def at(self, f: Float[Tensor, "*b F"], m: int) -> Float[Tensor, "*b F"]:
+        """The features as checkpoint m writes them: f itself, but for rules that gate each checkpoint by itself."""
+        return self.config.sparsity.at(f, self.decoder_norms()[:, m], self.threshold)
 
     def decode(self, f: Float[Tensor, "*b F"]) -> Float[Tensor, "*b M D"]:
         """The raw activations of all checkpoints that the features stand for."""
-        scaled = (f @ self.W_dec.flatten(1)).unflatten(-1, self.b_dec.shape) + self.b_dec
-        return scaled / self.scale[:, None]
+        written = [self.at(f, m) @ self.W_dec[:, m] for m in range(len(self.config.checkpoints))]
+        return (torch.stack(written, dim=-2) + self.b_dec) / self.scale[:, None]
 
     def forward(self, x: Float[Tensor, "*b M D"]) -> Float[Tensor, "*b M D"]:
         """The reconstruction of raw activations."""
@@ -93,7 +124,29 @@ class Crosscoder(nn.Module):
 
     def decoder_norms(self) -> Float[Tensor, "F M"]:
         """||d_i,m|| in scaled units, in which checkpoints can be compared (arXiv 2509.05291, RelDec)."""
-        return self.W_dec.norm(dim=-1)
+        return self.W_dec.norm(dim=-1) * self.unit
+
+    @torch.no_grad()
+    def fold(self) -> Crosscoder:
+        """The same crosscoder with its scale factors worked into the weights, so that `scale` is 1.
+
+        Codes, reconstructions, decoder norms and thresholds keep their values and their units.
+        """
+        folded = copy.deepcopy(self)
+        folded.W_enc.mul_(self.scale[:, None, None])
+        folded.W_dec.div_(self.scale[:, None])
+        folded.b_dec.div_(self.scale[:, None])
+        folded.unit.mul_(self.scale)
+        folded.scale.fill_(1)
+        return folded
+
+    @torch.no_grad()
+    def measure_threshold(self, f: Float[Tensor, "B F"], progress: Progress) -> None:
+        """In training: let the rule measure its threshold on the codes of a batch, where it does so."""
+        if isinstance(self.threshold, Tensor):
+            measured = self.config.sparsity.measured_threshold(self.threshold, f, self.decoder_norms(), progress)
+            assert measured is not None
+            self.threshold.copy_(measured)
 
     @torch.no_grad()
     def initialise(
@@ -121,6 +174,7 @@ class Crosscoder(nn.Module):
         self.W_dec.copy_(decoder_norm * directions / directions.norm(dim=-1, keepdim=True))
         self.W_enc.copy_(self.W_dec.permute(1, 2, 0))
         self.b_enc.zero_()
+        self.unit.fill_(1)
         self.scale.copy_(scale)
         self.b_dec.copy_(mean * scale[:, None])
 

@@ -17,13 +17,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as tensor_bytes
 
+from crosstime.crosscoder.sparsity.rules import Sparsity
 from crosstime.data.positions import Positions
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
-FORMAT = "crosstime-crosscoder-1"
+FORMAT = "crosstime-crosscoder-2"
 
 
 def save(crosscoder: Any, folder: str | Path) -> None:
@@ -61,7 +62,8 @@ def load(
         expected = config.pop("weights_sha256")
         for name in ("checkpoints", "tokens", "sources", "weights"):
             config[name] = tuple(config[name])
-        described = config_class(**{**config, "positions": Positions(**config["positions"])})
+        parts = {"positions": Positions(**config["positions"]), "sparsity": Sparsity.from_dict(config["sparsity"])}
+        described = config_class(**{**config, **parts})
     except (KeyError, TypeError) as error:
         raise ValueError(
             f"{folder / CONFIG} is damaged or of another version of crosstime ({error!r}): update crosstime, or train "

@@ -18,12 +18,27 @@ class Positions:
     bos: bool = True
     """Put BOS before every sequence and prompt."""
     encode_first: bool = False
-    """Encode position 0 like any other. The paper trains without position 0 but encodes it in every analysis."""
+    """Encode position 0 like any other, in training and in every analysis."""
+    train_first: bool | None = None
+    """Train on position 0; without it, where it is encoded. The paper encodes it in its analyses though its crosscoders
+    were not trained on it: `bos = false`, `encode_first = true`, `train_first = false`."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError where position 0 would be trained on and never encoded."""
+        if self.train_first and not self.encode_first:
+            raise ValueError(
+                "positions.train_first goes with `encode_first = true`: else it would be learnt for nothing"
+            )
 
     @property
     def first_encoded(self) -> int:
         """Index of the first position that the crosscoder reads and replaces."""
         return 0 if self.encode_first else 1
+
+    @property
+    def first_trained(self) -> int:
+        """Index of the first position that the crosscoder is trained on."""
+        return self.first_encoded if self.train_first is None else int(not self.train_first)
 
     def check(self, bos: bool, what: str) -> None:
         """Refuse text that was tokenised under another policy than this one.

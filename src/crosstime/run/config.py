@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from crosstime.analysis.path_rules import PathRule
+from crosstime.crosscoder.sparsity.rules import L1, Sparsity
 from crosstime.data.positions import Positions
 from crosstime.lm.nearest import nearest
 from crosstime.run import toml
@@ -263,6 +264,7 @@ class RunConfig:
     survey: SurveyConfig = SurveyConfig()
     compare: CompareConfig = CompareConfig()
     crosscoder: CrosscoderSettings = CrosscoderSettings()
+    sparsity: Sparsity = field(default_factory=L1)
     training: TrainConfig = field(default_factory=TrainConfig)
     evaluation: EvaluationConfig = EvaluationConfig()
     effects: EffectsConfig = EffectsConfig()
@@ -277,6 +279,7 @@ class RunConfig:
                 raise ValueError(f"two tasks are called {name!r}: every [[task]] needs a name of its own")
         if not any(task.attribute for task in self.task):
             raise ValueError("at least one [[task]] must have `attribute = true` (which is the default)")
+        self.sparsity.check(self.crosscoder.features)
 
 
 def load(run_dir: Path) -> RunConfig:

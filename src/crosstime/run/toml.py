@@ -42,6 +42,7 @@ def read(kind: type[T], path: Path) -> T:
 
 def build(kind: type[T], table: Mapping[str, Any], section: str = "") -> T:
     """The dataclass `kind` from a table; `section` is its name in error messages."""
+    kind, table = _variant(kind, table, section)
     hints = get_type_hints(kind)
     known = {field.name: field for field in fields(cast(Any, kind)) if field.init}
     where = f"[{section}] " if section else ""
@@ -78,6 +79,18 @@ def settings(value: Any, name: str) -> dict[str, Any]:
     for part in name.split("."):
         value = getattr(value, part)
     return dict(_flat(value, name))
+
+
+def _variant(kind: type[T], table: Mapping[str, Any], section: str) -> tuple[type[T], Mapping[str, Any]]:
+    """Of a family of dataclasses, which `variants()` lists, the one that the key `rule` names; and the other keys."""
+    if not hasattr(kind, "variants"):
+        return kind, table
+    variants, name = cast(Any, kind).variants(), table.get("rule")
+    if not isinstance(name, str) or name not in variants:
+        known = ", ".join(map(json.dumps, sorted(variants)))
+        found = f"it is {_shown(name)}{nearest(str(name), variants)}" if name is not None else "it is missing"
+        raise ValueError(f"[{section}] `rule` must be one of {known}; {found}")
+    return variants[name], {key: value for key, value in table.items() if key != "rule"}
 
 
 def _unknown(key: str, value: Any, known: Mapping[str, Any], section: str) -> str:

@@ -24,14 +24,11 @@ class TrainConfig:
     """Learning rate of Adam (betas 0.9 and 0.999, no weight decay)."""
     lr_decay: float = 0.2
     """Share of the steps, at the end, over which the learning rate falls linearly to 0."""
-    l1: float = 2.0
-    """The weight of the sparsity penalty, sum_i f_i sum_m ||d_i,m||, once it is warm."""
-    l1_warmup: float = 0.05
-    """Share of the steps, at the start, over which the penalty's weight rises linearly from 0."""
     clip: float = 1.0
     """Largest norm of the gradient; a larger one is scaled down to it."""
-    decoder_norm: float = 0.08
-    """Norm of each feature's decoder vector, at each checkpoint, at the start."""
+    decoder_norm: float | None = None
+    """Norm of each feature's decoder vector, at each checkpoint, at the start; without it what suits the sparsity rule:
+    0.08 for L1 and 1 for the others, as in the paper."""
     tied_init: bool = True
     """Start each feature with the same direction at every checkpoint. The paper starts with independent ones."""
     products: Literal["bfloat16", "float32"] = "bfloat16"
@@ -59,14 +56,13 @@ class TrainConfig:
             if getattr(self, name) < 1:
                 raise ValueError(f"training.{name} must be at least 1; got {getattr(self, name)}")
         for name in ("lr", "clip", "decoder_norm"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"training.{name} must be positive; got {getattr(self, name)}")
-        for name in ("l1", "save_seconds"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"training.{name} must not be negative; got {getattr(self, name)}")
-        for name in ("lr_decay", "l1_warmup"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"training.{name} is a share of the steps, from 0 to 1; got {getattr(self, name)}")
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"training.{name} must be positive; got {value}")
+        if not self.save_seconds >= 0:
+            raise ValueError(f"training.save_seconds must not be negative; got {self.save_seconds}")
+        if not 0 <= self.lr_decay <= 1:
+            raise ValueError(f"training.lr_decay is a share of the steps, from 0 to 1; got {self.lr_decay}")
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"training.seed must not be negative, and less than 2^63; got {self.seed}")
         if self.ring_rows < self.batch_size:
@@ -85,8 +81,3 @@ class TrainConfig:
         """The learning rate of a step, counted from 0 (arXiv 2509.05291: constant, then linear to 0)."""
         start = (1 - self.lr_decay) * self.steps
         return self.lr if step < start else self.lr * (1 - (step - start) / (self.steps - start))
-
-    def l1_at(self, step: int) -> float:
-        """The weight of the sparsity penalty at a step, counted from 0."""
-        warm = self.l1_warmup * self.steps
-        return self.l1 if step >= warm else self.l1 * step / warm

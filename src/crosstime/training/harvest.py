@@ -32,11 +32,11 @@ class Harvest:
 
     @property
     def rows_per_block(self) -> int:
-        """Rows that one block yields: its positions, without the first where that is not encoded."""
-        return self.corpus.blocks.shape[1] - self.positions.first_encoded
+        """Rows that one block yields: its positions, without the first where that is not trained on."""
+        return self.corpus.blocks.shape[1] - self.positions.first_trained
 
     def next(self, blocks: int) -> Float[Tensor, "N M D"]:
-        """The raw activations at the encoded positions of the next blocks.
+        """The raw activations at the trained positions of the next blocks.
 
         Raises:
             ValueError: an activation is not finite; the checkpoint and the token are named.
@@ -57,14 +57,14 @@ class Harvest:
         return self.corpus.blocks[self._order[1][index]]
 
     def _residual(self, model: SplitLM, tokens: Int[Tensor, "B S"]) -> Float[Tensor, "B T D"]:
-        return finite_residual(model, tokens)[:, self.positions.first_encoded :]
+        return finite_residual(model, tokens)[:, self.positions.first_trained :]
 
 
 @torch.no_grad()
 def calibrate(harvest: Harvest, *, blocks: int, batch: int) -> tuple[Float[Tensor, "M D"], Float[Tensor, " M"]]:
     """Mean raw activation and scale factor of each checkpoint, from the first blocks; the harvest is wound back.
 
-    The scale factor is c_m = sqrt(D) / mean norm (arXiv 2509.05291), over encoded positions only.
+    The scale factor is c_m = sqrt(D) / mean norm (arXiv 2509.05291), over trained positions only.
 
     Raises:
         ValueError: an activation is not finite, or a checkpoint's activations are all zero.

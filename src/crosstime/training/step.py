@@ -1,4 +1,4 @@
-"""One optimisation step: the paper's loss, with its gradients written out.
+"""One optimisation step: the loss of a sparsity rule, with its gradients written out.
 
 Writing them by hand keeps only the codes and their gradient in memory, and makes the products the whole cost.
 """
@@ -8,10 +8,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from crosstime.crosscoder.crosscoder import Crosscoder
+from crosstime.crosscoder.sparsity.rule import Progress, fires
+from crosstime.crosscoder.sparsity.topk import Reviving
+from crosstime.training.auxiliary import add_auxiliary_gradients
 
 
 @dataclass
@@ -23,47 +26,94 @@ class StepStats:
     variance: Float[Tensor, " M"]
     """Mean over rows of ||x_m - batch mean||^2, in scaled units."""
     penalty: Float[Tensor, ""]
-    """Mean over rows of sum_i f_i sum_m ||d_i,m||."""
+    """What the sparsity rule adds to the loss."""
+    auxiliary: Float[Tensor, ""]
+    """What dead features add to the loss."""
     l0: Float[Tensor, ""]
     """Mean over rows of the number of features that fire."""
 
 
 @torch.no_grad()
-def gradients(crosscoder: Crosscoder, x: Float[Tensor, "B W"], l1: float, products: torch.dtype) -> StepStats:
-    """Set the gradients of mean_b [sum_m ||xhat_m - x_m||^2 + l1 sum_i f_i sum_m ||d_i,m||] (arXiv 2509.05291).
+def gradients(
+    crosscoder: Crosscoder,
+    x: Float[Tensor, "B W"],
+    progress: Progress,
+    products: torch.dtype,
+    idle: Int[Tensor, " F"],
+) -> StepStats:
+    """Set the gradients of mean_b sum_m ||xhat_m - x_m||^2 + what the sparsity rule adds (arXiv 2509.05291 for L1).
 
     Args:
-        crosscoder: its parameters' `.grad` are replaced.
+        crosscoder: its parameters' `.grad` are replaced; a threshold that its rule measures moves.
         x: scaled activations of all checkpoints side by side, W = M D.
-        l1: weight of the sparsity penalty.
-        products: precision of the five matrix products.
+        progress: which step of how many.
+        products: precision of the matrix products.
+        idle: rows since each feature last fired; brought up to date.
     """
-    batch, (n_checkpoints, width) = len(x), crosscoder.b_dec.shape
+    rule, norms = crosscoder.config.sparsity, crosscoder.decoder_norms()
+    batch, shape = len(x), crosscoder.b_dec.shape
     x_low = x.to(products)
     w_enc = crosscoder.W_enc.flatten(0, 1).to(products)
     w_dec = crosscoder.W_dec.flatten(1).to(products)
-    norms = crosscoder.decoder_norms()
 
-    f = torch.addmm(crosscoder.b_enc.to(products), x_low, w_enc).relu_()
-    error = (f @ w_dec).float() + crosscoder.b_dec.flatten() - x
-    f_sum = f.sum(0, dtype=torch.float32)
-    fires = f > 0
+    h = torch.addmm(crosscoder.b_enc.to(products), x_low, w_enc).relu_()
+    codes = rule.codes(h, norms, crosscoder.threshold, progress)
+    # One group of columns of the decoder a matrix of codes: all checkpoints together, or each by itself.
+    written = [f.to(products) for f in codes.written]
+    columns = w_dec.chunk(len(written), dim=1)
+    error = _side_by_side([f @ w for f, w in zip(written, columns, strict=True)]).float()
+    error += crosscoder.b_dec.flatten() - x
 
     error_gradient = (error * (2 / batch)).to(products)
-    f_gradient = torch.addmm((norms.sum(1) * (l1 / batch)).to(products), error_gradient, w_dec.T)
-    f_gradient *= fires
-
-    crosscoder.b_dec.grad = error_gradient.sum(0, dtype=torch.float32).unflatten(0, crosscoder.b_dec.shape)
-    crosscoder.b_enc.grad = f_gradient.sum(0, dtype=torch.float32)
-    crosscoder.W_enc.grad = (x_low.T @ f_gradient).float().unflatten(0, (n_checkpoints, width))
-    w_dec_grad = (f.T @ error_gradient).float().unflatten(1, (n_checkpoints, width))
-    # The penalty pulls each decoder vector inwards along itself; a vector of norm 0 has no such direction.
-    pull = (f_sum * (l1 / batch))[:, None] / norms.clamp_min(torch.finfo(norms.dtype).tiny)
-    crosscoder.W_dec.grad = w_dec_grad.addcmul_(crosscoder.W_dec, pull[:, :, None])
-
-    return StepStats(
-        squared_error=error.square().sum(0).unflatten(0, (n_checkpoints, width)).sum(1) / batch,
-        variance=x.var(0, correction=0).unflatten(0, (n_checkpoints, width)).sum(1),
-        penalty=(f_sum @ norms.sum(1)) / batch,
-        l0=fires.sum() / batch,
+    error_columns = error_gradient.chunk(len(written), dim=1)
+    slope = None if codes.slope is None else codes.slope.to(products)
+    h_gradient, norms_gradient, threshold_gradient = codes.backward(
+        [_product(slope, e, w.T) for e, w in zip(error_columns, columns, strict=True)]
     )
+    h_gradient = h_gradient.to(products)
+
+    crosscoder.b_dec.grad = error_gradient.sum(0, dtype=torch.float32).unflatten(0, shape)
+    crosscoder.b_enc.grad = h_gradient.sum(0, dtype=torch.float32)
+    crosscoder.W_enc.grad = (x_low.T @ h_gradient).float().unflatten(0, shape)
+    w_dec_gradient = _side_by_side([f.T @ e for f, e in zip(written, error_columns, strict=True)]).float()
+    crosscoder.W_dec.grad = w_dec_gradient.unflatten(1, shape)
+    if norms_gradient is not None:
+        # A penalty on norms pulls each decoder vector along itself; a vector of norm 0 has no such direction.
+        pull = norms_gradient / norms.clamp_min(torch.finfo(norms.dtype).tiny)
+        crosscoder.W_dec.grad.addcmul_(crosscoder.W_dec, pull[:, :, None])
+    if threshold_gradient is not None and crosscoder.threshold is not None:
+        crosscoder.threshold.grad = threshold_gradient
+
+    active = fires(codes.shared)
+    idle += batch
+    idle[active.any(0)] = 0
+    crosscoder.measure_threshold(codes.shared, progress)
+    auxiliary = error.new_zeros(())
+    if isinstance(rule, Reviving) and rule.aux_weight:
+        auxiliary = add_auxiliary_gradients(
+            crosscoder,
+            x,
+            -error,
+            h,
+            idle >= rule.dead_tokens,
+            k=rule.aux_k or crosscoder.config.width // 2,
+            weight=rule.aux_weight,
+            products=products,
+        )
+    return StepStats(
+        squared_error=error.square().sum(0).unflatten(0, shape).sum(1) / batch,
+        variance=x.var(0, correction=0).unflatten(0, shape).sum(1),
+        penalty=codes.penalty,
+        auxiliary=auxiliary,
+        l0=active.sum() / batch,
+    )
+
+
+def _product(
+    bias: Float[Tensor, " F"] | None, a: Float[Tensor, "B W"], b: Float[Tensor, "W F"]
+) -> Float[Tensor, "B F"]:
+    return a @ b if bias is None else torch.addmm(bias, a, b)
+
+
+def _side_by_side(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)

@@ -20,16 +20,18 @@ from torch import Tensor
 from tqdm import tqdm
 
 from crosstime.crosscoder.crosscoder import Crosscoder, CrosscoderConfig
+from crosstime.crosscoder.sparsity.rules import L1, Sparsity
 from crosstime.data.corpus import Corpus
 from crosstime.data.positions import Positions
 from crosstime.lm.split import SplitLM
 from crosstime.lm.suite import Suite
 from crosstime.training.config import TrainConfig
 from crosstime.training.harvest import Harvest, calibrate
+from crosstime.training.learner import Learner
 from crosstime.training.log import Sink, open_log
 from crosstime.training.ring import Ring
-from crosstime.training.state import StateFolder, optimiser_tensors, restore_optimiser
-from crosstime.training.step import StepStats, gradients
+from crosstime.training.state import StateFolder
+from crosstime.training.step import StepStats
 
 
 def train(
@@ -38,6 +40,7 @@ def train(
     *,
     layer: int,
     features: int,
+    sparsity: Sparsity | None = None,
     positions: Positions | None = None,
     config: TrainConfig | None = None,
     device: torch.device | str = "cpu",
@@ -51,6 +54,7 @@ def train(
         corpus: token blocks; read again from the start, in another order, when the rows ask for more.
         layer: the block whose output is learnt, counted from 0.
         features: F, the size of the dictionary.
+        sparsity: which features it keeps: L1 (the default), TopK, BatchTopK, JumpReLU, or a rule of yours.
         positions: the policy for position 0.
         config: see `TrainConfig`.
         device: where checkpoints and crosscoder live.
@@ -74,6 +78,7 @@ def train(
         sources=tuple(c.source if c.commit is None else f"{c.source}@{c.commit}" for c in suite.checkpoints),
         weights=tuple(c.sha256 for c in suite.checkpoints),
         positions=positions,
+        sparsity=sparsity or L1(),
     )
     dtype = getattr(torch, config.harvest)
     models = [suite.load(name, layer=layer, dtype=dtype, device=device).without_upper() for name in suite.names]
@@ -99,11 +104,8 @@ class Trainer:
     ) -> None:
         self.config = config
         self.state = state
-        self.step = 0
         self.device = models[0].device
-        self.products = getattr(torch, config.products)
-        self.crosscoder = Crosscoder(crosscoder_config).to(self.device)
-        self.optimiser = torch.optim.Adam(self.crosscoder.parameters(), lr=config.lr, fused=True)
+        self.learner = Learner(Crosscoder(crosscoder_config).to(self.device), config)
         self.harvest = Harvest(models, corpus, crosscoder_config.positions, seed=config.seed)
         # One forward pass fills as many slots as it makes rows, so the ring must have room for that beside a batch.
         self.refill = config.harvest_blocks * self.harvest.rows_per_block
@@ -117,12 +119,22 @@ class Trainer:
         else:
             self._restore(*saved)
 
+    @property
+    def crosscoder(self) -> Crosscoder:
+        """The crosscoder as it is now."""
+        return self.learner.crosscoder
+
+    @property
+    def step(self) -> int:
+        """Steps taken."""
+        return self.learner.step
+
     def run(self, log: Sequence[Sink] = ()) -> None:
         """Take all steps that are left."""
         with _stop_signals(wanted=self.state is not None) as stop, self._progress() as bar:
             last_save = time.monotonic()
             while self.step < self.config.steps:
-                self._take_step()
+                self.interval.add(self.learner.learn(self.next_batch()))
                 bar.update(self.config.batch_size)
                 if self.step % self.config.log_steps == 0 or self.step == self.config.steps:
                     self._report(log, bar)
@@ -132,16 +144,6 @@ class Trainer:
                     last_save = time.monotonic()
                 if stop:
                     raise KeyboardInterrupt
-
-    def _take_step(self) -> None:
-        batch = self.next_batch()
-        stats = gradients(self.crosscoder, batch, self.config.l1_at(self.step), self.products)
-        torch.nn.utils.clip_grad_norm_(self.crosscoder.parameters(), self.config.clip)
-        for group in self.optimiser.param_groups:
-            group["lr"] = self.config.lr_at(self.step)
-        self.optimiser.step()
-        self.interval.add(stats, self.config.l1_at(self.step))
-        self.step += 1
 
     def next_batch(self) -> Float[Tensor, "B W"]:
         """The next shuffled rows, scaled, all checkpoints side by side."""
@@ -164,26 +166,20 @@ class Trainer:
         self.crosscoder.initialise(
             mean,
             scale,
-            decoder_norm=self.config.decoder_norm,
+            decoder_norm=self.config.decoder_norm or self.crosscoder.config.sparsity.decoder_norm,
             tied=self.config.tied_init,
             generator=torch.Generator().manual_seed(self.config.seed),
         )
 
     def _tensors(self) -> dict[str, Tensor]:
         return {
-            **{f"crosscoder.{name}": tensor for name, tensor in self.crosscoder.state_dict().items()},
-            **optimiser_tensors(self.optimiser, dict(self.crosscoder.named_parameters())),
+            **self.learner.tensors(),
             **self.ring.state(),
             "harvest.position": torch.tensor(self.harvest.position),
         }
 
     def _restore(self, step: int, tensors: dict[str, Tensor]) -> None:
-        self.step = step
-        prefix = "crosscoder."
-        self.crosscoder.load_state_dict(
-            {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-        )
-        restore_optimiser(self.optimiser, dict(self.crosscoder.named_parameters()), tensors)
+        self.learner.restore(step, tensors)
         self.ring.restore(tensors)
         self.harvest.position = int(tensors["harvest.position"])
 
@@ -207,9 +203,9 @@ class Trainer:
     def record(self) -> dict[str, Any]:
         """What happened since the last record, means over its steps.
 
-        Keys: step, rows, loss, squared_error, penalty, l0, explained_variance (all checkpoints together, ratio of
-        sums), explained_variance_by_checkpoint, lr, l1 (weight of the penalty), rows_per_second, harvest_share
-        (of the time).
+        Keys: step, rows, loss, squared_error, penalty and auxiliary (what sparsity and dead features add to the loss),
+        l0, explained_variance (all checkpoints together, ratio of sums), explained_variance_by_checkpoint, lr, what the
+        sparsity rule schedules (its penalty_weight, k or threshold), rows_per_second, harvest_share (of the time).
         """
         interval, self.interval = self.interval, _Interval()
         names = self.crosscoder.config.checkpoints
@@ -217,8 +213,7 @@ class Trainer:
             "step": self.step,
             "rows": self.step * self.config.batch_size,
             **interval.means(names),
-            "lr": self.config.lr_at(self.step - 1),
-            "l1": self.config.l1_at(self.step - 1),
+            **self.learner.logged(),
             **interval.speed(self.config.batch_size),
         }
 
@@ -229,13 +224,11 @@ class _Interval:
     def __init__(self) -> None:
         self.steps = 0
         self.sums: StepStats | None = None
-        self.loss: Tensor | float = 0.0
         self.harvest_seconds = 0.0
         self.begin = time.perf_counter()
 
-    def add(self, stats: StepStats, l1: float) -> None:
+    def add(self, stats: StepStats) -> None:
         self.steps += 1
-        self.loss = self.loss + stats.squared_error.sum() + l1 * stats.penalty
         if self.sums is None:
             self.sums = stats
         else:
@@ -248,9 +241,10 @@ class _Interval:
         error, variance = self.sums.squared_error.cpu(), self.sums.variance.cpu()
         explained = 1 - error / variance
         return {
-            "loss": float(self.loss) / self.steps,
+            "loss": float(error.sum() + self.sums.penalty.cpu() + self.sums.auxiliary.cpu()) / self.steps,
             "squared_error": float(error.sum()) / self.steps,
             "penalty": float(self.sums.penalty) / self.steps,
+            "auxiliary": float(self.sums.auxiliary) / self.steps,
             "l0": float(self.sums.l0) / self.steps,
             "explained_variance": float(1 - error.sum() / variance.sum()),
             "explained_variance_by_checkpoint": dict(zip(checkpoints, explained.tolist(), strict=True)),
@@ -274,6 +268,7 @@ def _settings(crosscoder: CrosscoderConfig, config: TrainConfig, corpus: Corpus)
         "checkpoints": list(crosscoder.checkpoints),
         "weights": list(crosscoder.weights),
         "positions": dataclasses.asdict(crosscoder.positions),
+        **{f"sparsity.{name}": value for name, value in crosscoder.sparsity.to_dict().items()},
         "context": corpus.context,
         "text": hashlib.sha256(np.ascontiguousarray(corpus.blocks).data).hexdigest(),
     }

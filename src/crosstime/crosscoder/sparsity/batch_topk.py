@@ -1,0 +1,98 @@
+"""BatchTopK: the k largest features a row on average, chosen over the whole batch (Bussmann et al. 2024)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from crosstime.crosscoder.sparsity.rule import Progress, fires, total_norms
+from crosstime.crosscoder.sparsity.topk import Reviving
+
+
+@dataclass(frozen=True)
+class BatchTopK(Reviving):
+    """In training f keeps the k B largest f_i sum_m ||d_i,m|| of B rows; at inference, those above a threshold.
+
+    The threshold is a moving average of the smallest value that training kept. So a row's codes never depend on other
+    rows, except where `mode="training"` is asked for. The defaults are those of arXiv 2509.05291.
+    """
+
+    rule: str = field(default="batchtopk", init=False)
+    k: int = 200
+    """Features that fire on a row, on average, once k has come down."""
+    k_start: int = 1000
+    """k at the first step; it falls linearly to `k`."""
+    k_steps: int = 5000
+    """Steps over which it falls, or half of the run where that is shorter."""
+    threshold_start: int = 1000
+    """Steps after which the threshold is measured, or half of the run where that is shorter."""
+    threshold_decay: float = 0.999
+    """How much of the threshold's average each step keeps."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for settings that cannot be."""
+        super().__post_init__()
+        for name, least in (("k", 1), ("k_start", 1), ("k_steps", 0), ("threshold_start", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"sparsity.{name} must be at least {least}; got {getattr(self, name)}")
+        if not 0 <= self.threshold_decay < 1:
+            raise ValueError(f"sparsity.threshold_decay must be from 0 up to, but below 1; got {self.threshold_decay}")
+
+    def check(self, features: int) -> None:
+        """Raises ValueError where k exceeds the number of features."""
+        if self.k > features:
+            raise ValueError(f"sparsity.k is {self.k}: a dictionary of {features} features has not so many")
+
+    def k_at(self, progress: Progress) -> int:
+        """k at a step, a whole number."""
+        falling = min(self.k_steps, progress.steps // 2)
+        if progress.step >= falling:
+            return self.k
+        return max(1, round(self.k_start - (self.k_start - self.k) * progress.step / falling))
+
+    def first_threshold(self, features: int) -> Tensor:
+        """-1, which lets every active feature pass until the threshold is measured."""
+        return torch.tensor(-1.0)
+
+    def select(
+        self, h: Float[Tensor, "*b F"], norms: Float[Tensor, "F M"], threshold: Tensor | None
+    ) -> Float[Tensor, "*b F"]:
+        assert threshold is not None
+        return h * (h * total_norms(norms) > threshold)
+
+    def select_in_training(
+        self, h: Float[Tensor, "B F"], norms: Float[Tensor, "F M"], threshold: Tensor | None, progress: Progress
+    ) -> Float[Tensor, "B F"]:
+        return h * largest_of_all(h * total_norms(norms), self.k_at(progress) * len(h))
+
+    def measured_threshold(
+        self, threshold: Tensor | None, f: Float[Tensor, "B F"], norms: Float[Tensor, "F M"], progress: Progress
+    ) -> Tensor | None:
+        assert threshold is not None
+        if progress.step <= min(self.threshold_start, progress.steps // 2):
+            return threshold
+        least = (f * total_norms(norms)).masked_fill(~fires(f), torch.inf).min()
+        moved = self.threshold_decay * threshold + (1 - self.threshold_decay) * least
+        # The first measurement replaces the start value; a batch in which nothing fires says nothing.
+        return torch.where(least.isinf(), threshold, torch.where(threshold < 0, least, moved))
+
+    def logged(self, progress: Progress) -> dict[str, float | int]:
+        return {"k": self.k_at(progress)}
+
+
+def largest_of_all(values: Float[Tensor, "B F"], n: int) -> Bool[Tensor, "B F"]:
+    """Where the n largest positive values of a matrix are, or all positive ones if they are fewer.
+
+    Of equal values those that come first, row by row, so the choice does not depend on the device.
+    """
+    positive = values[values > 0]
+    if len(positive) <= n:
+        return values > 0
+    least = positive.kthvalue(len(positive) - n + 1).values
+    kept = values > least
+    room = n - int(kept.sum())
+    kept.view(-1)[(values == least).view(-1).nonzero()[:room, 0]] = True
+    return kept

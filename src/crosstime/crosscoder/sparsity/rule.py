@@ -1,0 +1,181 @@
+"""What every sparsity rule is: which features a crosscoder keeps, and what it pays for keeping them.
+
+A rule is a frozen dataclass of settings; it has no state. Whatever it learns or measures in training is one tensor, the
+crosscoder's `threshold`. A new rule is a new subclass of `Sparsity` in a file of its own (docs/extending.md).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from crosstime.lm.nearest import nearest
+
+Mode = Literal["training", "inference"]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a training run stands: schedules are functions of it."""
+
+    step: int
+    """Counted from 0."""
+    steps: int
+    """Of the whole run."""
+
+
+END = Progress(1, 1)
+"""After the last step: every schedule has arrived."""
+
+
+class Codes(ABC):
+    """What a rule made of one batch in training, and the way back for the gradients."""
+
+    shared: Float[Tensor, "B F"]
+    """The features of each row; zero where one does not fire."""
+    written: Sequence[Float[Tensor, "B F"]]
+    """What the decoder reads: one matrix for all checkpoints, or one for each where the rule gates them apart."""
+    penalty: Float[Tensor, ""]
+    """What the rule adds to the loss."""
+    slope: Float[Tensor, " F"] | None
+    """Gradient of the penalty with respect to every row's codes, where that is the same in all rows; None if zero, or
+    if `backward` sees to it."""
+
+    @abstractmethod
+    def backward(
+        self, gradients: Sequence[Float[Tensor, "B F"]]
+    ) -> tuple[Float[Tensor, "B F"], Float[Tensor, "F M"] | None, Float[Tensor, " F"] | None]:
+        """From gradients of the loss with respect to `written` (`slope` included) to those with respect to h, decoder
+        norms and threshold; None where there is none. That of h is 0 where h is 0. May overwrite its arguments.
+        """
+
+
+def total_norms(norms: Float[Tensor, "F M"]) -> Float[Tensor, " F"]:
+    """s_i = sum over checkpoints of ||d_i,m||: by f_i s_i features of different decoder norm are compared."""
+    return norms.sum(1)
+
+
+def fires(f: Float[Tensor, "*b F"]) -> Bool[Tensor, "*b F"]:
+    """Where features are active."""
+    return f > 0
+
+
+class MaskedCodes(Codes):
+    """Codes that are h or 0, the same for all checkpoints, at a price of `weight` sum_i f_i s_i a row (0 for none).
+
+    Its gradients are written out, so training keeps nothing but the codes and their gradient.
+    """
+
+    def __init__(self, f: Float[Tensor, "B F"], norms: Float[Tensor, "F M"], weight: float) -> None:
+        self.shared, self.written = f, (f,)
+        self._price = weight / len(f)
+        self._f_sum = f.sum(0, dtype=torch.float32)
+        self._shape = norms.shape
+        self.penalty = self._price * (self._f_sum @ total_norms(norms))
+        self.slope = self._price * total_norms(norms) if weight else None
+
+    def backward(
+        self, gradients: Sequence[Float[Tensor, "B F"]]
+    ) -> tuple[Float[Tensor, "B F"], Float[Tensor, "F M"] | None, Float[Tensor, " F"] | None]:
+        (gradient,) = gradients
+        gradient *= fires(self.shared)
+        norms_gradient = (self._price * self._f_sum)[:, None].expand(self._shape) if self._price else None
+        return gradient, norms_gradient, None
+
+
+@dataclass(frozen=True)
+class Sparsity(ABC):
+    """Base of all rules. Activations h = ReLU(pre-activations); norms ||d_i,m|| are in scaled units, [F, M]."""
+
+    rule: str = field(default="", init=False)
+    """What run.toml and config.json call the rule; each subclass states its own."""
+
+    @abstractmethod
+    def select(
+        self, h: Float[Tensor, "*b F"], norms: Float[Tensor, "F M"], threshold: Tensor | None
+    ) -> Float[Tensor, "*b F"]:
+        """The codes at inference: h where a feature is kept, else 0. No row depends on another."""
+
+    def select_in_training(
+        self, h: Float[Tensor, "B F"], norms: Float[Tensor, "F M"], threshold: Tensor | None, progress: Progress
+    ) -> Float[Tensor, "B F"]:
+        """The codes of a batch in training, where they differ from those at inference."""
+        return self.select(h, norms, threshold)
+
+    def weight_at(self, progress: Progress) -> float:
+        """At a step, the price of sum_i f_i s_i, a row's codes times decoder norms."""
+        return 0.0
+
+    def codes(
+        self, h: Float[Tensor, "B F"], norms: Float[Tensor, "F M"], threshold: Tensor | None, progress: Progress
+    ) -> Codes:
+        """The codes of a batch in training, their price, and the way back for the gradients."""
+        f = self.select_in_training(h, norms, threshold, progress).to(h.dtype)
+        return MaskedCodes(f, norms, self.weight_at(progress))
+
+    def at(
+        self, f: Float[Tensor, "*b F"], norms: Float[Tensor, " F"], threshold: Tensor | None
+    ) -> Float[Tensor, "*b F"]:
+        """The codes as one checkpoint, whose decoder norms are given, writes them."""
+        return f
+
+    @property
+    def decoder_norm(self) -> float:
+        """Norm of each d_i,m at the start that suits the rule, in scaled units (1 in the paper for BatchTopK)."""
+        return 1.0
+
+    @property
+    def threshold_lr_share(self) -> float:
+        """Learning rate of a learnt threshold, in parts of that of the weights."""
+        return 1.0
+
+    def first_threshold(self, features: int) -> Tensor | None:
+        """The threshold before training: an nn.Parameter where it is learnt, a tensor where it is measured."""
+        return None
+
+    def measured_threshold(
+        self, threshold: Tensor | None, f: Float[Tensor, "B F"], norms: Float[Tensor, "F M"], progress: Progress
+    ) -> Tensor | None:
+        """The threshold after a batch whose codes in training were f."""
+        return threshold
+
+    def logged(self, progress: Progress) -> dict[str, float | int]:
+        """The rule's scheduled values at a step, for the log."""
+        return {}
+
+    def check(self, features: int) -> None:  # noqa: B027 (most rules fit any dictionary)
+        """Raises ValueError where the rule does not fit a dictionary of so many features."""
+
+    @classmethod
+    def variants(cls) -> dict[str, type[Sparsity]]:
+        """All rules that have been imported, by name."""
+        found: dict[str, type[Sparsity]] = {}
+        for kind in cls.__subclasses__():
+            found |= kind.variants()
+            if kind.rule:
+                found[kind.rule] = kind
+        return found
+
+    @classmethod
+    def from_dict(cls, settings: Mapping[str, Any]) -> Sparsity:
+        """The rule that `to_dict` wrote.
+
+        Raises:
+            ValueError: there is no such rule.
+            TypeError: it has no such setting.
+        """
+        settings = dict(settings)
+        name, known = settings.pop("rule"), cls.variants()
+        if name not in known:
+            raise ValueError(f"there is no sparsity rule {name!r}{nearest(name, known)}")
+        return known[name](**settings)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The rule's name and settings, as JSON can hold them."""
+        return asdict(self)

@@ -1,0 +1,71 @@
+"""TopK: the k largest features of every row (Gao et al. 2024), compared by code times decoder norms."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from crosstime.crosscoder.sparsity.rule import Progress, Sparsity, total_norms
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reviving(Sparsity):
+    """A rule without a penalty, under which features may die: those are trained on what the others leave over.
+
+    The auxiliary loss is that of Gao et al. 2024, as arXiv 2509.05291 uses it (`training.auxiliary`).
+    """
+
+    aux_weight: float = 1 / 32
+    """Weight of the auxiliary loss; 0 for none."""
+    aux_k: int | None = None
+    """Dead features that each row trains; without it half the model's width."""
+    dead_tokens: int = 10_000_000
+    """Rows after which a feature that never fired counts as dead."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for an auxiliary loss that cannot be."""
+        if not self.aux_weight >= 0:
+            raise ValueError(f"sparsity.aux_weight must not be negative; got {self.aux_weight}")
+        for name in ("aux_k", "dead_tokens"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"sparsity.{name} must be at least 1; got {value}")
+
+
+@dataclass(frozen=True)
+class TopK(Reviving):
+    """f keeps, in every row, the k largest of f_i sum_m ||d_i,m||; of equals those of lower index."""
+
+    rule: str = field(default="topk", init=False)
+    k: int = 200
+    """Features that fire on a row, at most."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for settings that cannot be."""
+        super().__post_init__()
+        if self.k < 1:
+            raise ValueError(f"sparsity.k must be at least 1; got {self.k}")
+
+    def check(self, features: int) -> None:
+        """Raises ValueError where k exceeds the number of features."""
+        if self.k > features:
+            raise ValueError(f"sparsity.k is {self.k}: a dictionary of {features} features has not so many")
+
+    def select(
+        self, h: Float[Tensor, "*b F"], norms: Float[Tensor, "F M"], threshold: Tensor | None
+    ) -> Float[Tensor, "*b F"]:
+        return h * largest_per_row(h * total_norms(norms), min(self.k, h.shape[-1]))
+
+    def logged(self, progress: Progress) -> dict[str, float | int]:
+        return {"k": self.k}
+
+
+def largest_per_row(values: Float[Tensor, "*b F"], k: int) -> Bool[Tensor, "*b F"]:
+    """Where the k largest values of each row are; of equal values those of lower index come first."""
+    least = torch.topk(values, k, dim=-1, sorted=True).values[..., -1:]
+    above, equal = values > least, values == least
+    room = k - above.sum(-1, keepdim=True)
+    return above | (equal & (equal.cumsum(-1) <= room))

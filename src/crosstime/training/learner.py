@@ -1,0 +1,74 @@
+"""A crosscoder in training: its parameters, its optimiser, and what must be kept between two steps."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from crosstime.crosscoder.crosscoder import Crosscoder
+from crosstime.crosscoder.sparsity.rule import Progress
+from crosstime.training.config import TrainConfig
+from crosstime.training.state import optimiser_tensors, restore_optimiser
+from crosstime.training.step import StepStats, gradients
+
+
+class Learner:
+    """Takes optimisation steps on batches of scaled activations, wherever these come from."""
+
+    def __init__(self, crosscoder: Crosscoder, config: TrainConfig) -> None:
+        self.crosscoder, self.config = crosscoder, config
+        self.step = 0
+        self.idle = torch.zeros(crosscoder.config.features, dtype=torch.long, device=crosscoder.W_enc.device)
+        """Rows since each feature last fired."""
+        self.products = getattr(torch, config.products)
+        self.optimiser = torch.optim.Adam(self._groups(), lr=config.lr, fused=True)
+
+    @property
+    def progress(self) -> Progress:
+        """Where the schedules stand."""
+        return Progress(self.step, self.config.steps)
+
+    def learn(self, batch: Float[Tensor, "B W"]) -> StepStats:
+        """Take one step on scaled activations of all checkpoints side by side, W = M D."""
+        stats = gradients(self.crosscoder, batch, self.progress, self.products, self.idle)
+        nn.utils.clip_grad_norm_(self.crosscoder.parameters(), self.config.clip)
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.config.lr_at(self.step) * group["lr_share"]
+        self.optimiser.step()
+        self.step += 1
+        return stats
+
+    def logged(self) -> dict[str, float | int]:
+        """What the last step's schedules said, and the threshold where the sparsity rule measures one."""
+        last = Progress(self.step - 1, self.config.steps)
+        scheduled = {"lr": self.config.lr_at(last.step), **self.crosscoder.config.sparsity.logged(last)}
+        threshold = self.crosscoder.threshold
+        return scheduled if threshold is None or threshold.ndim else {**scheduled, "threshold": float(threshold)}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything needed to go on from here."""
+        return {
+            **{f"crosscoder.{name}": tensor for name, tensor in self.crosscoder.state_dict().items()},
+            **optimiser_tensors(self.optimiser, dict(self.crosscoder.named_parameters())),
+            "idle": self.idle,
+        }
+
+    def restore(self, step: int, tensors: dict[str, Tensor]) -> None:
+        """Go on from what `tensors` gave after `step` steps."""
+        self.step = step
+        prefix = "crosscoder."
+        self.crosscoder.load_state_dict(
+            {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+        )
+        restore_optimiser(self.optimiser, dict(self.crosscoder.named_parameters()), tensors)
+        self.idle.copy_(tensors["idle"])
+
+    def _groups(self) -> list[dict[str, object]]:
+        """The weights, and the threshold where it is learnt, at a learning rate of its own."""
+        weights = [p for p in self.crosscoder.parameters() if p is not self.crosscoder.threshold]
+        groups: list[dict[str, object]] = [{"params": weights, "lr_share": 1.0}]
+        if isinstance(self.crosscoder.threshold, nn.Parameter):
+            share = self.crosscoder.config.sparsity.threshold_lr_share
+            groups.append({"params": [self.crosscoder.threshold], "lr_share": share})
+        return groups
