@@ -52,7 +52,18 @@ contexts = 2
 blocks = 4
 """
 
-ARTIFACTS = ("suite", "survey", "compare", "crosscoder", "evaluation", "effects", "ablation", "contexts", "report")
+ARTIFACTS = (
+    "suite",
+    "tokens",
+    "survey",
+    "compare",
+    "crosscoder",
+    "evaluation",
+    "effects",
+    "ablation",
+    "contexts",
+    "report",
+)
 
 
 def write_inputs(folder: Path, suite: Path) -> Path:

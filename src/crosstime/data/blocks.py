@@ -103,6 +103,17 @@ class Tokenisation:
         )
 
 
+def blocks_of(limit_tokens: int, context: int) -> int:
+    """The blocks that a limit on tokens allows.
+
+    Raises:
+        ValueError: not one.
+    """
+    if limit_tokens < context:
+        raise ValueError(f"a limit of {limit_tokens} tokens is less than one block of {context}")
+    return limit_tokens // context
+
+
 def _take(documents: Iterator[Document]) -> list[Document]:
     """The next documents, of about BATCH_CHARACTERS together; none at the end."""
     batch: list[Document] = []

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from crosstime.data.blocks import Tokenisation
+from crosstime.data.blocks import Tokenisation, blocks_of
 from crosstime.data.files import Files
 from crosstime.data.packing import Blocks, Packed, Packing
 from crosstime.data.positions import Positions
@@ -113,7 +113,7 @@ class Corpus:
                 block; or what `folder` holds was begun with another text or other settings.
         """
         tokenisation = Tokenisation(source, tokenizer, context, positions, packing)
-        limit = None if limit_tokens is None else _blocks_of(limit_tokens, context)
+        limit = None if limit_tokens is None else blocks_of(limit_tokens, context)
         if folder is not None:
             blocks = TokenFile(Path(folder), tokenisation).fill(limit)
         else:
@@ -173,9 +173,3 @@ class Corpus:
                 "give more text"
             )
         return replace(self, blocks=self.blocks[:cut]), replace(self, blocks=self.blocks[cut:])
-
-
-def _blocks_of(limit_tokens: int, context: int) -> int:
-    if limit_tokens < context:
-        raise ValueError(f"a limit of {limit_tokens} tokens is less than one block of {context}")
-    return limit_tokens // context

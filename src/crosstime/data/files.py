@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,9 @@ class Files(Source):
 
     def identity(self) -> dict[str, Any]:
         """The hash of each file, and the column."""
-        return {"files": [sha256_of(path) for path in self.paths], "column": self.column}
+        stats = [path.stat() for path in self.paths]
+        hashes = [_hash(path, stat.st_size, stat.st_mtime_ns) for path, stat in zip(self.paths, stats, strict=True)]
+        return {"files": hashes, "column": self.column}
 
     def documents(self, place: Sequence[int] | None = None) -> Iterator[Document]:
         """The documents after a place: a number of files, and of documents in the next one.
@@ -87,6 +90,12 @@ class Files(Source):
         if inner.suffix in JSON_SUFFIXES:
             return _json_documents(path, self.column)
         return _text_documents(path)
+
+
+@lru_cache
+def _hash(path: Path, _size: int, _changed: int) -> str:
+    """The hash of a file's content, computed once for a file that stays as it is: texts may be large."""
+    return sha256_of(path)
 
 
 def _text_documents(path: Path) -> Iterator[tuple[str, int]]:

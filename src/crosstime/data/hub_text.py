@@ -143,10 +143,11 @@ class HubText(Source):
 def _library() -> Any:
     """`datasets`, imported when text is on the hub: it takes a second."""
     import datasets
+    from datasets import config
 
     # When a read fails, it reads again. Where the file is compressed, what was decompressed before the failure is lost
     # then. So a failure must reach us, and we go on after the last document.
-    datasets.config.STREAMING_READ_MAX_RETRIES = 1
+    config.STREAMING_READ_MAX_RETRIES = 1
     if "zstd" not in fsspec.compression.compr:  # the Pile is compressed so
         fsspec.compression.register_compression("zstd", _zstd, "zst")
     return datasets

@@ -21,6 +21,9 @@ from crosstime.lm.tokenizer import fingerprint
 BLOCKS = "blocks.bin"
 POSITION = "position.json"
 
+SECONDS_TO_KEEP = 60.0
+"""Unfinished tokens of other settings that took longer are for the user to delete; others are begun anew."""
+
 
 @dataclass(frozen=True)
 class TokenFile:
@@ -59,11 +62,10 @@ class TokenFile:
 
     def _restore(self) -> tuple[Progress, float]:
         """How far the file stands, and the seconds that it took; what lies after that is cut off."""
-        saved = _read(self.folder)
-        if saved is None:
+        saved = read_position(self.folder)
+        if saved is None or not self._goes_on(saved):
             progress, seconds = Progress(), 0.0
         else:
-            self._check_settings(saved["settings"])
             progress, seconds = Progress(**saved["progress"]), saved["seconds"]
             if progress.rest is not None:
                 progress = replace(progress, rest=np.array(progress.rest, dtype=self.tokenisation.frame.dtype))
@@ -101,26 +103,24 @@ class TokenFile:
             **{f"text.{name}": value for name, value in tokenisation.source.identity().items()},
         }
 
-    def _check_settings(self, saved: Mapping[str, Any]) -> None:
+    def _goes_on(self, saved: Mapping[str, Any]) -> bool:
+        """Whether what is there was begun with the same text and settings."""
+        then, now = saved["settings"], self._settings
         changed = [
-            f"{name} was {saved.get(name)!r} and is {self._settings.get(name)!r}"
-            for name in sorted(saved.keys() | self._settings.keys())
-            if saved.get(name) != self._settings.get(name)
+            f"{name} was {then.get(name)!r} and is {now.get(name)!r}"
+            for name in sorted(then.keys() | now.keys())
+            if then.get(name) != now.get(name)
         ]
-        if changed:
+        if changed and saved["seconds"] > SECONDS_TO_KEEP:
             raise ValueError(
                 f"the unfinished tokens in {self.folder} were begun with another text or other settings "
                 f"({'; '.join(changed)[:400]}): put them back to go on, or delete that folder to start anew"
             )
+        return not changed
 
 
-def seconds_spent(folder: Path) -> float:
-    """How long the tokens in a token file's folder took; 0 where there are none."""
-    saved = _read(folder)
-    return saved["seconds"] if saved else 0.0
-
-
-def _read(folder: Path) -> dict[str, Any] | None:
+def read_position(folder: Path) -> dict[str, Any] | None:
+    """What a token file's folder says of it: `settings`, `progress` and `seconds`; None where nothing is written."""
     try:
         return json.loads((folder / POSITION).read_bytes())
     except FileNotFoundError:

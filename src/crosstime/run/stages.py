@@ -21,8 +21,10 @@ from crosstime.analysis.numbers import finite
 from crosstime.analysis.quality import Quality, evaluate
 from crosstime.analysis.survey import survey
 from crosstime.data.task import Task
+from crosstime.lm.tokenizer import fingerprint
 from crosstime.report.build import build_report
 from crosstime.report.data import ReportData, RunFacts, TaskEffects, TaskGroup, TrainingPoint
+from crosstime.run import tokens
 from crosstime.run.config import RunConfig
 from crosstime.run.stage import Stage
 from crosstime.run.summary import seconds
@@ -35,8 +37,11 @@ TRAINING_LOG = "training/log.jsonl"
 
 
 def write_suite(run: Run, draft: Path) -> None:
-    """checkpoints.json: what decides the activations, by hash. sources.json: what is only told about them."""
+    """checkpoints.json: what decides the activations, by hash. tokenizer.json: what decides the tokens, by hash.
+    sources.json: what is only told about the checkpoints.
+    """
     _write_json(draft / "checkpoints.json", run.fingerprints())
+    _write_json(draft / "tokenizer.json", {"sha256": fingerprint(run.tokenizer)})
     told = ("name", "tokens", "source", "revision", "commit")
     _write_json(draft / "sources.json", [{key: getattr(c, key) for key in told} for c in run.suite])
 
@@ -222,7 +227,7 @@ def _sets(run: Run) -> list[Task]:
 
 
 def _surveyed(run: Run) -> dict[str, Any]:
-    return {f"task {part.name}": part.sha256 for part in _sets(run)} | run.heldout_facts()
+    return {f"task {part.name}": part.sha256 for part in _sets(run)}
 
 
 def _tasks_and_groups(run: Run) -> dict[str, Any]:
@@ -235,7 +240,8 @@ def _write_json(path: Path, value: Any) -> None:
 
 
 _MODELS = ("compute.dtype", "positions", "crosscoder.layer")
-_BLOCKS = ("text.context", "text.heldout_share", "text.limit_tokens")
+_TEXT = ("context", "column", "limit_tokens", "heldout_share", "hub")
+_PACKING = ("packing", "min_tokens", "min_characters", "shuffle_seed")
 
 _STAGES: tuple[Stage[Run], ...] = (
     Stage(
@@ -248,11 +254,22 @@ _STAGES: tuple[Stage[Run], ...] = (
         settle=Run.check_inputs,
     ),
     Stage(
+        "tokens",
+        "tokens",
+        "reading the text",
+        settings=("positions.bos", *(f"text.{key}" for key in (*_TEXT, *_PACKING))),
+        inputs=("suite/tokenizer.json",),
+        facts=tokens.text_facts,
+        work=tokens.write_tokens,
+        settle=tokens.drop_state,
+        seconds_before=tokens.unfinished_seconds,
+    ),
+    Stage(
         "survey",
         "survey",
         "every checkpoint on every task",
-        settings=(*_MODELS, *_BLOCKS, "survey"),
-        inputs=("suite/checkpoints.json",),
+        settings=(*_MODELS, "survey"),
+        inputs=("suite/checkpoints.json", "tokens/heldout.npy"),
         facts=_surveyed,
         work=write_survey,
     ),
@@ -268,9 +285,8 @@ _STAGES: tuple[Stage[Run], ...] = (
         "train",
         "crosscoder",
         "training the crosscoder",
-        settings=("positions", *_BLOCKS, "crosscoder", "sparsity", "training"),
-        inputs=("compare/checkpoints.json",),
-        facts=Run.train_facts,
+        settings=("positions", "crosscoder", "sparsity", "training"),
+        inputs=("compare/checkpoints.json", "tokens/train.npy"),
         work=write_crosscoder,
         settle=drop_training_state,
         seconds_before=unfinished_seconds,
@@ -279,9 +295,8 @@ _STAGES: tuple[Stage[Run], ...] = (
         "evaluate",
         "evaluation",
         "the crosscoder on held-out text",
-        settings=(*_MODELS, *_BLOCKS, "evaluation"),
-        inputs=("compare/checkpoints.json", "crosscoder"),
-        facts=Run.heldout_facts,
+        settings=(*_MODELS, "evaluation"),
+        inputs=("compare/checkpoints.json", "tokens/heldout.npy", "crosscoder"),
         work=write_evaluation,
     ),
     Stage(
@@ -306,9 +321,8 @@ _STAGES: tuple[Stage[Run], ...] = (
         "contexts",
         "contexts",
         "where the strongest features fire",
-        settings=(*_MODELS, *_BLOCKS, "report.top_k", "report.contexts", "report.blocks"),
-        inputs=("compare/checkpoints.json", "crosscoder", "effects"),
-        facts=Run.heldout_facts,
+        settings=(*_MODELS, "report.top_k", "report.contexts", "report.blocks"),
+        inputs=("compare/checkpoints.json", "tokens/heldout.npy", "crosscoder", "effects"),
         work=write_contexts,
     ),
     Stage(
