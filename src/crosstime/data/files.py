@@ -129,10 +129,12 @@ def _parquet_documents(path: Path, column: str) -> Iterator[tuple[str, int]]:
     try:
         with path.open("rb") as raw, pq.ParquetFile(raw) as file:
             _check_column(path, file.schema_arrow, column)
+            size, n_rows, read = path.stat().st_size, file.metadata.num_rows, 0
             for batch in file.iter_batches(ROWS, columns=[column]):
                 for text in batch.column(column).to_pylist():
+                    read += 1
                     if text is not None and text.strip():
-                        yield text, raw.tell()
+                        yield text, size * read // n_rows
     except (pa.ArrowInvalid, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # the system's own

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from crosstime.data.positions import Positions
 
 Blocks = UInt[np.ndarray, "n_blocks S"]
-Rest = UInt[np.ndarray, " n"]
+Rest = UInt[np.ndarray, "_"]
 
 
 @dataclass(frozen=True)

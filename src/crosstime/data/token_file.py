@@ -6,7 +6,7 @@ import json
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -66,9 +66,9 @@ class TokenFile:
         if saved is None or not self._goes_on(saved):
             progress, seconds = Progress(), 0.0
         else:
-            progress, seconds = Progress(**saved["progress"]), saved["seconds"]
-            if progress.rest is not None:
-                progress = replace(progress, rest=np.array(progress.rest, dtype=self.tokenisation.frame.dtype))
+            rest, seconds = saved["progress"].pop("rest"), saved["seconds"]
+            ids = None if rest is None else np.array(rest, dtype=self.tokenisation.frame.dtype)
+            progress = Progress(**saved["progress"], rest=ids)
         with (self.folder / BLOCKS).open("ab") as file:
             if file.tell() < self._size(progress.blocks):
                 raise ValueError(f"{self.folder / BLOCKS} is damaged: delete the folder {self.folder} to start anew")
