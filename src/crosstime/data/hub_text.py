@@ -83,10 +83,11 @@ class HubText(Source):
             ValueError: the data set has no such configuration, split or column (the nearest is named), or is none that
                 can be streamed; or the hub has failed several times in a row.
         """
-        waits = list(hub.RETRY_WAITS)
+        stream, waits = None, list(hub.RETRY_WAITS)
         while True:
             try:
-                for text, after in self._texts(place):
+                stream = stream or self._open()
+                for text, after in self._texts(stream, place):
                     place, waits = after, list(hub.RETRY_WAITS)
                     if text is not None and text.strip():
                         yield Document(text, place)
@@ -96,9 +97,10 @@ class HubText(Source):
                     raise ValueError(f"{self.name} could not be read from the hub: {first_line(error)}") from None
                 time.sleep(waits.pop(0))
 
-    def _texts(self, place: dict[str, Any] | None) -> Iterator[tuple[str | None, dict[str, Any]]]:
+    def _texts(
+        self, stream: IterableDataset, place: dict[str, Any] | None
+    ) -> Iterator[tuple[str | None, dict[str, Any]]]:
         """The column after a place, with the place after each value."""
-        stream = self._open()
         if place is not None:
             stream.load_state_dict(place)
         records = iter(stream)
