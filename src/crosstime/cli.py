@@ -79,6 +79,15 @@ def run(run_dir: RunDir) -> None:
     print(summary.table(summary.headline(run_dir, _folders(run_dir))))
 
 
+def tokens(run_dir: RunDir) -> None:
+    """Tokenise the text, or go on where that was interrupted. Needs no GPU.
+
+    Args:
+        run_dir: A folder with a run.toml.
+    """
+    _bring_up_to_date(run_dir, "tokens")
+
+
 def survey(run_dir: RunDir) -> None:
     """Every checkpoint on every task.
 
@@ -164,7 +173,8 @@ def show(run_dir: RunDir, json: tyro.conf.FlagCreatePairsOff[bool] = False) -> N
 
 
 COMMANDS: dict[str, Callable[..., None]] = {
-    command.__name__: command for command in (demo, new, run, survey, train, evaluate, attribute, ablate, report, show)
+    command.__name__: command
+    for command in (demo, new, run, tokens, survey, train, evaluate, attribute, ablate, report, show)
 }
 
 

@@ -166,16 +166,28 @@ def test_a_data_set_that_is_too_small_is_named(write):
         write(hub=hub, limit_tokens=18_000)
 
 
-def test_a_branch_stays_what_it_was(server, make, tmp_path):
+def test_a_branch_stays_what_it_was(server, write, make, tmp_path):
     """The commit that a branch stands for at first holds for the whole run."""
-    run = make(hub=[{"repo": REPO, "config": "en"}], limit_tokens=160)
-    first = tokens._commit(run, run.config.text.hub[0])
-    assert first == server.commit("main")
-    server.revisions = {"new": server.revisions["main"]}
-    assert tokens._commit(run, run.config.text.hub[0]) == first
-    tokens.drop_state(run)
+    text = {"hub": [{"repo": REPO, "config": "en"}], "limit_tokens": 1600}
+    *_, made = write(**text)
+    assert made["sources"][0]["commit"] == server.commit("main")
+    shutil.rmtree(tmp_path / "tokenising" / "text-1")
+    server.revisions = {"new": server.revisions["main"], server.commit("main"): server.revisions["main"]}
+    *_, again = write(**text)
+    assert again == made
+    tokens.drop_state(make(**text))
     with pytest.raises(ValueError, match=f"{REPO} has no revision 'main'; the nearest is 'new'"):
-        tokens._commit(run, run.config.text.hub[0])
+        write(**text)
+
+
+@pytest.mark.usefixtures("server")
+def test_texts_can_be_checked_without_a_trace(make, tmp_path):
+    hub = [{"repo": REPO, "config": "en"}]
+    tokens.check_texts(make(hub=hub, limit_tokens=1600))
+    with pytest.raises(ValueError, match="has no split 'tset'; the nearest is 'train'"):
+        tokens.check_texts(make(hub=[{**hub[0], "split": "tset"}], limit_tokens=1600))
+    with pytest.raises(ValueError, match="min_tokens = 3 is too small"):
+        tokens.check_texts(make(demo=True, packing="document-start", min_tokens=3))
     assert not (tmp_path / "tokenising").exists()
 
 
