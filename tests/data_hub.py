@@ -9,7 +9,7 @@ from pathlib import Path
 
 import datasets
 import pytest
-from huggingface_hub import HfFileSystem, constants
+from huggingface_hub import HfFileSystem
 
 from hub_server import HubServer
 
@@ -18,12 +18,7 @@ from hub_server import HubServer
 def serving(repo: str, revisions: dict[str, Path], cache: Path) -> Iterator[HubServer]:
     """Serves a repository of data sets to this process. Nothing is waited for between attempts."""
     with HubServer(repo, revisions, kind="datasets") as server, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(constants, "ENDPOINT", server.endpoint)
-        url = server.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
-        patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url)
-        patch.setattr(constants, "HF_HUB_CACHE", str(cache))
-        patch.setattr(constants, "HF_HUB_OFFLINE", False)
-        patch.setattr(datasets.config, "HF_ENDPOINT", server.endpoint)
+        server.serve_client(patch, cache)
         patch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
         # The package changes this one.
         patch.setattr(datasets.config, "STREAMING_READ_MAX_RETRIES", datasets.config.STREAMING_READ_MAX_RETRIES)

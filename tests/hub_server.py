@@ -11,13 +11,16 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
+import pytest
+from huggingface_hub import constants
+
 LARGE_SUFFIXES = (".safetensors", ".bin")
 """Files that the hub keeps by LFS, under the SHA-256 of their contents."""
 
 
 @dataclass
 class HubServer:
-    """Serves one repository. Use as a context manager.
+    """Serves a repository, and others if need be. Use as a context manager.
 
     Args:
         repo: its name, "owner/name".
@@ -28,6 +31,8 @@ class HubServer:
     repo: str
     revisions: dict[str, Path]
     kind: str = "models"
+    others: tuple[HubServer, ...] = ()
+    """Further repositories, served at the same address."""
     failures: int = 0
     """This many of the coming requests whose path matches `failing` fail."""
     failing: str = ""
@@ -51,6 +56,20 @@ class HubServer:
     def endpoint(self) -> str:
         return f"http://127.0.0.1:{self._server.server_address[1]}"
 
+    def serve_client(self, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+        """Make this the hub that the client asks, with a cache of its own."""
+        monkeypatch.setattr(constants, "ENDPOINT", self.endpoint)
+        template = self.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        if any(hub.kind == "datasets" for hub in (self, *self.others)):
+            from datasets import config  # (it takes a second)
+
+            monkeypatch.setattr(config, "HF_ENDPOINT", self.endpoint)
+            monkeypatch.setattr(config, "HF_DATASETS_CACHE", str(cache / "datasets"))
+
     @staticmethod
     def commit(revision: str) -> str:
         """The commit that a branch stands for."""
@@ -70,7 +89,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         path = unquote(urlsplit(self.path).path)
-        self.hub.requests.append(f"{self.command} {path}")
+        served = type(self).hub
+        self.hub = next((hub for hub in served.others if f"/{hub.repo}/" in f"{path}/"), served)
+        served.requests.append(f"{self.command} {path}")
         if self.hub.failures and re.search(self.hub.failing, path):
             self.hub.failures -= 1
             self._fail()

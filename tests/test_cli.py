@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from crosstime import artifact, cli
-from crosstime.run import config
+from crosstime.run import config, preset
 
 
 def crosstime(*arguments, **options):
@@ -43,7 +43,19 @@ def errors(capfd):
 def test_help_and_version_are_complete():
     shown = crosstime("--help")
     assert shown.returncode == 0
-    for command in ("demo", "new", "run", "survey", "train", "evaluate", "attribute", "ablate", "report", "show"):
+    for command in (
+        "demo",
+        "new",
+        "run",
+        "survey",
+        "train",
+        "evaluate",
+        "diagnose",
+        "attribute",
+        "ablate",
+        "report",
+        "show",
+    ):
         assert command in shown.stdout
     assert crosstime("--version").stdout.startswith("crosstime ")
 
@@ -67,7 +79,9 @@ def test_a_mistyped_command_is_told_the_nearest(errors):
     assert errors("shwo", "runs/demo").endswith("there is no command `shwo`; the nearest is 'show'")
 
 
-@pytest.mark.parametrize("command", ["run", "survey", "train", "evaluate", "attribute", "ablate", "report", "show"])
+@pytest.mark.parametrize(
+    "command", ["run", "survey", "train", "evaluate", "diagnose", "attribute", "ablate", "report", "show"]
+)
 def test_a_folder_that_is_no_run(tmp_path, errors, command):
     assert "make one with `crosstime new demo" in errors(command, tmp_path / "nothing")
     assert "holds no run.toml" in errors(command, tmp_path)
@@ -86,14 +100,14 @@ def test_new_writes_a_run_and_never_over_one(tmp_path, errors, capfd):
 
 
 def test_demo_leaves_another_run_alone(tmp_path, errors):
-    text = config.preset("demo").replace("demo = true                    # the embedded suite", 'folder = "x" #', 1)
+    text = preset.text("demo").replace("demo = true                    # the embedded suite", 'folder = "x" #', 1)
     (tmp_path / "run.toml").write_text(text)
     assert "holds a run on another suite" in errors("demo", "--out", tmp_path)
 
 
 @pytest.mark.parametrize("command", ["run", "show"])
 def test_a_mistyped_key(tmp_path, errors, command):
-    (tmp_path / "run.toml").write_text(config.preset("demo").replace("context =", "contxt ="))
+    (tmp_path / "run.toml").write_text(preset.text("demo").replace("context =", "contxt ="))
     line = errors(command, tmp_path)
     assert line.endswith(f"{tmp_path / 'run.toml'}: [text] unknown key `contxt`; the nearest is 'context'")
 
@@ -146,7 +160,7 @@ def test_a_terminal_of_unknown_size_still_shows_progress(monkeypatch):
 
 
 def test_a_fault_of_ours_exits_1_and_keeps_the_traceback(tmp_path, monkeypatch, capfd):
-    (tmp_path / "run.toml").write_text(config.preset("demo"))
+    (tmp_path / "run.toml").write_text(preset.text("demo"))
 
     def break_down(*_args, **_kwargs):
         raise RuntimeError("a bug")
@@ -181,7 +195,7 @@ def fault_of(package, tmp_path, body):
     ],
 )
 def test_only_a_value_error_that_we_raise_is_bad_input(tmp_path, monkeypatch, capfd, package, body, code):
-    (tmp_path / "run.toml").write_text(config.preset("demo"))
+    (tmp_path / "run.toml").write_text(preset.text("demo"))
     monkeypatch.setattr("crosstime.run.stage.bring_up_to_date", fault_of(package, tmp_path, body))
     assert cli.main(["run", str(tmp_path)]) == code
     err = capfd.readouterr().err

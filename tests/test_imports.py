@@ -8,7 +8,20 @@ import pytest
 import crosstime
 
 SOURCE = Path(crosstime.__file__).parent
-ORDER = ["artifact", "lm", "data", "demo", "crosscoder", "training", "analysis", "report", "run", "cli", "__main__"]
+ORDER = [
+    "artifact",
+    "lm",
+    "data",
+    "demo",
+    "crosscoder",
+    "training",
+    "analysis",
+    "annotation",
+    "report",
+    "run",
+    "cli",
+    "__main__",
+]
 """From the bottom to the top."""
 
 

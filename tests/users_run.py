@@ -41,11 +41,15 @@ save_seconds = 300
 log_steps = 4
 [evaluation]
 blocks = 4
+[diagnostics]
+blocks = 4
 [effects]
 steps = 4
 bootstrap = 10
 [ablation]
 top_k = 2
+exact = 12
+bootstrap = 10
 [report]
 top_k = 3
 contexts = 2
@@ -59,6 +63,7 @@ ARTIFACTS = (
     "compare",
     "crosscoder",
     "evaluation",
+    "diagnostics",
     "effects",
     "ablation",
     "contexts",

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -52,27 +52,46 @@ def demo(out: Path = Path("runs/demo")) -> None:
     run(out)
 
 
-def new(preset: tyro.conf.Positional[str], run_dir: RunDir) -> None:
-    """Write a run.toml to edit.
+def new(
+    preset: tyro.conf.Positional[Annotated[str | None, tyro.conf.arg(metavar="[PRESET]")]] = None,
+    run_dir: tyro.conf.Positional[Annotated[Path | None, tyro.conf.arg(metavar="[RUN_DIR]")]] = None,
+    rule: Annotated[str | None, tyro.conf.arg(metavar="RULE")] = None,
+    seed: int = 124,
+    list: tyro.conf.FlagCreatePairsOff[bool] = False,
+) -> None:
+    """Write a run.toml to edit; without arguments, list the presets and what each costs.
 
     Args:
-        preset: What to start from: demo.
+        preset: What to start from.
         run_dir: A new folder for the run.
+        rule: Sparsity rule of the crosscoder, if not the preset's first.
+        seed: Seed of the training.
+        list: List the presets.
     """
     from crosstime.run import config
+    from crosstime.run import preset as presets
 
+    if list or preset is None:
+        print(presets.table())
+        return
+    if run_dir is None:
+        raise ValueError(f"name a new folder for the run: `crosstime new {preset} RUN_DIR`")
     if (run_dir / config.FILE).exists():
         raise ValueError(f"{run_dir / config.FILE} is already there: edit it, or choose another folder")
-    _write_preset(preset, run_dir)
+    _write_preset(preset, run_dir, rule, seed)
     print(f"{run_dir / config.FILE}: edit it, then `crosstime run {run_dir}`")
 
 
-def run(run_dir: RunDir) -> None:
+def run(run_dir: RunDir, dry_run: tyro.conf.FlagCreatePairsOff[bool] = False) -> None:
     """Do every stage that is out of date, in order.
 
     Args:
         run_dir: A folder with a run.toml.
+        dry_run: Check everything that can be checked without weights, say what would be done, and write nothing.
     """
+    if dry_run:
+        _rehearse(run_dir)
+        return
     from crosstime.run import summary
 
     _bring_up_to_date(run_dir, None)
@@ -113,6 +132,15 @@ def evaluate(run_dir: RunDir) -> None:
         run_dir: A folder with a run.toml.
     """
     _bring_up_to_date(run_dir, "evaluate")
+
+
+def diagnose(run_dir: RunDir) -> None:
+    """Hold every feature's decoder against the data, and label it.
+
+    Args:
+        run_dir: A folder with a run.toml.
+    """
+    _bring_up_to_date(run_dir, "diagnose")
 
 
 def attribute(run_dir: RunDir) -> None:
@@ -172,10 +200,163 @@ def show(run_dir: RunDir, json: tyro.conf.FlagCreatePairsOff[bool] = False) -> N
     print(f"\n{summary.table(numbers)}")
 
 
+def table(
+    run_dirs: tyro.conf.Positional[tuple[Path, ...]],
+    json: tyro.conf.FlagCreatePairsOff[bool] = False,
+    markdown: tyro.conf.FlagCreatePairsOff[bool] = False,
+    match: tyro.conf.FlagCreatePairsOff[bool] = False,
+) -> None:
+    """Quality of several runs that differ in their seed only: mean and standard deviation.
+
+    Args:
+        run_dirs: Folders of at least two evaluated runs.
+        json: Print one JSON object.
+        markdown: Print a Markdown table.
+        match: Also match the features of every two runs; slow for large dictionaries.
+    """
+    import json as json_format
+
+    from crosstime.run import seeds
+
+    found = seeds.seed_table(run_dirs, match=match)
+    if json:
+        print(json_format.dumps(found.to_json(), allow_nan=False, ensure_ascii=False))
+    else:
+        print((seeds.markdown if markdown else seeds.aligned)(found.rows()))
+
+
+def import_(
+    source: tyro.conf.Positional[str],
+    out_dir: tyro.conf.Positional[Path],
+    format: str | None = None,
+    checkpoints: tuple[str, ...] | None = None,
+    layer: int | None = None,
+    scale: tuple[float, ...] | None = None,
+    tokens: tuple[int, ...] | None = None,
+    bos: bool | None = None,
+    encode_first: bool | None = None,
+    revision: str | None = None,
+) -> None:
+    """Turn another project's crosscoder into one of ours (docs/formats.md).
+
+    Args:
+        source: A folder or a file of weights; on the hub owner/name, or owner/name:path.
+        out_dir: Where to put it.
+        format: paper, ckkissane, dictionary-learning or llamascopium; else that which fits.
+        checkpoints: Names of its checkpoints, in the order of training.
+        layer: The block whose output it reads, counted from 0.
+        scale: Factor of each checkpoint's activations, where the files do not say.
+        tokens: Tokens that each checkpoint had seen.
+        bos: Whether its sequences began with BOS.
+        encode_first: Whether it reads position 0.
+        revision: Of a repository of the hub.
+    """
+    from crosstime.crosscoder.formats.importing import import_crosscoder
+    from crosstime.data.positions import Positions
+
+    policy = {name: value for name, value in (("bos", bos), ("encode_first", encode_first)) if value is not None}
+    crosscoder = import_crosscoder(
+        source,
+        format,
+        checkpoints=checkpoints,
+        layer=layer,
+        scale=scale,
+        tokens=tokens,
+        positions=Positions(**policy) if policy else None,
+        revision=revision,
+    )
+    crosscoder.save_pretrained(out_dir)
+    config = crosscoder.config
+    print(
+        f"{out_dir}: {config.features:,} features (rule {config.sparsity.rule}) for the output of block "
+        f"{config.layer}, width {config.width}, of {', '.join(config.checkpoints)}"
+    )
+
+
+def export(
+    source: tyro.conf.Positional[str], out_dir: tyro.conf.Positional[Path], format: Literal["saelens"] = "saelens"
+) -> None:
+    """Write a crosscoder for another project: for SAELens, an autoencoder a checkpoint (docs/formats.md).
+
+    Args:
+        source: A run folder, or a crosscoder as `crosstime import` takes it.
+        out_dir: Where to put them, a folder each.
+        format: Whose format.
+    """
+    from crosstime.crosscoder.formats.importing import import_crosscoder
+    from crosstime.crosscoder.formats.saelens import export_saelens
+    from crosstime.run import config
+
+    write = {"saelens": export_saelens}[format]
+    is_run = (Path(source) / config.FILE).exists()
+    for folder in write(import_crosscoder(Path(source) / "crosscoder" if is_run else source), out_dir):
+        print(folder)
+
+
+def annotate_export(
+    run_dir: RunDir,
+    out: tyro.conf.Positional[Path],
+    top: int = 10,
+    blind: tyro.conf.FlagCreatePairsOff[bool] = False,
+    seed: int = 0,
+) -> None:
+    """Write a sheet of the strongest features, for annotators to fill in.
+
+    Args:
+        run_dir: A folder with a finished run.
+        out: The sheet: a .csv file for a spreadsheet, or a .json file.
+        top: Features of each task and checkpoint, by |IE|.
+        blind: Hide task, class and RelIE, and shuffle.
+        seed: Of the shuffling.
+    """
+    from crosstime.run.annotations import export_sheet
+
+    export_sheet(run_dir, out, top=top, blind=blind, seed=seed)
+    print(f"{out}: fill it in, then `crosstime annotate import {run_dir} {out}`")
+
+
+def annotate_import(run_dir: RunDir, files: tyro.conf.Positional[tuple[Path, ...]]) -> None:
+    """Take filled-in sheets into the run, in place of earlier ones, and say how far the annotators agree.
+
+    Args:
+        run_dir: The folder that the sheets came from.
+        files: The sheets; several annotators may share one or have one each.
+    """
+    from crosstime.run.annotations import import_sheets
+    from crosstime.run.lock import locked
+
+    if not files:
+        raise ValueError(f"name the sheets: `crosstime annotate import {run_dir} SHEET.csv`")
+    with locked(run_dir):
+        agreed = import_sheets(run_dir, files)
+    for pair in agreed:
+        kappa = "undefined, all are of one category" if pair.kappa is None else f"{pair.kappa:.2f}"
+        print(
+            f"{' and '.join(pair.annotators)}: {pair.features} features, {pair.same:.0%} alike, Cohen's kappa {kappa}"
+        )
+    print(f"`crosstime report {run_dir}` shows them")
+
+
+def annotate(action: tyro.conf.Positional[Literal["export", "import"]]) -> None:
+    """Features in people's words: a sheet for annotators to fill in, and back.
+
+    Args:
+        action: `crosstime annotate export --help` and `crosstime annotate import --help` say more.
+    """
+
+
 COMMANDS: dict[str, Callable[..., None]] = {
-    command.__name__: command
-    for command in (demo, new, run, tokens, survey, train, evaluate, attribute, ablate, report, show)
+    command.__name__.removesuffix("_"): command
+    for command in (
+        *(demo, new, run, tokens, survey, train, evaluate, diagnose, attribute, ablate, report, show, table),
+        *(annotate, import_, export),
+    )
 }
+
+GROUPS: dict[str, dict[str, Callable[..., None]]] = {
+    "annotate": {"export": annotate_export, "import": annotate_import},
+}
+"""Commands that have commands of their own."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -223,9 +404,21 @@ def _bring_up_to_date(run_dir: Path, last: str | None) -> None:
         from crosstime.run.stages import stages
         from crosstime.run.values import Run
 
-        _quiet_transformers()
+        _quiet_libraries()
         artifact.write_text(run_dir / "resolved.toml", config.resolved(configuration))
         bring_up_to_date(Run(run_dir, configuration), stages(configuration), _say, last=last)
+
+
+def _rehearse(run_dir: Path) -> None:
+    """Checks a run, and says what it would do and cost."""
+    from crosstime.run import config
+
+    configuration = config.load(run_dir)
+    from crosstime.run.dry_run import dry_run
+    from crosstime.run.values import Run
+
+    _quiet_libraries()
+    print(dry_run(Run(run_dir, configuration)))
 
 
 @contextmanager
@@ -255,10 +448,10 @@ def _folders(run_dir: Path) -> dict[str, str]:
     return {stage.name: stage.folder for stage in stages(config.load(run_dir))}
 
 
-def _write_preset(preset: str, run_dir: Path) -> None:
-    from crosstime.run import config
+def _write_preset(name: str, run_dir: Path, rule: str | None = None, seed: int = 124) -> None:
+    from crosstime.run import config, preset
 
-    text = config.preset(preset)
+    text = preset.text(name, rule, seed)
     run_dir.mkdir(parents=True, exist_ok=True)
     artifact.write_text(run_dir / config.FILE, text)
 
@@ -267,11 +460,14 @@ def _dispatch(arguments: Sequence[str]) -> None:
     if arguments == ["--version"]:
         print(f"crosstime {version('crosstime')}")
         return
-    if arguments and not arguments[0].startswith("-") and arguments[0] not in COMMANDS:
-        raise ValueError(f"there is no command `{arguments[0]}`{nearest(arguments[0], COMMANDS)}")
+    commands, prog = COMMANDS, "crosstime"
+    if arguments and arguments[0] in GROUPS:
+        commands, prog, arguments = GROUPS[arguments[0]], f"crosstime {arguments[0]}", arguments[1:]
+    if arguments and not arguments[0].startswith("-") and arguments[0] not in commands:
+        raise ValueError(f"there is no command `{arguments[0]}`{nearest(arguments[0], commands)}")
     tyro.extras.subcommand_cli_from_dict(
-        COMMANDS,
-        prog="crosstime",
+        commands,
+        prog=prog,
         description="When did this model learn that, and which feature carries it?",
         args=arguments,
     )
@@ -333,12 +529,15 @@ def _mend_terminal() -> None:
         os.environ.setdefault("TQDM_NCOLS", "80")
 
 
-def _quiet_transformers() -> None:
+def _quiet_libraries() -> None:
+    """No progress bars and advice of libraries; what is an error in them is raised."""
+    from huggingface_hub.utils import logging as hub_logging
     from transformers.utils import logging
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")  # read when `datasets` is imported
+    hub_logging.set_verbosity_error()
 
 
 @contextmanager

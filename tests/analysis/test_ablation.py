@@ -31,9 +31,9 @@ def effects_with(ie: np.ndarray, task: str, checkpoints: list[str]) -> Effects:
     bounds, numbers = np.full((m, f), np.nan), np.zeros(m)
     relative = np.full((f, m), np.nan)
     return Effects(
-        task=task, checkpoints=checkpoints, n_examples=1, skipped={}, ie=ie, ie_low=bounds, ie_high=bounds,
-        rel_ie=relative, rel_ie_low=relative, rel_ie_high=relative, error=numbers, total=numbers, gap=numbers,
-        metric_clean=numbers, metric_end=numbers,
+        task=task, method="integrated", baseline="bias", checkpoints=checkpoints, n_examples=1, skipped={},
+        ie=ie, ie_low=bounds, ie_high=bounds, rel_ie=relative, rel_ie_low=relative, rel_ie_high=relative,
+        sign_consistency=bounds, error=numbers, total=numbers, gap=numbers, metric_clean=numbers, metric_end=numbers,
     )  # fmt: skip
 
 

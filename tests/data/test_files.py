@@ -44,7 +44,7 @@ def test_reading_in_pieces_changes_nothing(tmp_path_factory, raw):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(text, "PIECE", 1)
         assert read_text(path) == whole
-        for separator in (files.DOCUMENT_END, files.LINE_END):
+        for separator in (files.DOCUMENT_END, text.LINE_END):
             assert [part for part, _ in split_text(path, separator)] == separator.split(whole)
 
 

@@ -2,7 +2,6 @@ import json
 
 import pytest
 
-from crosstime.data.blimp import GROUPS, load_blimp
 from crosstime.data.jsonl import load_jsonl
 from crosstime.data.task import Pair
 
@@ -38,6 +37,13 @@ def test_both_forms_may_be_given(tmp_path):
     assert pair == Pair("The keys are", "The keys is", "Keys", " are", " is")
 
 
+def test_a_second_prefix_goes_with_either_form(tmp_path):
+    lines = GOOD[:-1] + ', "patch": "The key"}', '{"good": "The keys are", "bad": "The keys is", "patch": "The key"}'
+    first, second = load_jsonl(write(tmp_path / "a.jsonl", *lines)).pairs
+    assert first == Pair(None, None, "The keys", " are", " is", "The key")
+    assert second == Pair("The keys are", "The keys is", "The keys", " are", " is", "The key")
+
+
 def test_other_keys_windows_line_ends_and_separators_inside_strings_do_no_harm(tmp_path):
     path = tmp_path / "a.jsonl"
     line = '{"prefix": "A\u2028\x85B", "right": " are", "wrong": " is", "note": [1, null]}\r\n'
@@ -60,6 +66,9 @@ def test_other_keys_windows_line_ends_and_separators_inside_strings_do_no_harm(t
         ('{"prefix": "a", "right": " b", "wrong": " b"}', "both answers are ' b'"),
         ('{"good": "a b", "bad": "a b"}', "both sentences"),
         ('{"prefix": "a", "right": "", "wrong": " b"}', "`right` is empty"),
+        ('{"prefix": "a", "right": " b", "wrong": " c", "patch": ""}', "`patch` is empty"),
+        ('{"prefix": "a", "right": " b", "wrong": " c", "patch": "a"}', "both prefixes are 'a'"),
+        ('{"good": "He sleeps", "bad": "He sleeps them", "patch": "She"}', "`patch` is a second prefix"),
         ('{"prefix": "a", "right": " \\ud800", "wrong": " b"}', "surrogate"),
     ],
 )
@@ -80,55 +89,3 @@ def test_bad_files_are_refused(tmp_path):
     path.write_bytes(GOOD.replace("keys", "clés").encode("latin-1"))
     with pytest.raises(ValueError, match="not UTF-8: byte 0xe9 at offset"):
         load_jsonl(path)
-
-
-ONE_PREFIX = {
-    "sentence_good": "Paula references Robert.",
-    "sentence_bad": "Paula reference Robert.",
-    "one_prefix_prefix": "Paula",
-    "one_prefix_word_good": "references",
-    "one_prefix_word_bad": "reference",
-    "UID": "x",
-    "pairID": "0",
-}
-TWO_PREFIX = {"sentence_good": "The women meet.", "sentence_bad": "The woman meet.", "two_prefix_word": "meet"}
-
-
-@pytest.fixture
-def blimp_folder(tmp_path):
-    for group in ("plain-subject-verb", "distractor"):
-        for name in GROUPS[group]:
-            write(tmp_path / f"{name}.jsonl", json.dumps(TWO_PREFIX if name.endswith("_2") else ONE_PREFIX))
-    return tmp_path
-
-
-def test_blimp_records_are_read_after_a_space(blimp_folder):
-    (pair,) = load_blimp(blimp_folder, "regular_plural_subject_verb_agreement_1").pairs
-    assert pair == Pair(" Paula references Robert.", " Paula reference Robert.", " Paula", " references", " reference")
-    (pair,) = load_blimp(blimp_folder, "regular_plural_subject_verb_agreement_2").pairs
-    assert pair == Pair(" The women meet.", " The woman meet.")
-
-
-def test_a_group_joins_its_sets(blimp_folder):
-    task = load_blimp(blimp_folder, "subject-verb")
-    assert task.name == "subject-verb"
-    assert task.sources == GROUPS["subject-verb"]
-
-
-@pytest.mark.parametrize(
-    ("name", "nearest"),
-    [("distractor_agrement_relational_nouns", "distractor_agreement_relational_noun"), ("distractors", "distractor")],
-)
-def test_an_unknown_set_is_refused_with_the_nearest(blimp_folder, name, nearest):
-    with pytest.raises(ValueError, match=f"no BLiMP set '{name}'.*'{nearest}'"):
-        load_blimp(blimp_folder, name)
-
-
-def test_a_malformed_blimp_file_is_named(blimp_folder):
-    name = "distractor_agreement_relational_noun"
-    path = write(blimp_folder / f"{name}.jsonl", json.dumps(ONE_PREFIX), '{"sentence_good": "a"}')
-    with pytest.raises(ValueError, match="`sentence_bad` is missing") as error:
-        load_blimp(blimp_folder, name)
-    assert str(error.value).startswith(f"{path}:2: ")
-    with pytest.raises(ValueError, match="holds no BLiMP sets"):
-        load_blimp(blimp_folder / "none", name)

@@ -26,13 +26,7 @@ def server(folders, tmp_path, monkeypatch):
     revisions = {name: folders / name for name in ("step0", "step512", "step1000")}
     # A wrong fall-back would find its weights here.
     with HubServer(REPO, revisions | {"main": folders / "step1000"}) as running:
-        monkeypatch.setattr(constants, "ENDPOINT", running.endpoint)
-        monkeypatch.setattr(
-            constants, "HUGGINGFACE_CO_URL_TEMPLATE", running.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
-        )
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        running.serve_client(monkeypatch, tmp_path / "cache")
         monkeypatch.setattr(hub, "RETRY_WAITS", (0.0, 0.0, 0.0))
         yield running
 
@@ -164,3 +158,56 @@ def test_sharded_and_pickled_weights(server, folders, tmp_path, monkeypatch):
         assert torch.equal(ours, theirs)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert Suite.from_hub(REPO, ["sharded", "pickled"]).checkpoints == suite.checkpoints
+
+
+def describe(revision):
+    folder, commit = hub.fetch_metadata(REPO, revision)
+    return hub.weights_to_download(REPO, commit, folder)
+
+
+def test_how_much_there_is_to_download_is_known_without_downloading_it(server, folders):
+    size = (folders / "step0" / "model.safetensors").stat().st_size
+    assert describe("step0") == size
+    assert not any(request.startswith("GET") and "model.safetensors" in request for request in server.requests)
+    Suite.from_hub(REPO, ["step0"])
+    assert describe("step0") == 0
+
+
+def test_weights_of_other_kinds_are_counted_too(server, folders, tmp_path):
+    model = AutoModelForCausalLM.from_pretrained(folders / "step0")
+    for name in ("sharded", "pickled", "bare"):
+        shutil.copytree(folders / "step0", tmp_path / name, ignore=shutil.ignore_patterns("*.safetensors"))
+        server.revisions[name] = tmp_path / name
+    model.save_pretrained(tmp_path / "sharded", max_shard_size="50KB")
+    torch.save(model.state_dict(), tmp_path / "pickled" / "pytorch_model.bin")
+    shards = [path.stat().st_size for path in (tmp_path / "sharded").glob("model-*.safetensors")]
+    assert len(shards) > 1
+    assert describe("sharded") == sum(shards)
+    assert describe("pickled") == (tmp_path / "pickled" / "pytorch_model.bin").stat().st_size
+    assert describe("bare") is None
+
+
+@pytest.mark.usefixtures("server")
+def test_weights_that_are_not_in_the_cache_cannot_be_counted_offline(monkeypatch):
+    hub.fetch_metadata(REPO, "step0")
+    Suite.from_hub(REPO, ["step512"])
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert describe("step512") == 0
+    with pytest.raises(ValueError, match=rf"{REPO} at .* is not in the cache and the hub cannot be reached"):
+        describe("step0")
+
+
+def test_a_tokenizer_of_another_repository(server, folders, tmp_path):
+    for step in ("step0", "step512"):
+        bare = shutil.copytree(folders / step, tmp_path / step, ignore=shutil.ignore_patterns("*token*"))
+        server.revisions[step] = bare
+    (tmp_path / "tokenizer").mkdir()
+    tiny.make_tokenizer().save_pretrained(tmp_path / "tokenizer")
+    server.others = (HubServer("someone/tokenizer", {"main": tmp_path / "tokenizer"}),)
+    with pytest.raises(ValueError, match="has no tokenizer"):
+        Suite.from_hub(REPO, ["step0", "step512"])
+    for source in ("someone/tokenizer", tmp_path / "tokenizer"):
+        suite = Suite.from_hub(REPO, ["step0", "step512"], tokenizer=source)
+        assert suite.tokenizer.get_vocab() == tiny.make_tokenizer().get_vocab()
+    with pytest.raises(ValueError, match=r"the tokenizer no/where is no folder here, and there is no repository"):
+        Suite.from_hub(REPO, ["step0", "step512"], tokenizer="no/where")

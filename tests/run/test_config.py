@@ -1,7 +1,7 @@
 import pytest
 
 from crosstime.crosscoder.sparsity.rules import L1, BatchTopK, JumpReLU, TopK
-from crosstime.run import config
+from crosstime.run import config, preset
 
 LEAST = """
 [suite]
@@ -26,15 +26,9 @@ def test_little_has_to_be_said(tmp_path):
     assert found.positions.bos
 
 
-@pytest.mark.parametrize("name", config.presets())
-def test_every_preset_can_be_read_and_says_what_the_defaults_are(tmp_path, name):
-    preset = load(tmp_path, config.preset(name))
-    assert load(tmp_path, config.resolved(preset)) == preset
-
-
 def test_every_commented_key_of_the_demo_exists(tmp_path):
     """The comments of the template promise keys: each, switched on in place of what it replaces, is taken."""
-    text = config.preset("demo")
+    text = preset.text("demo")
     for old, new in (
         ("\ndemo = true                    # the embedded suite", "\n#"),
         ("\ndemo = true                    # the embedded text", "\n#"),
@@ -97,10 +91,25 @@ def test_every_commented_key_of_the_demo_exists(tmp_path):
         (("[text]\ndemo = true", '[text]\ntrain = "x"\npacking = "pack"'), r"`packing` must be one of \"packed\""),
         (("[text]\ndemo = true", '[text]\ntrain = "x"\nmin_tokens = 0'), r"text\.min_tokens must be at least 1"),
         (("[text]\ndemo = true", '[text]\ntrain = "x"\nshuffle_seed = -1'), r"text\.shuffle_seed must be at least 0"),
-        (('sets = ["subject-verb"]', ""), r"task 'agreement' needs `sets`"),
+        (('sets = ["subject-verb"]', ""), r"task 'agreement' needs one of `sets`"),
         (('sets = ["subject-verb"]', 'set = ["subject-verb"]'), r"\[task 1\] unknown key `set`; the nearest is 'sets'"),
         (('sets = ["subject-verb"]', 'sets = ["x"]\nmax_pairs = 0'), r"max_pairs must be at least 1"),
         (('sets = ["subject-verb"]', 'sets = ["x"]\nattribute = false'), r"at least one \[\[task\]\]"),
+        (('sets = ["subject-verb"]', 'sets = ["x"]\nmax_pairs = {a = 0}'), r"max_pairs must be at least 1, not 0"),
+        (
+            ('sets = ["subject-verb"]', 'sets = ["x"]\nmax_pairs = "all"'),
+            r"`max_pairs` must be a whole number or a table",
+        ),
+        (('sets = ["subject-verb"]', 'sets = ["x"]\nsample_seed = -1'), r"sample_seed must be at least 0"),
+        (('sets = ["subject-verb"]', 'sets = ["x"]\nprefix = "tokens"'), r"`prefix` must be one of .*'token'"),
+        (('sets = ["subject-verb"]', 'sets = ["x"]\nblimp_sets = ["y"]'), r"blimp_sets goes with `blimp`"),
+        (('sets = ["subject-verb"]', 'sets = ["x"]\nconstructions = ["y"]'), r"constructions goes with `clams`"),
+        (('sets = ["subject-verb"]', 'sets = ["x"]\nlanguages = ["y"]'), r"languages goes with either `clams` or"),
+        (
+            ('sets = ["subject-verb"]', 'clams = "x"\nmultiblimp = "x"\nlanguages = ["y"]'),
+            r"languages goes with either `clams` or `multiblimp`",
+        ),
+        (('sets = ["subject-verb"]', 'clams = "x"\ncounterfactual = true'), r"counterfactual goes with `blimp` or"),
         (("[[task]]", '[[task]]\nname = "agreement"\njsonl = "x"\n[[task]]'), r"two tasks are called 'agreement'"),
         (("[[task]]", "[compare]\nnumber = 1\n[[task]]"), r"compare\.number must be at least 2, not 1"),
         (("[[task]]", '[compare]\ncheckpoints = ["a"]\n[[task]]'), r"compare\.checkpoints names one checkpoint"),
@@ -112,6 +121,8 @@ def test_every_commented_key_of_the_demo_exists(tmp_path):
         (("[[task]]", "[crosscoder]\nlayer = -1\n[[task]]"), r"crosscoder\.layer must be at least 0, not -1"),
         (("[[task]]", "[training]\nlr = 0\n[[task]]"), r"training\.lr must be positive"),
         (("[[task]]", "[training]\nbatchsize = 1\n[[task]]"), r"\[training\] unknown key `batchsize`; .*'batch_size'"),
+        (("[[task]]", "[effects]\nthreshold = -0.1\n[[task]]"), r"effects\.threshold must be at least 0, not -0\.1"),
+        (("[[task]]", "[effects]\nn_columns = 0\n[[task]]"), r"effects\.n_columns must be at least 1, not 0"),
         (("[[task]]", '[effects]\nrule = "gauss"\n[[task]]'), r"`rule` must be one of \"gauss-legendre\""),
         (("[[task]]", '[compute]\ndevice = "gpu"\n[[task]]'), r"\[compute\] `device` must be one of"),
         (("[[task]]", "[trainig]\n[[task]]"), r"unknown section `trainig`; the nearest is 'training'"),
@@ -134,11 +145,6 @@ def test_a_folder_that_is_not_there_or_holds_no_run(tmp_path):
     (tmp_path / "run" / "run.toml").write_text(LEAST)
     with pytest.raises(ValueError, match=r"there is no folder .*rum; did you mean .*run\?"):
         config.load(tmp_path / "rum")
-
-
-def test_a_preset_that_does_not_exist():
-    with pytest.raises(ValueError, match=r"there is no preset 'demos'; the nearest is 'demo'"):
-        config.preset("demos")
 
 
 @pytest.mark.parametrize(

@@ -16,9 +16,12 @@ KEYS = {
     "explained_variance",
     "loss_recovered",
     "delta_ce",
+    "labels",
     "completeness_gap",
     "features",
     "ablation_correlation",
+    "exact_correlation",
+    "validation",
     "seconds",
     "report",
 }
@@ -56,6 +59,7 @@ def finished(write, tmp_path):
             "delta_ce": [0.1, 0.2],
         },
     )
+    write("diagnostics", summary_json={"labels": {"emerged": 1200, "maintained": 0, "artefact": 3}})
     write(
         "effects",
         tasks_json=[{"gap": [0.001, 0.002]}, {"gap": [0.004, None]}],
@@ -67,7 +71,19 @@ def finished(write, tmp_path):
             }
         ),
     )
-    write("ablation", summary_json={"correlation": math.nan})
+    write(
+        "ablation",
+        summary_json={"correlation": math.nan},
+        exact_json=[{"ie": 0.9, "rel_ie": None}, {"ie": 0.7, "rel_ie": 0.8}],
+        validation_parquet=pa.table(
+            {
+                "first": ["a", None, None],
+                "top_k": [100, 10, 100],
+                "rel_ie": [0.1, 0.2, 0.75],
+                "rel_dec": [0.1, 0.2, math.nan],
+            }
+        ),
+    )
     write("report", index_html="page")
     return tmp_path
 
@@ -88,10 +104,13 @@ def test_the_numbers_of_a_finished_run(finished):
     assert found["explained_variance"] == {"a": 0.9, "b": 0.8}
     assert found["loss_recovered"] == {"a": 0.97, "b": None}
     assert found["completeness_gap"] == 0.004
+    assert found["labels"] == {"emerged": 1200, "maintained": 0, "artefact": 3}
     features = found["features"]
     assert (features["emerged"], features["maintained"], features["dropped"]) == (2, 0, 1)
     assert features["classes"] == {"shared:a+b": 1, "specific:a": 1, "specific:b": 1}
     assert found["ablation_correlation"] is None
+    assert found["exact_correlation"] == {"ie": pytest.approx(0.8), "rel_ie": pytest.approx(0.8)}
+    assert found["validation"] == {"top_k": 100, "rel_ie": 0.75, "rel_dec": None}
     assert set(found["seconds"]) == set(FOLDERS)
     assert found["report"] == str(finished / "report" / "index.html")
     json.dumps(found, allow_nan=False)
@@ -104,7 +123,10 @@ def test_the_table_is_aligned(finished):
     ends = {len(rows[label]) for label in ("checkpoints", "tokens seen", "explained variance", "loss recovered")}
     assert len(ends) == 1
     assert "2 emerged, 0 maintained, 1 dropped" in rows["features, on any task"]
+    assert rows["features by decoder"].endswith("1,200 emerged, 3 artefact")
     assert rows["completeness gap"].endswith("0.40 %")
+    assert rows["exact effects"].endswith("Spearman 0.800 with IE, 0.800 with RelIE")
+    assert rows["ablation ratio"].endswith("Spearman 0.750 with RelIE, - with RelDec")
 
 
 def test_damage_is_found(finished):

@@ -78,3 +78,10 @@ def test_unfinished_training_is_timed_by_its_log(make, tmp_path):
     assert stages.unfinished_seconds(run) == 14
     log.unlink()
     assert stages.unfinished_seconds(run) == 0
+
+
+def test_a_task_without_the_second_prefixes_that_effects_need_is_found_before_any_work(make, pairs):
+    mine = {"name": "mine", "jsonl": pairs("p.jsonl", "cat", "dog")}
+    make(mine)._check_tasks()
+    with pytest.raises(ValueError, match="task mine has no second prefixes"):
+        make(mine, effects={"baseline": "patch"})._check_tasks()

@@ -6,11 +6,14 @@ import shutil
 import subprocess
 import sys
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from safetensors.torch import load_file, save_file
 
 import tiny
 from crosstime import cli
+from crosstime.analysis.exact import Exact
 from crosstime.run.lock import locked
 from crosstime.run.summary import LIFECYCLES
 from users_run import ARTIFACTS, edit, write_inputs
@@ -49,6 +52,15 @@ def test_every_artifact_is_there(finished):
     assert not [path.name for path in finished.rglob(".*") if path.name != ".lock"]
 
 
+def test_exact_effects_stand_beside_the_estimates(finished):
+    exact = Exact.load(finished / "ablation")
+    assert exact.checkpoints == ["step0", "step10", "step100"]
+    beside = exact.beside(pq.read_table(finished / "effects" / "features.parquet"))
+    assert np.isfinite(beside["exact_step100"].to_numpy()).sum() >= 12
+    validation = pq.read_table(finished / "ablation" / "validation.parquet").to_pylist()
+    assert {(row["first"], row["top_k"]) for row in validation} == {("step0", 10), ("step10", 10), (None, 10)}
+
+
 def test_a_second_run_has_nothing_to_do(finished, capfd):
     before = {path: path.stat().st_mtime_ns for path in finished.rglob("manifest.json")}
     assert cli.main(["run", str(finished)]) == 0
@@ -77,6 +89,8 @@ def test_show_json_is_one_object_on_a_clean_stdout(finished, capfd):
     assert found["l0"] >= 0
     assert 0 <= found["dead_fraction"] <= 1
     assert found["completeness_gap"] >= 0
+    assert set(found["exact_correlation"]) == {"ie", "rel_ie"}
+    assert found["validation"]["top_k"] == 10
     assert set(found["seconds"]) == set(found["stages"])
     assert set(found["stages"].values()) == {"done"}
     assert found["report"] == str(finished / "report" / "index.html")
@@ -89,6 +103,17 @@ def test_only_what_a_change_reaches_is_done_again(copy, capfd):
     assert cli.main(["run", str(copy)]) == 0
     said = stages(capfd.readouterr().err)
     assert {name for name, words in said.items() if words != "up to date"} == {"ablate", "report"}
+
+
+def test_two_seeds_make_a_table(finished, copy, capfd):
+    edit(copy, "save_seconds = 300", "save_seconds = 300\nseed = 5")
+    assert cli.main(["evaluate", str(copy)]) == 0
+    capfd.readouterr()
+    assert cli.main(["table", str(finished), str(copy), "--json", "--match"]) == 0
+    found = json.loads(capfd.readouterr().out)
+    assert found["seeds"] == [124, 5]
+    assert found["l0"]["std"] > 0
+    assert list(found["explained_variance"]) == ["step0", "step10", "step100"]
 
 
 def test_a_changed_text_trains_again(copy, capfd):
@@ -256,7 +281,7 @@ def test_a_second_run_in_the_folder_is_refused(copy, capfd):
 
 
 def test_an_interrupted_training_goes_on_to_the_same_weights(finished, copy):
-    for name in ("crosscoder", "evaluation", "effects", "ablation", "contexts", "report"):
+    for name in ("crosscoder", "evaluation", "diagnostics", "effects", "ablation", "contexts", "report"):
         shutil.rmtree(copy / name)
     shutil.rmtree(copy / "training")
     edit(copy, "save_seconds = 300", "save_seconds = 0")
@@ -285,3 +310,18 @@ def test_an_interrupted_training_goes_on_to_the_same_weights(finished, copy):
     assert before.read_bytes() == after.read_bytes()
     assert json.loads((copy / "crosscoder" / "manifest.json").read_text())["seconds"] > 5000
     assert not (copy / "training" / "state").exists()
+
+
+def test_annotations_go_out_and_into_a_new_report(copy, tmp_path, capfd):
+    sheet = tmp_path / "sheet.json"
+    assert cli.main(["annotate", "export", str(copy), str(sheet), "--top", "2"]) == 0
+    rows = json.loads(sheet.read_text(encoding="utf-8"))
+    assert all(row["contexts"] for row in rows)
+    assert all(row["class"] for row in rows)
+    sheet.write_text(json.dumps([{**row, "description": "noun", "category": "x"} for row in rows]), encoding="utf-8")
+    assert cli.main(["annotate", "import", str(copy), str(sheet)]) == 0
+    capfd.readouterr()
+    assert cli.main(["report", str(copy)]) == 0
+    said = stages(capfd.readouterr().err)
+    assert said["report"].startswith("writing the pages (annotations changed)")
+    assert set(said.values()) - {said["report"]} == {"up to date"}

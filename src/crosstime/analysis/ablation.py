@@ -11,14 +11,13 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from scipy import stats
 from torch import Tensor
-from tqdm import tqdm
 
-from crosstime.analysis.activations import check_models, encode, residuals
+from crosstime.analysis.activations import check_models
 from crosstime.analysis.effects import Effects
+from crosstime.analysis.intervention import intervene
 from crosstime.analysis.numbers import finite
 from crosstime.crosscoder.crosscoder import Crosscoder
 from crosstime.data.task import Prompts
@@ -116,36 +115,56 @@ def ablate(
     """
     check_models(crosscoder, models)
     crosscoder.config.positions.check(prompts.bos, "the task")
-    _check_effects(crosscoder, prompts, effects, frequency)
+    check_effects(crosscoder, prompts, effects)
+    if len(frequency) != crosscoder.config.features:
+        counts = f"{len(frequency)} frequencies for {crosscoder.config.features} features"
+        raise ValueError(f"{counts}: evaluate the crosscoder again")
     if min(top_k, batch_size) < 1:
         raise ValueError(f"top_k and batch_size must be at least 1; got {top_k} and {batch_size}")
-    top = [_top(ie, top_k) for ie in effects.ie]
+    top = [strongest(ie, top_k) for ie in effects.ie]
     features_top = sorted(set().union(*top))
     partner = controls(features_top, frequency, seed)
     random = [sorted({partner[i] for i in chosen if i in partner}) for chosen in top]
     features = features_top + sorted(set(partner.values()))
-    # Each row of a checkpoint's matrix says which features are ablated together: every one alone, then both groups.
-    sets = [torch.eye(len(features), dtype=torch.bool)] * len(models)
-    sets = [torch.cat([alone, _members(features, t, r)]) for alone, t, r in zip(sets, top, random, strict=True)]
-    clean, ablated = _measure(crosscoder, models, prompts, features, sets, batch_size)
+    groups = list(zip(top, random, strict=True))
+    found = intervene(crosscoder, models, prompts, features, groups, batch_size=batch_size)
 
     rows, joint = [], []
     for m, checkpoint in enumerate(effects.checkpoints):
         where = {"task": prompts.task, "checkpoint": checkpoint}
-        before, after = _scores(clean[m]), [_scores(lpd) for lpd in ablated[m]]
-        for k, feature in enumerate(features):
+        before, alone, together = _scores(found.clean[m]), map(_scores, found.alone[m]), map(_scores, found.together[m])
+        for k, (feature, after) in enumerate(zip(features, alone, strict=True)):
             rows.append(
                 where
                 | {"feature": feature, "group": "top" if k < len(features_top) else "random"}
                 | {"ie": float(effects.ie[m, feature])}
                 | {f"{name}_clean": value for name, value in before.items()}
-                | {f"{name}_ablated": value for name, value in after[k].items()}
-                | {f"delta_{name}": value - after[k][name] for name, value in before.items()}
+                | {f"{name}_ablated": value for name, value in after.items()}
+                | {f"delta_{name}": value - after[name] for name, value in before.items()}
             )
-        for group, chosen, scores in zip(("top", "random"), (top[m], random[m]), after[len(features) :], strict=True):
-            deltas = {f"delta_{name}": value - scores[name] for name, value in before.items()}
+        for group, chosen, after in zip(("top", "random"), groups[m], together, strict=True):
+            deltas = {f"delta_{name}": value - after[name] for name, value in before.items()}
             joint.append(where | {"group": group, "n_features": len(chosen)} | deltas)
     return Ablation(pa.Table.from_pylist(rows, _SCHEMA), pa.Table.from_pylist(joint, _JOINT_SCHEMA))
+
+
+def check_effects(crosscoder: Crosscoder, prompts: Prompts, effects: Effects) -> None:
+    """Refuse effects of something else.
+
+    Raises:
+        ValueError: they are of another crosscoder, or of another task.
+    """
+    config = crosscoder.config
+    if effects.checkpoints != list(config.checkpoints) or effects.ie.shape[1] != config.features:
+        raise ValueError("the effects are not this crosscoder's: attribute the task again")
+    if effects.task != prompts.task:
+        raise ValueError(f"the effects are of task {effects.task!r}, the prompts of {prompts.task!r}: pass one task")
+
+
+def strongest(ie: Float[np.ndarray, " F"], k: int) -> list[int]:
+    """The k features of largest |IE|, without those that have none."""
+    order = np.argsort(-np.abs(ie), kind="stable")[:k]
+    return [int(i) for i in order if ie[i] != 0]
 
 
 def controls(top: Sequence[int], frequency: Float[np.ndarray, " F"], seed: int) -> dict[int, int]:
@@ -182,72 +201,5 @@ _JOINT_SCHEMA = pa.schema(
 )
 
 
-def _check_effects(
-    crosscoder: Crosscoder, prompts: Prompts, effects: Effects, frequency: Float[np.ndarray, " F"]
-) -> None:
-    """Refuse effects and frequencies of something else."""
-    config = crosscoder.config
-    if effects.checkpoints != list(config.checkpoints) or effects.ie.shape[1] != config.features:
-        raise ValueError("the effects are not this crosscoder's: attribute the task again")
-    if effects.task != prompts.task:
-        raise ValueError(f"the effects are of task {effects.task!r}, the prompts of {prompts.task!r}: pass one task")
-    if len(frequency) != config.features:
-        raise ValueError(f"{len(frequency)} frequencies for {config.features} features: evaluate the crosscoder again")
-
-
-def _top(ie: Float[np.ndarray, " F"], k: int) -> list[int]:
-    """The k features of largest |IE|, without those that have none."""
-    order = np.argsort(-np.abs(ie), kind="stable")[:k]
-    return [int(i) for i in order if ie[i] != 0]
-
-
-def _members(features: Sequence[int], *groups: Sequence[int]) -> Bool[Tensor, "G K"]:
-    """Which of the features each group holds."""
-    rows = [[feature in group for feature in features] for group in groups]
-    return torch.tensor(rows, dtype=torch.bool)
-
-
-@torch.inference_mode()
-def _measure(
-    crosscoder: Crosscoder,
-    models: Sequence[SplitLM],
-    prompts: Prompts,
-    features: Sequence[int],
-    sets: Sequence[Bool[Tensor, "G K"]],
-    batch_size: int,
-) -> tuple[Float[np.ndarray, "M N"], Float[np.ndarray, "M G N"]]:
-    """lpd of every prompt at every checkpoint: of the model as it is, and with each of its sets of features ablated."""
-    device = crosscoder.W_enc.device
-    clean = torch.zeros(len(models), len(prompts), dtype=torch.float64)
-    ablated = torch.zeros(len(models), len(sets[0]), len(prompts), dtype=torch.float64)
-    decoders = [crosscoder.raw_decoder(m)[features] for m in range(len(models))]
-    with tqdm(total=len(prompts), desc=f"ablate on {prompts.task}", unit="prompt", leave=False, disable=None) as bar:
-        for index, tokens in prompts.by_length(batch_size):
-            x = residuals(crosscoder, models, tokens)
-            f = encode(crosscoder, x)[..., features]
-            fires = (f > 0).any(dim=1).float()
-            right, wrong = prompts.right[index], prompts.wrong[index]
-            for m, model in enumerate(models):
-                members = sets[m].to(device, torch.float32)
-                lpd = _lpd(model, x[:, :, m], right, wrong)
-                clean[m, index], ablated[m][:, index] = lpd, lpd
-                concerned = (members @ fires.T).nonzero()  # pairs (set, prompt) in which anything changes
-                for s, b in (pairs.unbind(1) for pairs in concerned.split(batch_size) if len(pairs)):
-                    without = x[b, :, m] - (f[b] * members[s, None]) @ decoders[m]
-                    ablated[m, s.cpu(), index[b.cpu()]] = _lpd(model, without, right[b.cpu()], wrong[b.cpu()])
-            bar.update(len(index))
-    return clean.numpy(), ablated.numpy()
-
-
-def _lpd(
-    model: SplitLM, residual: Float[Tensor, "B S D"], right: Int[Tensor, " B"], wrong: Int[Tensor, " B"]
-) -> Float[Tensor, " B"]:
-    """log p(right) - log p(wrong) at the last position; the softmax normaliser cancels (arXiv 2509.05291)."""
-    last = torch.full((len(residual),), residual.shape[1] - 1, device=model.device)
-    logits = model.upper(residual.to(model.device), positions=last).cpu().double()
-    rows = torch.arange(len(residual))
-    return logits[rows, right] - logits[rows, wrong]
-
-
-def _scores(lpd: Float[np.ndarray, " N"]) -> dict[str, float]:
-    return dict(zip(_SCORES, (float(lpd.mean()), float((lpd > 0).mean())), strict=True))
+def _scores(lpd: Float[Tensor, " N"]) -> dict[str, float]:
+    return dict(zip(_SCORES, (lpd.mean().item(), (lpd > 0).double().mean().item()), strict=True))

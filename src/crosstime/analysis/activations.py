@@ -38,13 +38,12 @@ def check_models(crosscoder: Crosscoder, models: Sequence[SplitLM]) -> None:
 def residuals(
     crosscoder: Crosscoder, models: Sequence[SplitLM], tokens: Int[Tensor, "B S"]
 ) -> Float[Tensor, "B S M D"]:
-    """What the crosscoder reads: the output of its layer at every checkpoint, float32, on the crosscoder's device.
+    """What the crosscoder reads: the output of its layer at every checkpoint, in the crosscoder's dtype, on its device.
 
     Raises:
         ValueError: a checkpoint gives NaN or infinity; it and the token are named.
     """
-    device = crosscoder.W_enc.device
-    return torch.stack([finite_residual(model, tokens).to(device, torch.float32) for model in models], dim=2)
+    return torch.stack([finite_residual(model, tokens).to(crosscoder.W_enc) for model in models], dim=2)
 
 
 def encode(crosscoder: Crosscoder, x: Float[Tensor, "B S M D"]) -> Float[Tensor, "B S F"]:

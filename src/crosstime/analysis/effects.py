@@ -1,9 +1,13 @@
 """Indirect effects: how much each feature causes each checkpoint's performance on a task.
 
-Integrated gradients (Sundararajan et al. 2017; Marks et al. 2024 for features) along the straight path on which every
-feature and the reconstruction error go to zero. In the residual stream that path is a line from the activation to the
-crosscoder's bias, so one mean gradient per token serves all features: a feature's effect is the product of that
-gradient with its decoder vector.
+Gradients (Sundararajan et al. 2017 for their integral; Marks et al. 2024 for features) on the straight path on which
+every feature and the reconstruction error go to a baseline. In the residual stream that path is a line from the
+activation to the baseline's (of zero features and errors: the crosscoder's bias), so one gradient per token serves all
+features: a feature's effect is the product of that gradient with its decoder vector and with its change on the path.
+
+The gradient where the path begins foretells best what ablating a single feature does; the mean along the path accounts
+for all of them together (docs/parity.md, "Which attribution predicts ablation"). By default each is used for what it is
+good at.
 """
 
 from __future__ import annotations
@@ -17,23 +21,28 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from safetensors.numpy import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from crosstime.analysis.activations import check_models, encode, residuals
-from crosstime.analysis.path_rules import PathRule, nodes_and_weights
-from crosstime.analysis.relative import relative
+from crosstime.analysis import integration
+from crosstime.analysis.activations import check_models
+from crosstime.analysis.aggregation import Aggregation
+from crosstime.analysis.baselines import ends, points
+from crosstime.analysis.effect_sums import EffectSums
+from crosstime.analysis.path_rules import Baseline, Method, PathRule
+from crosstime.analysis.relative import NoEffect, relative
 from crosstime.crosscoder.crosscoder import Crosscoder
+from crosstime.data.corpus import Corpus
 from crosstime.data.task import Prompts
 from crosstime.lm.split import SplitLM
 
-CONFIDENCE = 0.95
 POSITIONS_AT_ONCE = 8192
 """Positions that one forward and backward pass holds, over all prompts and nodes: long prompts make smaller batches."""
 LARGE_GAP = 0.05
 """Completeness gap above which an attribution is not to be trusted."""
+PAPER_STEPS = 10
 
 
 class CompletenessWarning(UserWarning):
@@ -42,51 +51,63 @@ class CompletenessWarning(UserWarning):
 
 @dataclass(frozen=True)
 class Effects:
-    """Indirect effects of all features at all checkpoints on one task, means over its prompts.
+    """Indirect effects of all features at all checkpoints on one task.
 
     The metric is logit(wrong) - logit(right) at the last prompt token, so IE > 0 says: the feature supports the right
     answer. Everything is in logits. Intervals are bootstrap percentile intervals over prompts, at 95 %.
     """
 
     task: str
+    method: Method
+    baseline: Baseline
     checkpoints: list[str]
     n_examples: int
     skipped: dict[str, int]
     """Pairs of the task that gave no prompt, by reason."""
     ie: np.ndarray
-    """[M, F] indirect effect, summed over positions, mean over prompts."""
+    """[M, F] indirect effect: summed over positions, mean over prompts; see `attribute` for the other aggregation."""
     ie_low: np.ndarray
     ie_high: np.ndarray
     rel_ie: np.ndarray
-    """[F, M] |IE_m| / sum over checkpoints of |IE|; NaN where a feature has no effect at any checkpoint."""
+    """[F, M] |IE_m| / sum over checkpoints of |IE|; where a feature has no effect at any checkpoint, NaN or what
+    `no_effect` says."""
     rel_ie_low: np.ndarray
     rel_ie_high: np.ndarray
+    sign_consistency: np.ndarray
+    """[M, F] share of the prompts with a nonzero effect whose effect has the sign of IE; NaN without such prompts."""
+    explained: np.ndarray
+    """[M] sum of all effects, the error's among them, by the mean gradient along the path, before any threshold."""
     error: np.ndarray
-    """[M] effect of what the crosscoder does not reconstruct."""
+    """[M] the effect of what the crosscoder does not reconstruct in `explained`."""
     total: np.ndarray
-    """[M] metric at the end of the path - metric of the model as it is."""
+    """[M] metric at the end of the path - metric of the model as it is, mean over prompts."""
     gap: np.ndarray
-    """[M] mean |sum of all effects - total| over mean |total|: the completeness gap."""
+    """[M] mean over prompts of |sum of all effects - total| over mean |total|: the completeness gap. It is taken before
+    any aggregation, so with every method it says how much of the change the gradients miss."""
     metric_clean: np.ndarray
     """[M] metric of the model as it is."""
     metric_end: np.ndarray
-    """[M] metric with all features and the error at zero."""
+    """[M] metric where the path ends: with all features and the error at the baseline."""
 
     @property
     def feature_share(self) -> np.ndarray:
         """[M] the features' part of the sum of all effects; the rest is the error's."""
-        features = self.ie.sum(1)
-        return features / (features + self.error)
+        return 1 - self.error / self.explained
 
     def summary(self) -> dict[str, object]:
         """The task's numbers without those of single features, ready for JSON."""
         return {
             "task": self.task,
+            "method": self.method,
+            "baseline": self.baseline,
             "checkpoints": self.checkpoints,
             "n_examples": self.n_examples,
             "skipped": self.skipped,
             "feature_share": self.feature_share.tolist(),
-            **{name: getattr(self, name).tolist() for name in ("total", "error", "gap", "metric_clean", "metric_end")},
+            **{
+                name: getattr(self, name).tolist()
+                for name in ("total", "explained", "error", "gap", "metric_clean", "metric_end")
+            },
         }
 
     def save(self, folder: Path) -> None:
@@ -111,52 +132,102 @@ def attribute(
     models: Sequence[SplitLM],
     prompts: Prompts,
     *,
+    method: Method = "gradient",
+    baseline: Baseline = "bias",
+    text: Corpus | None = None,
     rule: PathRule = "gauss-legendre",
     steps: int = 16,
+    threshold: float = 0.1,
+    reference_batch: int = 4,
+    n_columns: int = 18,
+    no_effect: NoEffect = "undefined",
     batch_size: int = 32,
     bootstrap: int = 1000,
     seed: int = 0,
 ) -> Effects:
     """Indirect effect of every feature at every checkpoint on a task.
 
-    Prompts of equal length share a batch and nothing is padded, so the effects depend neither on the batch size nor on
-    the order of the prompts. (The bootstrap draws prompts by number, so its intervals move within their own noise.)
+    | method | a feature's gradient | all effects together | effects at single tokens become IE by |
+    |---|---|---|---|
+    | gradient | where the path begins | mean along the path | sum over positions, mean over prompts |
+    | integrated | mean along the path | the same | the same |
+    | released | where the path begins | the same | threshold and weights of the paper's public code |
+    | paper | mean of ten points, the left rule | the same | the same |
+
+    `rule` and `steps` make the mean along the path. "gradient" foretells best what ablating one feature does, which
+    "integrated" does for all features together.
+
+    "released" gives the numbers of the public code of arXiv 2509.05291, "paper" those that its text describes. Under
+    them a prompt's sum of the effects that exceed `threshold` in size weighs n_columns / (N B T), where B x T is the
+    size that its batch has with padding (see `Aggregation.released`).
+
+    Prompts of equal length share a batch and nothing is padded, so the effects depend neither on the batch size nor,
+    with the first two methods, on the order of the prompts. (The bootstrap draws prompts by number, so its intervals
+    move within their own noise.)
 
     Args:
         crosscoder: F features over M checkpoints.
         models: one per checkpoint, in the crosscoder's order, in float32 unless you know better.
         prompts: the task, tokenised.
-        rule: how the path is integrated; 16 Gauss-Legendre nodes leave a gap far below 1 %.
+        method: where the gradient is taken, and how effects are aggregated.
+        baseline: what features and error are compared with (see `baselines.ends`): zero, their means over a text, or
+            their values on each prompt's second prefix.
+        text: for the baseline "mean", held-out text.
+        rule: how "gradient" and "integrated" integrate; 16 Gauss-Legendre nodes leave a gap far below 1 %.
         steps: nodes of the rule.
+        threshold: logits below or at which the effect at a token counts for nothing, under "released" and "paper".
+        reference_batch: prompts of a padded batch, under the same.
+        n_columns: fields of a record of the task's table, under the same: in the paper 18 for BLiMP, 6 for CLAMS.
+        no_effect: what RelIE is of a feature without effect at any checkpoint (see `relative`).
         batch_size: prompts per batch at most; a forward pass holds `steps + 2` times as many rows.
         bootstrap: resamples of the prompts for the intervals; 0 for none (the bounds are then NaN).
         seed: of the resampling.
 
     Raises:
-        ValueError: the models do not fit the crosscoder, a rule that does not exist, or activations not finite.
+        ValueError: the models do not fit the crosscoder, an unknown method, baseline or rule, the baseline "patch" for
+            prompts without second prefixes, "mean" without a text, or activations not finite.
 
     Warns:
-        CompletenessWarning: the completeness gap exceeds 5 % at some checkpoint.
+        CompletenessWarning: the completeness gap exceeds 5 % at some checkpoint; not under "released", whose gradient at
+            one point does not claim to add up.
     """
     check_models(crosscoder, models)
     crosscoder.config.positions.check(prompts.bos, "the task")
-    path = _Path.of(rule, steps)
-    sums = _Sums(crosscoder, len(prompts), bootstrap, seed)
-    with tqdm(total=len(prompts), desc=f"effects on {prompts.task}", unit="prompt", leave=False, disable=None) as bar:
+    path = _path(method, rule, steps)
+    aggregation = (
+        Aggregation.released(prompts, threshold, reference_batch, n_columns)
+        if method in ("released", "paper")
+        else Aggregation.mean(prompts)
+    )
+    ends_of = ends(baseline, crosscoder, models, prompts, text)
+    single = "clean" if method in ("gradient", "released") else "mean"
+    sums = EffectSums(crosscoder, aggregation, single, bootstrap, seed)
+    first = crosscoder.config.positions.first_encoded
+    progress = tqdm(total=len(prompts), desc=f"effects on {prompts.task}", unit="prompt", leave=False, disable=None)
+    with torch.no_grad(), progress as bar:
         for index, tokens in _batches(prompts, batch_size, len(path.nodes)):
-            x = residuals(crosscoder, models, tokens)
-            with torch.no_grad():
-                f = encode(crosscoder, x)
-                x_hat = crosscoder.decode(f)
-            for m, model in enumerate(models):
-                slopes = path.integrate(
-                    model, x[:, :, m], _ends(crosscoder, x, m), prompts.right[index], prompts.wrong[index]
-                )
-                sums.add(m, index, slopes, f, x[:, :, m], x_hat[:, :, m])
+            right, wrong = prompts.right[index], prompts.wrong[index]
+            both = zip(points(crosscoder, models, tokens), ends_of(index), strict=True)
+            for m, (start, end) in enumerate(both):
+                way = start.to(end, first)
+                sums.add(m, index, path.integrate(models[m], start.x, way.x, right, wrong), way)
             bar.update(len(index))
-    effects = sums.effects(prompts)
-    _warn_of_gap(effects)
+    effects = _effects(sums, crosscoder, prompts, method, baseline, no_effect)
+    if method != "released":
+        _warn_of_gap(effects)
     return effects
+
+
+def _path(method: Method, rule: PathRule, steps: int) -> integration.Path:
+    match method:
+        case "gradient" | "integrated":
+            return integration.Path.of(rule, steps)
+        case "paper":
+            return integration.Path.of("left", PAPER_STEPS)
+        case "released":
+            return integration.Path.of("left", 1)
+        case _:
+            raise ValueError(f"unknown method {method!r}: choose gradient, integrated, released or paper")
 
 
 def _batches(prompts: Prompts, batch_size: int, nodes: int) -> Iterator[tuple[Int[Tensor, " B"], Int[Tensor, "B S"]]]:
@@ -166,153 +237,50 @@ def _batches(prompts: Prompts, batch_size: int, nodes: int) -> Iterator[tuple[In
         yield from zip(index.split(at_once), tokens.split(at_once), strict=True)
 
 
+def _effects(
+    sums: EffectSums,
+    crosscoder: Crosscoder,
+    prompts: Prompts,
+    method: Method,
+    baseline: Baseline,
+    no_effect: NoEffect,
+) -> Effects:
+    of = {name: value.numpy() for name, value in sums.scalars.items()}
+    ie = sums.ie.float().numpy()
+    ie_low, ie_high, rel_low, rel_high = sums.intervals()
+    with np.errstate(invalid="ignore", divide="ignore"):
+        gap = of["absolute_gap"] / of["absolute_total"]
+    return Effects(
+        task=prompts.task,
+        method=method,
+        baseline=baseline,
+        checkpoints=list(crosscoder.config.checkpoints),
+        n_examples=len(prompts),
+        skipped=dict(prompts.skipped),
+        ie=ie,
+        ie_low=ie_low,
+        ie_high=ie_high,
+        rel_ie=relative(ie, no_effect),
+        rel_ie_low=rel_low,
+        rel_ie_high=rel_high,
+        sign_consistency=sums.sign_consistency(),
+        explained=of["explained"],
+        error=of["error"],
+        total=of["metric_end"] - of["metric_clean"],
+        gap=gap,
+        metric_clean=of["metric_clean"],
+        metric_end=of["metric_end"],
+    )
+
+
 def _warn_of_gap(effects: Effects) -> None:
     worst = int(np.nan_to_num(effects.gap).argmax())
     if effects.gap[worst] > LARGE_GAP:
         warnings.warn(
             f"{effects.task}: at checkpoint {effects.checkpoints[worst]} the effects miss {effects.gap[worst]:.0%} of "
-            "the change that they are to explain: take more steps, or another rule; if that does not help, the "
-            "crosscoder's b_dec is far from the mean activation",
+            'the change that they are to explain: take more steps, or another rule ("paper" has ten left ones); if '
+            "that does not help, the path ends far from the activations that the model knows (b_dec should be at "
+            "their mean)",
             CompletenessWarning,
             stacklevel=3,
         )
-
-
-@dataclass(frozen=True)
-class Slopes:
-    """What integrating along the path gives for one batch at one checkpoint."""
-
-    gradient: Float[Tensor, "B S D"]
-    """Mean gradient of the metric along the path."""
-    change: Float[Tensor, "B S D"]
-    """End of the path minus its start; zero at positions that are left alone."""
-    metric_clean: Float[Tensor, " B"]
-    metric_end: Float[Tensor, " B"]
-
-
-@dataclass(frozen=True)
-class _Path:
-    nodes: Float[Tensor, " K"]
-    weights: Float[Tensor, " K"]
-
-    @classmethod
-    def of(cls, rule: PathRule, steps: int) -> _Path:
-        """The rule's nodes between the two ends, which weigh nothing: there only the metric is read."""
-        nodes, weights = (torch.from_numpy(array).float() for array in nodes_and_weights(rule, steps))
-        zero, one = torch.zeros(1), torch.ones(1)
-        return cls(torch.cat([zero, nodes, one]), torch.cat([zero, weights, zero]))
-
-    def integrate(
-        self,
-        model: SplitLM,
-        x: Float[Tensor, "B S D"],
-        end: Float[Tensor, "B S D"],
-        right: Int[Tensor, " B"],
-        wrong: Int[Tensor, " B"],
-    ) -> Slopes:
-        """Mean gradient of logit(wrong) - logit(right) at the last position, on the line from x to `end`."""
-        change, (batch, length) = end - x, x.shape[:2]
-        at = (x + self.nodes.to(x.device)[:, None, None, None] * change).flatten(0, 1).requires_grad_()
-        last = torch.full((len(at),), length - 1, device=model.device)
-        logits = model.upper(at.to(model.device), positions=last).float().unflatten(0, (-1, batch))
-        rows, right, wrong = (index.to(logits.device) for index in (torch.arange(batch), right, wrong))
-        metric = logits[:, rows, wrong] - logits[:, rows, right]
-        (gradient,) = torch.autograd.grad(metric.sum(), at)
-        gradient = torch.einsum("k,kbsd->bsd", self.weights.to(x.device), gradient.unflatten(0, (-1, batch)))
-        metric = metric.detach().to(x.device)
-        return Slopes(gradient, change, metric[0], metric[-1])
-
-
-def _ends(crosscoder: Crosscoder, x: Float[Tensor, "B S M D"], m: int) -> Float[Tensor, "B S D"]:
-    """Where the path ends: the crosscoder's bias at encoded positions, the activation itself elsewhere."""
-    end = x[:, :, m].clone()
-    end[:, crosscoder.config.positions.first_encoded :] = crosscoder.raw_bias()[m].detach()
-    return end
-
-
-class _Sums:
-    """Sums over prompts, in float64 so that their order does not matter (on the CPU: not every device has float64);
-    and the same under each resampling.
-    """
-
-    def __init__(self, crosscoder: Crosscoder, n: int, bootstrap: int, seed: int) -> None:
-        self.crosscoder = crosscoder
-        m, f = len(crosscoder.config.checkpoints), crosscoder.config.features
-        device = crosscoder.W_enc.device
-        self.n = n
-        self.ie = torch.zeros(m, f, dtype=torch.float64)
-        self.resampled = torch.zeros(m, bootstrap, f, device=device)
-        drawn = torch.randint(n, (bootstrap, n), generator=torch.Generator().manual_seed(seed))
-        counts = torch.zeros(bootstrap, n).scatter_add_(1, drawn, torch.ones(bootstrap, n))
-        self.resampling = (counts / n).to(device)
-        self.scalars = {
-            name: torch.zeros(m, dtype=torch.float64)
-            for name in ("error", "metric_clean", "metric_end", "absolute_gap", "absolute_total")
-        }
-
-    @torch.no_grad()
-    def add(
-        self,
-        m: int,
-        index: Int[Tensor, " B"],
-        slopes: Slopes,
-        f: Float[Tensor, "B S F"],
-        x: Float[Tensor, "B S D"],
-        x_hat: Float[Tensor, "B S D"],
-    ) -> None:
-        """Add one batch at checkpoint m. A feature's effect is -f_i <mean gradient, d_i,m>, summed over positions."""
-        effect = -(f * (slopes.gradient @ self.crosscoder.raw_decoder(m).T)).sum(1)
-        self.ie[m] += effect.sum(0).cpu()
-        self.resampled[m] += self.resampling[:, index.to(self.resampling.device)] @ effect
-        first = self.crosscoder.config.positions.first_encoded
-        error = -(slopes.gradient * (x - x_hat))[:, first:].sum((1, 2))
-        total = slopes.metric_end - slopes.metric_clean
-        gap = (slopes.gradient * slopes.change).sum((1, 2)) - total
-        for name, values in (
-            ("error", error),
-            ("metric_clean", slopes.metric_clean),
-            ("metric_end", slopes.metric_end),
-            ("absolute_gap", gap.abs()),
-            ("absolute_total", total.abs()),
-        ):
-            self.scalars[name][m] += values.cpu().double().sum()
-
-    def effects(self, prompts: Prompts) -> Effects:
-        mean = {name: (value / self.n).numpy() for name, value in self.scalars.items()}
-        ie = (self.ie / self.n).float().numpy()
-        ie_low, ie_high, rel_low, rel_high = _intervals(self.resampled)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            gap = mean["absolute_gap"] / mean["absolute_total"]
-        return Effects(
-            task=prompts.task,
-            checkpoints=list(self.crosscoder.config.checkpoints),
-            n_examples=self.n,
-            skipped=dict(prompts.skipped),
-            ie=ie,
-            ie_low=ie_low,
-            ie_high=ie_high,
-            rel_ie=relative(ie),
-            rel_ie_low=rel_low,
-            rel_ie_high=rel_high,
-            error=mean["error"],
-            total=mean["metric_end"] - mean["metric_clean"],
-            gap=gap,
-            metric_clean=mean["metric_clean"],
-            metric_end=mean["metric_end"],
-        )
-
-
-def _intervals(resampled: Float[Tensor, "M R F"]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Percentile bounds of IE [M, F] and of RelIE [F, M]; a resample in which a feature has no effect has no RelIE."""
-    m, n, f = resampled.shape
-    if n == 0:
-        ie_unknown, rel_unknown = np.full((m, f), np.nan, np.float32), np.full((f, m), np.nan, np.float32)
-        return ie_unknown, ie_unknown, rel_unknown, rel_unknown
-    levels = torch.tensor([(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2], device=resampled.device)
-    ie, rel = [], []
-    for part in resampled.split(512, dim=2):  # quantiles sort a copy: a part at a time keeps it small
-        size = part.abs()
-        ie.append(torch.quantile(part, levels, dim=1))
-        rel.append(torch.nanquantile(size / size.sum(0), levels, dim=1).transpose(1, 2))
-    low_high, rel_low_high = torch.cat(ie, 2).cpu().numpy(), torch.cat(rel, 1).cpu().numpy()
-    return low_high[0], low_high[1], rel_low_high[0], rel_low_high[1]

@@ -22,7 +22,8 @@ def feature_table(effects: Sequence[Effects], crosscoder: Crosscoder, frequency:
 
     Columns: task, feature, class (see `relative.sharing`), lifecycle (see `relative.lifecycle`), frequency (share of
     held-out tokens on which it fires), and for each checkpoint NAME: ie_NAME with its interval ie_low_NAME and
-    ie_high_NAME, rel_ie_NAME with rel_ie_low_NAME and rel_ie_high_NAME, decoder_norm_NAME and rel_dec_NAME.
+    ie_high_NAME, rel_ie_NAME with rel_ie_low_NAME and rel_ie_high_NAME, sign_consistency_NAME (share of the prompts
+    with an effect whose effect has the sign of IE), decoder_norm_NAME and rel_dec_NAME.
     """
     return pa.concat_tables([_one_task(e, crosscoder, frequency) for e in effects])
 
@@ -48,6 +49,7 @@ def _one_task(effects: Effects, crosscoder: Crosscoder, frequency: Float[np.ndar
             ("rel_ie", effects.rel_ie[:, m]),
             ("rel_ie_low", effects.rel_ie_low[:, m]),
             ("rel_ie_high", effects.rel_ie_high[:, m]),
+            ("sign_consistency", effects.sign_consistency[m]),
             ("decoder_norm", norms[:, m]),
             ("rel_dec", rel_dec[:, m]),
         ):

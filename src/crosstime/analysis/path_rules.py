@@ -1,4 +1,4 @@
-"""Rules that integrate along the path of integrated gradients: nodes and weights on [0, 1]."""
+"""The paths of indirect effects by name: where they end, and at which points gradients are taken, how weighted."""
 
 from __future__ import annotations
 
@@ -7,6 +7,10 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float
 
+Method = Literal["gradient", "integrated", "released", "paper"]
+"""Where gradients are taken and how effects are aggregated: see `effects.attribute`."""
+Baseline = Literal["bias", "mean", "patch"]
+"""What features are compared with: see `baselines.ends`."""
 PathRule = Literal["gauss-legendre", "midpoint", "trapezoid", "left"]
 
 

@@ -1,31 +1,62 @@
 """Relative measures: how a feature's effect, or its decoder norm, is shared out between the checkpoints.
 
-RelIE and RelDec of arXiv 2509.05291 (one against all), for any number of checkpoints.
+RelIE and RelDec of arXiv 2509.05291, one against all and pairwise, for any number of checkpoints.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import combinations
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Bool, Float
 
 SPECIFIC = 0.7
 """A feature belongs to one checkpoint when more than this share is there (the paper's bound)."""
+SHARED = 0.3
+"""A feature is shared by checkpoints that hold at least this share (the paper's bound)."""
+
+NoEffect = Literal["undefined", "shared"]
 
 LIFECYCLES = ("emerged", "maintained", "dropped", "transient", "negligible", "undefined")
 """What `lifecycle` may say of a feature."""
 
 
-def relative(values: Float[np.ndarray, "M F"]) -> Float[np.ndarray, "F M"]:
-    """|v_m| / sum over checkpoints of |v|: rows sum to 1, or are NaN (undefined) where all values are 0.
+def relative(values: Float[np.ndarray, "M F"], no_effect: NoEffect = "undefined") -> Float[np.ndarray, "F M"]:
+    """|v_m| / sum over checkpoints of |v|: rows sum to 1.
 
-    With two checkpoints the second column is the paper's two-way RelIE or RelDec. With values independent of the
-    checkpoint every entry is 1/M.
+    Where all values are 0 the row is NaN ("undefined"), or, as in the paper's public code, 0.5 everywhere ("shared");
+    that code's option to drop such features is `values[:, values.any(0)]`. With two checkpoints the second column is
+    the paper's two-way RelIE or RelDec. With values independent of the checkpoint every entry is 1/M.
     """
     size = np.abs(values).T
     with np.errstate(invalid="ignore", divide="ignore"):
-        return size / size.sum(1, keepdims=True)
+        share = size / size.sum(1, keepdims=True)
+    share[~size.any(1)] = _OF_NO_EFFECT[no_effect]
+    return share
+
+
+def pairwise(
+    values: Float[np.ndarray, "M F"], no_effect: NoEffect = "undefined"
+) -> dict[tuple[int, int], Float[np.ndarray, " F"]]:
+    """|v_n| / (|v_m| + |v_n|) for every two checkpoints m < n: the later one's share, by the indices (m, n).
+
+    It is NaN where both values are 0; under "shared" 0.5 where the values of all checkpoints are 0. With three
+    checkpoints the paper's pairwise RelIE or RelDec is the entries (0, 1), (1, 2) and (0, 2).
+    """
+    size, nowhere = np.abs(values), ~np.any(values, axis=0)
+    shares = {}
+    for m, n in combinations(range(len(size)), 2):
+        with np.errstate(invalid="ignore", divide="ignore"):
+            shares[m, n] = size[n] / (size[m] + size[n])
+        shares[m, n][nowhere] = _OF_NO_EFFECT[no_effect]
+    return shares
+
+
+def level(share: Float[np.ndarray, "*b"]) -> Float[np.ndarray, "*b"]:
+    """The paper's class of a single share: 1 above 0.7, 0 below 0.3, else 0.5, which NaN is too."""
+    return np.select([share > SPECIFIC, share < SHARED], [1.0, 0.0], 0.5)
 
 
 def negligible(ie: Float[np.ndarray, "M F"], floor: float) -> Bool[np.ndarray, " F"]:
@@ -44,7 +75,7 @@ def sharing(rel: Float[np.ndarray, "F M"], no_class: Bool[np.ndarray, " F"], nam
     checkpoints on 0.9/M, since 0.3 would be more than an equal share), if there are two; else "other". "undefined"
     without an effect anywhere, "negligible" where `no_class`.
     """
-    share = min(0.3, 0.9 / len(names))
+    share = min(SHARED, 0.9 / len(names))
 
     def one(row: np.ndarray, too_small: bool) -> str:
         if np.isnan(row).any():
@@ -72,3 +103,6 @@ def lifecycle(rel: Float[np.ndarray, "F M"], no_class: Bool[np.ndarray, " F"]) -
     found[no_class] = "negligible"
     found[np.isnan(rel).any(1)] = "undefined"
     return found.tolist()
+
+
+_OF_NO_EFFECT: dict[NoEffect, float] = {"undefined": np.nan, "shared": 0.5}

@@ -18,7 +18,8 @@ from transformers import PreTrainedTokenizerBase
 
 from crosstime.analysis.cross_entropy import logits_in_parts
 from crosstime.data.positions import Positions
-from crosstime.data.task import Task, common_length, indices_by_length
+from crosstime.data.task import Task, indices_by_length
+from crosstime.data.tokens import common_length
 from crosstime.lm.finite import finite_residual
 from crosstime.lm.split import SplitLM
 

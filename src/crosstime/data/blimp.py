@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,40 +37,97 @@ GROUPS: dict[str, tuple[str, ...]] = {
 """Sets that go by one name."""
 
 
-def load_blimp(folder: Path | str, name: str) -> Task:
+def load_blimp(folder: Path | str, name: str, *, counterfactual: bool = False) -> Task:
     """One BLiMP set, or a group of them as one task.
 
-    A space stands before each sentence, as lm-evaluation-harness scores BLiMP. Sets of the two-prefix method (the
-    answer is the same word after different prefixes) have sentences only, no prefix.
+    A space stands before each sentence, as lm-evaluation-harness scores BLiMP. Sets with one prefix and two answers
+    give prefix and answers, whatever their `one_prefix_method` says; all others give sentences only. The few records
+    whose two sentences are the same are left out.
+
+    Sets with two prefixes (the answer is one word, right after the first and wrong after the second) have no wrong
+    answer, which every metric here needs. With `counterfactual`, those of the groups "plain-subject-verb" and
+    "determiner-noun" get it from their group's sets with one prefix: the form that stands most often beside this word
+    there. Such a pair has a second prefix, after which the wrong answer is right. Words without such a form give
+    sentences only.
 
     Args:
         folder: holds `{set}.jsonl` as BLiMP publishes them; keys that are not read may be missing.
         name: of a set, or of a group (`GROUPS`).
+        counterfactual: give pairs of two-prefix sets their second prefix.
 
     Raises:
         ValueError: there is no such set or group (the nearest is named), or a file is malformed (file and line).
     """
     folder = Path(folder)
     if name in GROUPS:
-        return Task.join(name, [load_blimp(folder, part) for part in GROUPS[name]])
-    known = sorted(path.stem for path in folder.glob("*.jsonl"))
-    if not known:
-        raise ValueError(f"{folder} holds no BLiMP sets: expected files named like {PLAIN[0]}.jsonl")
+        return Task.join(name, [load_blimp(folder, part, counterfactual=counterfactual) for part in GROUPS[name]])
+    known = blimp_sets(folder)
     if name not in known:
         valid = [*known, *(group for group, parts in GROUPS.items() if set(parts) <= set(known))]
         raise ValueError(f"there is no BLiMP set {name!r} in {folder}{nearest(name, valid)}")
+    others = _other_forms(folder, name) if counterfactual else {}
     pairs = []
     for where, record in read_records(folder / f"{name}.jsonl"):
         try:
-            pairs.append(_pair(record))
+            good, bad = text_fields(record, ("sentence_good", "sentence_bad"))
+            if good != bad:
+                pairs.append(_pair(record, others))
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from None
     return Task.from_pairs(name, pairs)
 
 
-def _pair(record: dict[str, Any]) -> Pair:
-    good, bad = text_fields(record, ("sentence_good", "sentence_bad"))
-    if "one_prefix_prefix" not in record:
-        return Pair(f" {good}", f" {bad}")
-    prefix, right, wrong = text_fields(record, ("one_prefix_prefix", "one_prefix_word_good", "one_prefix_word_bad"))
-    return Pair(f" {good}", f" {bad}", f" {prefix.strip()}", f" {right}", f" {wrong}")
+def blimp_sets(folder: Path | str) -> list[str]:
+    """The names of the sets in a folder.
+
+    Raises:
+        ValueError: there are none.
+    """
+    known = sorted(path.stem for path in Path(folder).glob("*.jsonl"))
+    if not known:
+        raise ValueError(f"{folder} holds no BLiMP sets: expected files named like {PLAIN[0]}.jsonl")
+    return known
+
+
+def _pair(record: dict[str, Any], others: Mapping[str, str]) -> Pair:
+    """A record as a pair.
+
+    Args:
+        others: of the words of a two-prefix set, the other form.
+    """
+    good, bad = (f" {text}" for text in text_fields(record, ("sentence_good", "sentence_bad")))
+    if "one_prefix_prefix" in record:
+        return Pair(good, bad, *(f" {text}" for text in _one_prefix(record)))
+    if others and "two_prefix_word" in record:
+        keys = ("two_prefix_prefix_good", "two_prefix_word", "two_prefix_prefix_bad")
+        prefix, word, patch = (text.strip() for text in text_fields(record, keys))
+        if word in others:
+            return Pair(good, bad, f" {prefix}", f" {word}", f" {others[word]}", f" {patch}")
+    return Pair(good, bad)
+
+
+def _one_prefix(record: dict[str, Any]) -> list[str]:
+    """Prefix, right answer and wrong answer."""
+    keys = ("one_prefix_prefix", "one_prefix_word_good", "one_prefix_word_bad")
+    return [text.strip() for text in text_fields(record, keys)]
+
+
+def _other_forms(folder: Path, name: str) -> dict[str, str]:
+    """The word that stands most often beside each answer in the one-prefix sets of the group that a set belongs to."""
+    beside: dict[str, Counter[str]] = defaultdict(Counter)
+    for group in (PLAIN, DETERMINER_NOUN):
+        for right, wrong in _answers(folder, group) if name in group else ():
+            beside[right][wrong] += 1
+            beside[wrong][right] += 1
+    return {word: counts.most_common(1)[0][0] for word, counts in beside.items()}
+
+
+def _answers(folder: Path, group: tuple[str, ...]) -> Iterator[tuple[str, str]]:
+    for path in (folder / f"{name}.jsonl" for name in group):
+        for where, record in read_records(path) if path.is_file() else ():
+            if "one_prefix_prefix" in record:
+                try:
+                    _, right, wrong = _one_prefix(record)
+                except ValueError as error:
+                    raise ValueError(f"{where}: {error}") from None
+                yield right, wrong

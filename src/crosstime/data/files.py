@@ -13,9 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from crosstime.artifact import sha256_of
-from crosstime.data.jsonl import LINE_END, parse_record, text_fields
+from crosstime.data.jsonl import parse_record, text_fields
 from crosstime.data.sources import Document, Source
-from crosstime.data.text import split_text
+from crosstime.data.text import LINE_END, split_text
 from crosstime.lm.nearest import nearest
 
 DOCUMENT_END = re.compile(r"\n[ \t]*(?=\n)")

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from crosstime.data.task import Pair, Task
-from crosstime.data.text import split_text
+from crosstime.data.text import LINE_END, split_text
 
-LINE_END = re.compile(r"\n")
 SENTENCES = (("good", "bad"), ("sentence_good", "sentence_bad"))
 ANSWERS = ("prefix", "right", "wrong")
 FORMS = "`prefix`, `right` and `wrong`, or `good` and `bad` (or `sentence_good` and `sentence_bad`)"
@@ -23,7 +21,8 @@ def load_jsonl(path: Path | str, name: str | None = None) -> Task:
     An object holds `prefix`, `right` and `wrong`, or two whole sentences, `good` and `bad` (or `sentence_good` and
     `sentence_bad`); other keys are ignored. Texts are taken as they are: write the space that stands before an answer
     (`{"prefix": "The keys to the cabinet", "right": " are", "wrong": " is"}`). Of two sentences, the words that they
-    share at the beginning are the prefix, and the first word that differs is the answer.
+    share at the beginning are the prefix, and the first word that differs is the answer. Beside either form, `patch` is
+    a second prefix, for effects against a counterfactual (`{"prefix": "The keys", "patch": "The key", ...}`).
 
     Args:
         path: a UTF-8 file; empty lines are passed over.
@@ -100,21 +99,13 @@ def _pair(record: dict[str, Any]) -> Pair:
         raise ValueError(f"expected {FORMS}; found {found}")
     good, bad = text_fields(record, sentences) if sentences else (None, None)
     prefix, right, wrong = text_fields(record, ANSWERS) if has_answers else (None, None, None)
-    for key, text in (("right", right), ("wrong", wrong), ("good", good), ("bad", bad)):
+    (patch,) = text_fields(record, ("patch",)) if "patch" in record else (None,)
+    for key, text in (("right", right), ("wrong", wrong), ("good", good), ("bad", bad), ("patch", patch)):
         if text is not None and not text.strip():
             raise ValueError(f"`{key}` is empty")
     if good is not None and bad is not None and prefix is None:
-        prefix, right, wrong = _split_at_difference(good, bad)
-    return Pair(good, bad, prefix, right, wrong)
-
-
-def _split_at_difference(good: str, bad: str) -> tuple[str, str, str] | tuple[None, None, None]:
-    """The words two sentences share at the beginning, and the first word of each that differs, with its space."""
-    good_words, bad_words = (re.findall(r"\s*\S+", text) for text in (good, bad))
-    for i, (right, wrong) in enumerate(zip(good_words, bad_words, strict=False)):
-        if right != wrong:
-            return "".join(good_words[:i]), right, wrong
-    return None, None, None
+        return Pair.from_sentences(good, bad, patch)
+    return Pair(good, bad, prefix, right, wrong, patch)
 
 
 def _is_unicode(text: str) -> bool:

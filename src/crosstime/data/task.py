@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import groupby
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from crosstime.data.cut import Asked, Cut, beside, cut
 from crosstime.data.positions import Positions
 from crosstime.data.tokens import encode
 
@@ -23,7 +26,8 @@ class Pair:
     """A minimal pair, in one or both of its forms: texts as the model reads them after BOS, leading spaces included.
 
     Raises:
-        ValueError: neither form is complete, or the two texts of a form are the same.
+        ValueError: neither form is complete, the two texts of a form are the same, or `patch` stands without a prefix
+            or repeats it.
     """
 
     good: str | None = None
@@ -36,6 +40,8 @@ class Pair:
     """The right continuation of the prefix."""
     wrong: str | None = None
     """The wrong continuation of the prefix."""
+    patch: str | None = None
+    """A second prefix, of the counterfactual: it differs from the first in what decides between the answers."""
 
     def __post_init__(self) -> None:
         sentences, answers = (self.good, self.bad), (self.prefix, self.right, self.wrong)
@@ -48,6 +54,26 @@ class Pair:
             raise ValueError(f"both sentences are {self.good!r}: a pair needs two that differ")
         if self.right is not None and self.right == self.wrong:
             raise ValueError(f"both answers are {self.right!r}: a pair needs two that differ")
+        if self.patch is not None and self.prefix is None:
+            raise ValueError("`patch` is a second prefix: a pair needs `prefix`, `right` and `wrong` beside it")
+        if self.patch is not None and self.patch == self.prefix:
+            raise ValueError(f"both prefixes are {self.prefix!r}: a pair needs two that differ")
+
+    @classmethod
+    def from_sentences(cls, good: str, bad: str, patch: str | None = None) -> Pair:
+        """A pair of which the words that both sentences share at the beginning are the prefix.
+
+        The first word of each that differs, with the space before it, is the answer. Where one sentence only ends
+        earlier than the other there are none.
+
+        Raises:
+            ValueError: the sentences are the same, or `patch` has no prefix beside it.
+        """
+        good_words, bad_words = (re.findall(r"\s*\S+", text) for text in (good, bad))
+        for i, (right, wrong) in enumerate(zip(good_words, bad_words, strict=False)):
+            if right != wrong:
+                return cls(good, bad, "".join(good_words[:i]), right, wrong, patch)
+        return cls(good, bad, patch=patch)
 
     @property
     def sentences(self) -> tuple[str, str]:
@@ -72,6 +98,8 @@ class Prompts:
     """Pairs that gave no prompt: the reason and how many."""
     bos: bool = True
     """Whether each prompt starts with BOS."""
+    patch: list[list[int]] | None = None
+    """Token ids of the second prefix of each prompt, as many as in `tokens`; None where the task has none."""
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -96,6 +124,8 @@ class Task:
     pairs: tuple[Pair, ...]
     sources: tuple[str, ...]
     """For each pair, the set it comes from."""
+    cut: Cut = "shared"
+    """How prefixes and answers become tokens."""
 
     def __post_init__(self) -> None:
         if not self.pairs:
@@ -116,29 +146,47 @@ class Task:
         """All pairs of some tasks, in order, under one name.
 
         Raises:
-            ValueError: there are no tasks.
+            ValueError: there are no tasks, or their prompts are not cut in one way.
         """
+        cuts: set[Cut] = {task.cut for task in tasks}
+        if len(cuts) > 1:
+            raise ValueError(f"task {name}: its parts cut their prompts in different ways: {', '.join(sorted(cuts))}")
         pairs = tuple(pair for task in tasks for pair in task.pairs)
-        return cls(name, pairs, tuple(source for task in tasks for source in task.sources))
+        return cls(name, pairs, tuple(source for task in tasks for source in task.sources), *cuts)
 
     def __len__(self) -> int:
         return len(self.pairs)
 
+    @cached_property
+    def indices(self) -> dict[str, list[int]]:
+        """For each source the numbers of its pairs. Sources that stand one after another keep their order; those of
+        which pairs stand among others' are in alphabetical order."""
+        found: dict[str, list[int]] = {}
+        for i, source in enumerate(self.sources):
+            found.setdefault(source, []).append(i)
+        apart = len(found) == sum(1 for _ in groupby(self.sources))
+        return found if apart else dict(sorted(found.items()))
+
+    @property
+    def parts(self) -> list[Task]:
+        """The task cut into its sources, each under its own name."""
+        return [replace(self.select(index), name=source) for source, index in self.indices.items()]
+
+    def select(self, index: Sequence[int]) -> Task:
+        """Some of the pairs, by number, in that order."""
+        pairs, sources = (tuple(column[i] for i in index) for column in (self.pairs, self.sources))
+        return replace(self, pairs=pairs, sources=sources)
+
     def take(self, n: int) -> Task:
         """The first `n` pairs of each source."""
-        seen: Counter[str] = Counter()
-        kept = []
-        for pair, source in zip(self.pairs, self.sources, strict=True):
-            if seen[source] < n:
-                kept.append((pair, source))
-            seen[source] += 1
-        return replace(self, pairs=tuple(pair for pair, _ in kept), sources=tuple(source for _, source in kept))
+        return self.select(sorted(i for index in self.indices.values() for i in index[:n]))
 
     @cached_property
     def sha256(self) -> str:
-        """Of the pairs and their sources; the task's name does not matter."""
-        rows = [[p.good, p.bad, p.prefix, p.right, p.wrong, s] for p, s in zip(self.pairs, self.sources, strict=True)]
-        return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+        """Of the pairs, their sources and their cut; the task's name does not matter."""
+        pairs = zip(self.pairs, self.sources, strict=True)
+        rows = [[p.good, p.bad, p.prefix, p.right, p.wrong, p.patch, source] for p, source in pairs]
+        return hashlib.sha256(json.dumps([self.cut, rows]).encode()).hexdigest()
 
     def sentences(
         self,
@@ -174,29 +222,37 @@ class Task:
     ) -> Prompts:
         """The pairs that a model can decide by its next token; there may be none.
 
-        The answers are what the tokenizer makes of them after the prefix. A pair is skipped where they have different
-        lengths or more than two tokens. Of two tokens each, the first is the answer where the first ones differ;
-        where they agree, they move to the prompt and the second is the answer (the paper's code does the same).
+        A pair is skipped where the answers have different lengths or more than two tokens. Of two tokens each, the
+        first is the answer where the first ones differ; where they agree, they move to the prompt and the second is the
+        answer (the paper's code does the same). See `Cut` for what becomes of the text around the cut.
+
+        In a task with second prefixes every prompt has one, with as many tokens and the same answers, so that effects
+        against it and against other baselines are of the same prompts; the other pairs are skipped.
         """
         bos = positions.bos_ids(tokenizer)
-        asked = [(i, pair) for i, pair in enumerate(self.pairs) if pair.prefix is not None]
-        prefixes = encode(tokenizer, [f"{pair.prefix}" for _, pair in asked])
-        rights = encode(tokenizer, [f"{pair.prefix}{pair.right}" for _, pair in asked])
-        wrongs = encode(tokenizer, [f"{pair.prefix}{pair.wrong}" for _, pair in asked])
-        skipped = Counter({"no prefix": len(self) - len(asked)})
-        tokens, answers, index = [], [], []
-        for (i, _), *texts in zip(asked, prefixes, rights, wrongs, strict=True):
-            found = _prompt(*texts)
-            if isinstance(found, str):
-                skipped[found] += 1
-                continue
-            prompt, right, wrong = found
-            tokens.append([*bos, *prompt])
-            answers.append((right, wrong))
-            index.append(i)
-        right, wrong = torch.tensor(answers, dtype=torch.long).reshape(-1, 2).unbind(1)
-        reasons = {reason: count for reason, count in skipped.items() if count}
-        return Prompts(self.name, tokens, right, wrong, torch.tensor(index, dtype=torch.long), reasons, positions.bos)
+        index = [i for i, pair in enumerate(self.pairs) if pair.prefix is not None]
+        pairs = [self.pairs[i] for i in index]
+        answers = [f"{pair.right}" for pair in pairs], [f"{pair.wrong}" for pair in pairs]
+        found = cut(self.cut, tokenizer, [f"{pair.prefix}" for pair in pairs], *answers)
+        counterfactual = any(pair.patch for pair in pairs)
+        if counterfactual:
+            seconds = cut(self.cut, tokenizer, [pair.patch or "" for pair in pairs], *answers)
+            seconds = [second if pair.patch else "none" for pair, second in zip(pairs, seconds, strict=True)]
+            found = [beside(*both) for both in zip(found, seconds, strict=True)]
+        skipped = Counter({"no prefix": len(self) - len(index)})
+        skipped.update(reason for reason in found if isinstance(reason, str))
+        kept = [(i, asked) for i, asked in zip(index, found, strict=True) if isinstance(asked, Asked)]
+        patch = [[*bos, *asked.patch] for _, asked in kept if asked.patch is not None]
+        return Prompts(
+            self.name,
+            [[*bos, *asked.prompt] for _, asked in kept],
+            right=torch.tensor([asked.right for _, asked in kept], dtype=torch.long),
+            wrong=torch.tensor([asked.wrong for _, asked in kept], dtype=torch.long),
+            pair_index=torch.tensor([i for i, _ in kept], dtype=torch.long),
+            skipped={reason: count for reason, count in skipped.items() if count},
+            bos=positions.bos,
+            patch=patch if counterfactual else None,
+        )
 
 
 def indices_by_length(sequences: Sequence[Sequence[int]]) -> dict[int, list[int]]:
@@ -205,34 +261,3 @@ def indices_by_length(sequences: Sequence[Sequence[int]]) -> dict[int, list[int]
     for i, sequence in enumerate(sequences):
         found.setdefault(len(sequence), []).append(i)
     return dict(sorted(found.items()))
-
-
-def common_length(*sequences: Sequence[int]) -> int:
-    """For how many tokens from the beginning the sequences agree."""
-    length = 0
-    for column in zip(*sequences, strict=False):
-        if len(set(column)) > 1:
-            break
-        length += 1
-    return length
-
-
-def _prompt(prefix: list[int], right: list[int], wrong: list[int]) -> tuple[list[int], int, int] | str:
-    """Prompt, right token and wrong token of one pair; or why there is none.
-
-    Args:
-        prefix: tokens of the prefix alone.
-        right, wrong: tokens of the prefix with each answer.
-    """
-    # Tokens of a text can differ from those of its beginning near the cut: what all three share is the prompt.
-    cut = common_length(prefix, right, wrong)
-    prompt, right, wrong = right[:cut], right[cut:], wrong[cut:]
-    if right == wrong:
-        return "the same tokens"
-    if len(right) != len(wrong):
-        return "answers of different length"
-    if len(right) > 2:
-        return "answers of more than two tokens"
-    if right[0] == wrong[0]:
-        prompt, right, wrong = [*prompt, right[0]], right[1:], wrong[1:]
-    return (prompt, right[0], wrong[0]) if prompt else "nothing before the answers"

@@ -18,6 +18,8 @@ import pyarrow as pa
 PIECE = 1 << 20
 """Bytes read at a time."""
 
+LINE_END = re.compile(r"\n")
+
 _OPENERS = {
     ".xz": lzma.open,
     ".gz": gzip.open,

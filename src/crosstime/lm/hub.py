@@ -10,8 +10,9 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub import DryRunFileInfo, HfApi, snapshot_download
 from huggingface_hub.errors import (
+    DryRunError,
     GatedRepoError,
     HfHubHTTPError,
     HFValidationError,
@@ -24,13 +25,16 @@ from huggingface_hub.errors import (
 
 from crosstime.lm.errors import first_line
 from crosstime.lm.nearest import nearest
-from crosstime.lm.weights import WEIGHT_NAMES, check_blob, find_weights
+from crosstime.lm.weights import WEIGHT_NAMES, check_blob, find_weights, has_weights
 
 RETRY_WAITS = (1.0, 2.0, 4.0)
 """Seconds to wait before each new attempt. (The client itself does not repeat all of its requests.)"""
 
 PASSING_STATUS = (408, 429, 500, 502, 503, 504)
 """Answers of a server that another attempt may better."""
+
+ROOT_ONLY = ["*/*"]
+"""Files that are left alone: those in folders of a repository."""
 
 METADATA_PATTERNS = ["*.json", "*.txt", "*.model", "*.tiktoken", "*.jinja"]
 """Configuration, tokenizer, and indices of shards: all that is needed to refuse a checkpoint before its weights."""
@@ -83,6 +87,52 @@ def data_commit(repo: str, revision: str) -> str:
     return str(info.sha)
 
 
+def weights_to_download(repo: str, commit: str, folder: Path) -> int | None:
+    """How many bytes `fetch_weights` would download; None if the hub lists no weights. Nothing is downloaded.
+
+    Raises:
+        ValueError: the hub cannot be reached, and the cache does not hold the weights.
+    """
+    if has_weights(folder):
+        return 0
+    for name in WEIGHT_NAMES:
+        patterns = _weight_patterns(folder / f"{name}.index.json", name)
+        files = _ask(repo, commit, partial(_listed, repo, commit, patterns))
+        if files:
+            return sum(file.file_size or 0 for file in files if file.will_download)
+    return None
+
+
+def _listed(repo: str, commit: str, patterns: list[str]) -> list[DryRunFileInfo]:
+    return snapshot_download(repo, revision=commit, allow_patterns=patterns, ignore_patterns=ROOT_ONLY, dry_run=True)
+
+
+def fetch_data(repo: str, name: str) -> Path | None:
+    """One file of a dataset repository as it is now, or from the cache if the hub cannot be reached.
+
+    Returns:
+        The file in the hub's cache; None if the repository has none of that name.
+
+    Raises:
+        ValueError: no such repository; or the hub cannot be reached and the cache does not hold the file.
+    """
+    fetch = partial(snapshot_download, repo, repo_type="dataset", allow_patterns=[name])
+    path = Path(_ask(repo, "main", fetch)) / name
+    if path.is_file():
+        return path
+    if not list_data(repo):
+        raise ValueError(f"{name} of {repo} is not in the cache and the hub cannot be reached")
+    return None
+
+
+def list_data(repo: str) -> list[str]:
+    """Paths of the files of a dataset repository; empty if the hub does not answer."""
+    try:
+        return HfApi().list_repo_files(repo, repo_type="dataset")
+    except (HTTPError, OSError):
+        return []
+
+
 def _weight_patterns(index: Path, name: str) -> list[str]:
     """The file of the weights itself, and the shards where there is an index of them."""
     shards = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values() if index.exists() else ()
@@ -91,7 +141,7 @@ def _weight_patterns(index: Path, name: str) -> list[str]:
 
 def _download(repo: str, revision: str, patterns: list[str]) -> Path:
     """Files in the root folder of a revision."""
-    fetch = partial(snapshot_download, repo, revision=revision, allow_patterns=patterns, ignore_patterns=["*/*"])
+    fetch = partial(snapshot_download, repo, revision=revision, allow_patterns=patterns, ignore_patterns=ROOT_ONLY)
     return Path(_ask(repo, revision, fetch))
 
 
@@ -107,7 +157,7 @@ def _ask(repo: str, revision: str, request: Callable[[], T], kind: str = "model"
         raise ValueError(f"{repo} is gated: ask for access on its page, then log in with `hf auth login`") from None
     except RepositoryNotFoundError:
         raise ValueError(f"there is no repository {repo} on the hub, or it is private (`hf auth login`)") from None
-    except LocalEntryNotFoundError as error:
+    except (LocalEntryNotFoundError, DryRunError) as error:
         reason = first_line(error.__cause__ or error)
         raise ValueError(
             f"{repo} at {revision!r} is not in the cache and the hub cannot be reached: {reason}"
@@ -120,7 +170,7 @@ def _with_retries(request: Callable[[], T]) -> T:
     for wait in RETRY_WAITS:
         try:
             return request()
-        except (HTTPError, LocalEntryNotFoundError) as error:
+        except (HTTPError, LocalEntryNotFoundError, DryRunError) as error:
             if not may_pass(error):
                 raise
             time.sleep(wait)
@@ -131,7 +181,7 @@ def may_pass(error: BaseException | None) -> bool:
     """Whether another attempt may do better: the server is overloaded, or the connection failed."""
     if isinstance(error, HfHubHTTPError):
         return error.response.status_code in PASSING_STATUS
-    if isinstance(error, LocalEntryNotFoundError):
+    if isinstance(error, (LocalEntryNotFoundError, DryRunError)):
         # The client looks into its cache when a request fails. The cause says why it failed.
         return may_pass(error.__cause__)
     return error is not None and not isinstance(error, OfflineModeIsEnabled)

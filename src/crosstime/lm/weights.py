@@ -38,6 +38,14 @@ def find_weights(folder: Path) -> list[Path]:
     raise ValueError(f"{folder} holds no weights: expected {' or '.join(WEIGHT_NAMES)}, or an index of its shards")
 
 
+def has_weights(folder: Path) -> bool:
+    """Whether a folder holds all weight files of a checkpoint."""
+    try:
+        return bool(find_weights(folder))
+    except ValueError:
+        return False
+
+
 def _shards(index: Path) -> list[Path]:
     try:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from importlib.resources import files
 from pathlib import Path
 from typing import Literal
 
-from crosstime.analysis.path_rules import PathRule
+from crosstime.analysis.path_rules import Baseline, Method, PathRule
+from crosstime.analysis.relative import NoEffect
 from crosstime.crosscoder.sparsity.rules import L1, Sparsity
+from crosstime.data.cut import Cut
 from crosstime.data.positions import Positions
-from crosstime.lm.nearest import nearest
 from crosstime.run import toml
 from crosstime.training.config import TrainConfig
 
@@ -46,6 +46,8 @@ class SuiteConfig:
     """With `folder`: which subfolders. With `folders`: what to call the checkpoints (default: the folders' names)."""
     tokens: tuple[int, ...] | dict[str, int] | None = None
     """Tokens seen at each checkpoint, in order or by name; only needed where the name does not tell."""
+    tokenizer: str | None = None
+    """A folder or hub repository with the tokenizer of all checkpoints; without it each brings its own."""
     allow_duplicates: bool = False
     """Accept two checkpoints with the same weights."""
     trust_remote_code: bool = False
@@ -164,29 +166,67 @@ class TextConfig:
 
 @dataclass(frozen=True)
 class TaskConfig:
-    """[[task]]: minimal pairs, from the embedded BLiMP sets or from files of the user."""
+    """[[task]]: minimal pairs, from published sets or from files of the user. Paths are relative to run.toml."""
 
     name: str
     """What to call the task."""
     sets: tuple[str, ...] = ()
     """Embedded BLiMP sets, or groups of them (see `crosstime.demo`)."""
+    blimp: str = ""
+    """A folder with BLiMP sets, as published."""
+    blimp_sets: tuple[str, ...] = ()
+    """Which sets of `blimp`, or groups of them; without it all."""
+    counterfactual: bool = False
+    """Give the pairs of BLiMP's two-prefix agreement sets a second prefix (see `load_blimp`)."""
+    clams: str = ""
+    """A folder, or a dataset repository on the hub, with CLAMS sets."""
+    constructions: tuple[str, ...] = ()
+    """Which of `clams`; without it the seven that English and French share."""
+    multiblimp: str = ""
+    """A folder, or a dataset repository on the hub, with MultiBLiMP; "jumelet/multiblimp" if only `phenomena` stand."""
+    phenomena: tuple[str, ...] = ()
+    """Which of `multiblimp`; without it SV-#, SV-G and SV-P where a language has them."""
+    languages: tuple[str, ...] = ()
+    """Of `clams` ("en") or of `multiblimp` ("eng"); without it those of arXiv 2509.05291."""
     jsonl: str | tuple[str, ...] = ()
-    """JSONL files with `prefix`, `right` and `wrong`, or `good` and `bad`, in each line. Relative to run.toml."""
-    max_pairs: int | None = None
-    """Take no more than the first so many pairs of each set or file."""
+    """JSONL files with `prefix`, `right` and `wrong`, or `good` and `bad`, in each line."""
+    max_pairs: int | dict[str, int] | None = None
+    """Take no more than so many pairs of each set or file; or a table by name, in which * stands for anything."""
+    sample_seed: int | None = None
+    """Draw the pairs at random, those that give a prompt before the others; without it the first ones are taken."""
+    prefix: Cut = "shared"
+    """How prefixes and answers become tokens (see `crosstime.data.cut`)."""
     attribute: bool = True
     """Compute effects on this task; otherwise only the survey reads it."""
 
     def __post_init__(self) -> None:
-        """Raises ValueError where the pairs come from nowhere."""
+        """Raises ValueError where the pairs come from nowhere, or a key goes with another that is not there."""
         if not self.name.strip():
             raise ValueError("task.name must not be empty")
-        if not self.sets and not self.jsonl:
+        if not (self.sets or self.blimp or self.clams or self.has_multiblimp or self.jsonl):
             raise ValueError(
-                f"task {self.name!r} needs `sets` (embedded BLiMP sets), `jsonl` (files of pairs), or both"
+                f"task {self.name!r} needs one of `sets` (embedded BLiMP sets), `blimp`, `clams`, `multiblimp` and "
+                "`jsonl` (files of pairs), or several"
             )
-        if self.max_pairs is not None and self.max_pairs < 1:
-            raise ValueError(f"task {self.name!r}: max_pairs must be at least 1, not {self.max_pairs}")
+        for key, place, given in (
+            ("blimp_sets", "`blimp`", self.blimp),
+            ("constructions", "`clams`", self.clams),
+            ("languages", "either `clams` or `multiblimp`", bool(self.clams) != self.has_multiblimp),
+            ("counterfactual", "`blimp` or `sets`", self.blimp or self.sets),
+        ):
+            if getattr(self, key) and not given:
+                raise ValueError(f"task {self.name!r}: {key} goes with {place}")
+        limits = self.max_pairs.values() if isinstance(self.max_pairs, dict) else [self.max_pairs]
+        for limit in limits:
+            if limit is not None and limit < 1:
+                raise ValueError(f"task {self.name!r}: max_pairs must be at least 1, not {limit}")
+        if self.sample_seed is not None and self.sample_seed < 0:
+            raise ValueError(f"task {self.name!r}: sample_seed must be at least 0, not {self.sample_seed}")
+
+    @property
+    def has_multiblimp(self) -> bool:
+        """Whether MultiBLiMP is a source: its place may be left to the default."""
+        return bool(self.multiblimp or self.phenomena)
 
 
 @dataclass(frozen=True)
@@ -222,11 +262,19 @@ class CompareConfig:
             raise ValueError("compare.checkpoints names one checkpoint; a crosscoder compares at least 2")
         _at_least(2, "compare", number=self.number)
 
+    @property
+    def size(self) -> int:
+        """M: how many checkpoints the crosscoder reads."""
+        return len(self.checkpoints) or self.number
+
 
 @dataclass(frozen=True)
 class CrosscoderSettings:
-    """[crosscoder]: its place in the model and its size."""
+    """[crosscoder]: its place in the model and its size; or one that exists."""
 
+    from_: str | None = None
+    """Take this crosscoder instead of training one: a folder, relative to run.toml, or a repository of the hub, in any
+    format that `crosstime import` reads. `features`, [sparsity] and [training] then mean nothing."""
     layer: int | None = None
     """Read the output of this block, counted from 0; without it the middle one."""
     features: int = 16_384
@@ -237,6 +285,10 @@ class CrosscoderSettings:
         _at_least(1, "crosscoder", features=self.features)
         if self.layer is not None:
             _at_least(0, "crosscoder", layer=self.layer)
+
+    def layer_of(self, n_layers: int) -> int:
+        """The block to read, of so many: as configured, or the middle one (8 of 16, as in arXiv 2509.05291)."""
+        return n_layers // 2 if self.layer is None else self.layer
 
 
 @dataclass(frozen=True)
@@ -254,13 +306,39 @@ class EvaluationConfig:
 
 
 @dataclass(frozen=True)
-class EffectsConfig:
-    """[effects]: indirect effects by integrated gradients."""
+class DiagnosticsConfig:
+    """[diagnostics]: each feature's decoder, held against held-out text."""
 
+    blocks: int = 512
+    """Held-out blocks to read."""
+    batch_blocks: int = field(default=16, metadata={"matters": False})
+    """Blocks of one forward pass."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError where there is nothing to look at."""
+        _at_least(1, "diagnostics", blocks=self.blocks, batch_blocks=self.batch_blocks)
+
+
+@dataclass(frozen=True)
+class EffectsConfig:
+    """[effects]: indirect effects by gradients."""
+
+    method: Method = "gradient"
+    """Where gradients are taken and how effects are aggregated; `released` and `paper` are the paper's ways."""
+    baseline: Baseline = "bias"
+    """What features are compared with: zero, their means over held-out text, or their values on a second prefix."""
     rule: PathRule = "gauss-legendre"
-    """How the path is integrated."""
+    """`gradient`, `integrated`: how the path is integrated."""
     steps: int = 16
-    """Points on the path."""
+    """At how many points."""
+    threshold: float = 0.1
+    """`released`, `paper`: effects at a token of no more logits than this count for nothing."""
+    reference_batch: int = 4
+    """`released`, `paper`: prompts of a batch, whose padding counts in the mean."""
+    n_columns: int = 18
+    """`released`, `paper`: fields of a record of the task's table, a factor of every effect."""
+    no_effect: NoEffect = "undefined"
+    """What RelIE is of a feature without effect at any checkpoint; the paper's way is `shared`: 0.5 everywhere."""
     bootstrap: int = 1000
     """Resamples of the prompts, for the intervals; 0 for no intervals."""
     batch_size: int = field(default=32, metadata={"matters": False})
@@ -271,24 +349,31 @@ class EffectsConfig:
     def __post_init__(self) -> None:
         """Raises ValueError where nothing could be integrated."""
         _at_least(1, "effects", steps=self.steps, batch_size=self.batch_size)
+        _at_least(1, "effects", reference_batch=self.reference_batch, n_columns=self.n_columns)
+        if self.threshold < 0:
+            raise ValueError(f"effects.threshold must be at least 0, not {self.threshold}")
         _at_least(0, "effects", bootstrap=self.bootstrap, seed=self.seed)
 
 
 @dataclass(frozen=True)
 class AblationConfig:
-    """[ablation]: the check of the effects."""
+    """[ablation]: the check of the effects, and exact effects."""
 
     top_k: int = 10
     """Features of each checkpoint to ablate, by |IE|, and as many random ones of similar frequency."""
+    exact: int = 100
+    """Features of each checkpoint whose exact effect is measured, by |IE|; 0 for none."""
+    bootstrap: int = 1000
+    """Resamples for the intervals of the exact effects and of the validation; 0 for no intervals."""
     batch_size: int = field(default=64, metadata={"matters": False})
     """Prompts of one forward pass."""
     seed: int = 0
-    """Seed of the choice of random features."""
+    """Seed of the choice of random features, and of the resampling."""
 
     def __post_init__(self) -> None:
         """Raises ValueError where there is nothing to ablate."""
         _at_least(1, "ablation", top_k=self.top_k, batch_size=self.batch_size)
-        _at_least(0, "ablation", seed=self.seed)
+        _at_least(0, "ablation", exact=self.exact, bootstrap=self.bootstrap, seed=self.seed)
 
 
 @dataclass(frozen=True)
@@ -324,6 +409,7 @@ class RunConfig:
     sparsity: Sparsity = field(default_factory=L1)
     training: TrainConfig = field(default_factory=TrainConfig)
     evaluation: EvaluationConfig = EvaluationConfig()
+    diagnostics: DiagnosticsConfig = DiagnosticsConfig()
     effects: EffectsConfig = EffectsConfig()
     ablation: AblationConfig = AblationConfig()
     report: ReportConfig = ReportConfig()
@@ -357,25 +443,6 @@ def load(run_dir: Path) -> RunConfig:
 def resolved(config: RunConfig) -> str:
     """The text of a run.toml with every value, those that were left to their defaults included."""
     return f"# Every value of this run, defaults included. Written by crosstime: edit {FILE}.\n\n{toml.write(config)}"
-
-
-def presets() -> list[str]:
-    """Names of the presets that `crosstime new` knows."""
-    return sorted(path.name.removesuffix(".toml") for path in _PRESETS.iterdir() if path.name.endswith(".toml"))
-
-
-def preset(name: str) -> str:
-    """The text of a preset.
-
-    Raises:
-        ValueError: no such preset; the nearest is named.
-    """
-    if name not in presets():
-        raise ValueError(f"there is no preset {name!r}{nearest(name, presets())}")
-    return (_PRESETS / f"{name}.toml").read_text(encoding="utf-8")
-
-
-_PRESETS = files("crosstime.run") / "presets"
 
 
 def _similar(run_dir: Path) -> str:

@@ -10,21 +10,26 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from crosstime import artifact
 from crosstime.analysis.ablation import Ablation, ablate
 from crosstime.analysis.contexts import contexts, load_contexts, save_contexts
+from crosstime.analysis.diagnostics import Diagnostics, diagnose
 from crosstime.analysis.effects import Effects, attribute
+from crosstime.analysis.exact import Exact, exact_effects
 from crosstime.analysis.features import feature_table
 from crosstime.analysis.numbers import finite
 from crosstime.analysis.quality import Quality, evaluate
 from crosstime.analysis.survey import survey
+from crosstime.analysis.validation import TOP_K, validate
 from crosstime.data.task import Task
 from crosstime.lm.tokenizer import fingerprint
 from crosstime.report.build import build_report
 from crosstime.report.data import ReportData, RunFacts, TaskEffects, TaskGroup, TrainingPoint
 from crosstime.run import tokens
+from crosstime.run.annotations import annotations_hash, read_annotations
 from crosstime.run.config import RunConfig
 from crosstime.run.stage import Stage
 from crosstime.run.summary import seconds
@@ -91,6 +96,11 @@ def write_crosscoder(run: Run, draft: Path) -> None:
     crosscoder.save_pretrained(draft)
 
 
+def write_imported_crosscoder(run: Run, draft: Path) -> None:
+    """The crosscoder that run.toml names, in our format."""
+    run.imported.save_pretrained(draft)
+
+
 def drop_training_state(run: Run) -> None:
     """A finished training needs no state to go on from."""
     artifact.discard(run.folder / TRAINING_STATE, run.folder)
@@ -112,6 +122,14 @@ def write_evaluation(run: Run, draft: Path) -> None:
     ).save(draft)
 
 
+def write_diagnostics(run: Run, draft: Path) -> None:
+    """What the data say of every feature's decoder."""
+    config = run.config.diagnostics
+    diagnose(
+        run.crosscoder, run.models, run.heldout_text, max_blocks=config.blocks, batch_blocks=config.batch_blocks
+    ).save(draft)
+
+
 def write_effects(run: Run, draft: Path) -> None:
     """features.parquet and tasks.json for people; task-N/ for the stages that follow."""
     config = run.config.effects
@@ -121,8 +139,15 @@ def write_effects(run: Run, draft: Path) -> None:
             run.crosscoder,
             run.models,
             task.prompts(run.tokenizer, run.config.positions),
+            method=config.method,
+            baseline=config.baseline,
+            text=run.heldout_text if config.baseline == "mean" else None,
             rule=config.rule,
             steps=config.steps,
+            threshold=config.threshold,
+            reference_batch=config.reference_batch,
+            n_columns=config.n_columns,
+            no_effect=config.no_effect,
             batch_size=config.batch_size,
             bootstrap=config.bootstrap,
             seed=config.seed,
@@ -136,23 +161,44 @@ def write_effects(run: Run, draft: Path) -> None:
 
 
 def write_ablation(run: Run, draft: Path) -> None:
-    """The strongest features set to zero, beside random ones."""
+    """The strongest features set to zero, beside random ones; exact effects of more, and what they validate."""
     config = run.config.ablation
     frequency = Quality.load(run.folder / "evaluation").frequency
-    found = [
-        ablate(
-            run.crosscoder,
-            run.models,
-            task.prompts(run.tokenizer, run.config.positions),
-            Effects.load(run.folder / "effects" / f"task-{n}"),
-            frequency,
-            top_k=config.top_k,
-            seed=config.seed,
-            batch_size=config.batch_size,
+    ablations, exacts = [], []
+    for n, task in enumerate(run.attributed, 1):
+        prompts = task.prompts(run.tokenizer, run.config.positions)
+        effects = Effects.load(run.folder / "effects" / f"task-{n}")
+        ablations.append(
+            ablate(
+                run.crosscoder,
+                run.models,
+                prompts,
+                effects,
+                frequency,
+                top_k=config.top_k,
+                seed=config.seed,
+                batch_size=config.batch_size,
+            )
         )
-        for n, task in enumerate(run.attributed, 1)
-    ]
-    Ablation.join(found).save(draft)
+        if config.exact:
+            exacts.append(
+                exact_effects(
+                    run.crosscoder,
+                    run.models,
+                    prompts,
+                    effects,
+                    top=config.exact,
+                    bootstrap=config.bootstrap,
+                    seed=config.seed,
+                    batch_size=config.batch_size,
+                )
+            )
+    Ablation.join(ablations).save(draft)
+    if exacts:
+        exact, top_k = Exact.join(exacts), [k for k in TOP_K if k <= config.exact]
+        exact.save(draft)
+        validation = validate(exact, run.crosscoder, top_k=top_k, bootstrap=config.bootstrap, seed=config.seed)
+        pq.write_table(validation, draft / "validation.parquet")
 
 
 def write_contexts(run: Run, draft: Path) -> None:
@@ -184,14 +230,16 @@ def report_data(run: Run) -> ReportData:
     survey_found = run.read_survey()
     proposed = not run.config.compare.checkpoints
     crosscoder = run.crosscoder.config
-    log = read_log(run.folder / TRAINING_LOG)
+    trained = not run.config.crosscoder.from_
+    log = read_log(run.folder / TRAINING_LOG) if trained else []
+    exact, validation = _exact(run.folder / "ablation")
     return ReportData(
         title=run.config.report.title or run.folder.resolve().name,
         run=RunFacts(
-            source=_source(run),
+            source=run.source,
             layer=crosscoder.layer,
             n_features=crosscoder.features,
-            rows_trained=run.config.training.steps * run.config.training.batch_size,
+            rows_trained=run.config.training.steps * run.config.training.batch_size if trained else 0,
             seed=run.config.training.seed,
             seconds=tuple(seconds(run.folder, {stage.name: stage.folder for stage in _STAGES}).items()),
             version=version("crosstime"),
@@ -204,21 +252,29 @@ def report_data(run: Run) -> ReportData:
         tasks=tuple(TaskEffects.from_json(entry) for entry in run.read_json("effects/tasks.json")),
         ablation=Ablation.load(run.folder / "ablation"),
         contexts=load_contexts(run.folder / "contexts" / "contexts.json"),
+        diagnostics=Diagnostics.load(run.folder / "diagnostics"),
+        exact=exact,
+        validation=validation,
+        annotations=tuple(read_annotations(run.folder)),
         training=tuple(TrainingPoint(r["rows"], r["loss"], r["l0"], r["explained_variance"]) for r in log),
         groups=tuple(TaskGroup(name, tuple(p.name for p in parts)) for name, parts in run.surveyed.items()),
     )
 
 
-def _source(run: Run) -> str:
-    suite = run.config.suite
-    if suite.demo:
-        return "gutenberg-2m, the embedded suite"
-    return suite.repo or suite.folder or str(Path(suite.folders[0]).parent)
+def _exact(folder: Path) -> tuple[Exact | None, pa.Table | None]:
+    """The exact effects, and what they validate; None where the run measured none."""
+    if not (folder / "exact.parquet").is_file():
+        return None, None
+    return Exact.load(folder), pq.read_table(folder / "validation.parquet")
 
 
 def _tasks(run: Run) -> dict[str, Any]:
-    """The attributed tasks, in order: their effects are kept by number."""
-    return {f"task {n} {task.name}": task.sha256 for n, task in enumerate(run.attributed, 1)}
+    """The attributed tasks, in order, since their effects are kept by number; and how their pairs were chosen."""
+    facts: dict[str, Any] = {}
+    for n, task in enumerate((task for task in run.config.task if task.attribute), 1):
+        facts[f"task {n} {task.name}"] = run.tasks[task.name].sha256
+        facts[f"task {n} max_pairs, sample_seed, prefix"] = [task.max_pairs, task.sample_seed, task.prefix]
+    return facts
 
 
 def _sets(run: Run) -> list[Task]:
@@ -233,6 +289,11 @@ def _surveyed(run: Run) -> dict[str, Any]:
 def _tasks_and_groups(run: Run) -> dict[str, Any]:
     groups = enumerate(run.surveyed.items(), 1)
     return {f"task {n} {name}": [part.name for part in parts] for n, (name, parts) in groups}
+
+
+def _told(run: Run) -> dict[str, Any]:
+    """What the report tells besides what was computed: the names of the groups of tasks, and people's annotations."""
+    return _tasks_and_groups(run) | {"annotations": annotations_hash(run.folder)}
 
 
 def _write_json(path: Path, value: Any) -> None:
@@ -251,7 +312,7 @@ _STAGES: tuple[Stage[Run], ...] = (
         settings=("suite",),
         inputs=(),
         work=write_suite,
-        settle=Run.check_inputs,
+        settle=Run.check_suite,
     ),
     Stage(
         "tokens",
@@ -300,6 +361,14 @@ _STAGES: tuple[Stage[Run], ...] = (
         work=write_evaluation,
     ),
     Stage(
+        "diagnose",
+        "diagnostics",
+        "every feature's decoder against the data",
+        settings=(*_MODELS, "diagnostics"),
+        inputs=("compare/checkpoints.json", "tokens/heldout.npy", "crosscoder"),
+        work=write_diagnostics,
+    ),
+    Stage(
         "attribute",
         "effects",
         "indirect effects of every feature",
@@ -336,18 +405,36 @@ _STAGES: tuple[Stage[Run], ...] = (
             "compare",
             "crosscoder",
             "evaluation",
+            "diagnostics",
             "effects",
             "ablation",
             "contexts",
         ),
-        facts=_tasks_and_groups,
+        facts=_told,
         work=write_report,
     ),
 )
 
 
 def stages(config: RunConfig) -> tuple[Stage[Run], ...]:
-    """The stages in order. Where the user names the checkpoints, comparing them waits for no survey."""
-    if not config.compare.checkpoints:
-        return _STAGES
-    return tuple(replace(stage, inputs=("suite",)) if stage.name == "compare" else stage for stage in _STAGES)
+    """The stages in order.
+
+    Where the user names the checkpoints, comparing them waits for no survey; where he names a crosscoder, none is
+    trained; and where the baseline of the effects is the mean activation, they read the text that it is measured on.
+    """
+    changes: dict[str, dict[str, Any]] = {}
+    if config.compare.checkpoints:
+        changes["compare"] = {"inputs": ("suite",)}
+    if config.crosscoder.from_:
+        changes["train"] = {
+            "doing": "importing the crosscoder",
+            "settings": ("positions", "crosscoder"),
+            "inputs": ("compare/checkpoints.json",),
+            "facts": Run.imported_facts,
+            "work": write_imported_crosscoder,
+            "seconds_before": lambda _: 0.0,
+        }
+    if config.effects.baseline == "mean":
+        attribute = next(stage for stage in _STAGES if stage.name == "attribute")
+        changes["attribute"] = {"inputs": (*attribute.inputs, "tokens/heldout.npy")}
+    return tuple(replace(stage, **changes.get(stage.name, {})) for stage in _STAGES)

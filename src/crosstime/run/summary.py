@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from crosstime import artifact
-from crosstime.analysis.numbers import token_count
+from crosstime.analysis.numbers import finite, token_count
 
 LIFECYCLES = ("emerged", "maintained", "dropped", "transient", "negligible", "undefined")
 _QUALITIES = ("explained_variance", "loss_recovered", "delta_ce")
@@ -30,8 +30,9 @@ def headline(run_dir: Path, folders: dict[str, str]) -> dict[str, Any]:
     return {
         "checkpoints": _checkpoints(run_dir),
         **_quality(run_dir / "evaluation"),
+        "labels": _labels(run_dir / "diagnostics"),
         **_effects(run_dir / "effects"),
-        "ablation_correlation": _ablation(run_dir / "ablation"),
+        **_ablation(run_dir / "ablation"),
         "seconds": seconds(run_dir, folders),
         "report": _report(run_dir / "report"),
     }
@@ -61,6 +62,10 @@ def table(numbers: dict[str, Any]) -> str:
         lines += [(label, "  ".join(cell.rjust(width) for cell in cells)) for label, cells in rows]
     if numbers["l0"] is not None:
         lines += [("L0", _number(numbers["l0"], 1)), ("dead features", _percent(numbers["dead_fraction"]))]
+    if numbers["labels"]:
+        lines.append(
+            ("features by decoder", ", ".join(f"{n:,} {label}" for label, n in numbers["labels"].items() if n))
+        )
     if numbers["features"]:
         counts = [f"{numbers['features'][kind]:,} {kind}" for kind in LIFECYCLES[:3]]
         lines += [
@@ -69,6 +74,11 @@ def table(numbers: dict[str, Any]) -> str:
         ]
     if numbers["ablation_correlation"] is not None:
         lines.append(("IE and ablation", f"Spearman {_number(numbers['ablation_correlation'])}"))
+    for key, label in (("exact_correlation", "exact effects"), ("validation", "ablation ratio")):
+        if numbers[key]:
+            with_what = (("ie", "IE"), ("rel_ie", "RelIE"), ("rel_dec", "RelDec"))
+            values = [f"{_number(numbers[key][name])} with {word}" for name, word in with_what if name in numbers[key]]
+            lines.append((label, f"Spearman {', '.join(values)}"))
     label_width = max(len(label) for label, _ in lines)
     return "\n".join(f"{label.ljust(label_width)}  {value}" for label, value in lines)
 
@@ -85,6 +95,11 @@ def _quality(folder: Path) -> dict[str, Any]:
         return dict.fromkeys(("l0", "dead_fraction", *_QUALITIES))
     by_checkpoint = {key: dict(zip(metrics["checkpoints"], metrics[key], strict=True)) for key in _QUALITIES}
     return {"l0": metrics["l0"], "dead_fraction": metrics["dead_fraction"], **by_checkpoint}
+
+
+def _labels(folder: Path) -> dict[str, int] | None:
+    found = _json(folder, "summary.json")
+    return found and found["labels"]
 
 
 def _effects(folder: Path) -> dict[str, Any]:
@@ -107,9 +122,16 @@ def _features_by(features: pa.Table, column: str) -> dict[str, int]:
     return dict(sorted(pairs, key=lambda pair: (-pair[1], pair[0])))
 
 
-def _ablation(folder: Path) -> float | None:
+def _ablation(folder: Path) -> dict[str, Any]:
+    """Rank correlations; those that need exact effects are null where none were measured."""
     summary = _json(folder, "summary.json")
-    return summary and summary["correlation"]
+    found = {"ablation_correlation": summary and summary["correlation"], "exact_correlation": None, "validation": None}
+    if summary and (folder / "exact.json").is_file():
+        exact = _json(folder, "exact.json")
+        found["exact_correlation"] = {key: _mean([row[key] for row in exact]) for key in ("ie", "rel_ie")}
+        means = [row for row in pq.read_table(folder / "validation.parquet").to_pylist() if row["first"] is None]
+        found["validation"] = finite({key: means[-1][key] for key in ("top_k", "rel_ie", "rel_dec")}) if means else None
+    return found
 
 
 def _report(folder: Path) -> str | None:
@@ -122,6 +144,12 @@ def _json(folder: Path, name: str) -> Any:
         return None
     artifact.verify(folder)
     return json.loads((folder / name).read_text(encoding="utf-8"), parse_constant=lambda _: None)
+
+
+def _mean(values: list[float | None]) -> float | None:
+    """The mean of those that are numbers."""
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
 
 
 def _number(value: float | None, digits: int = 3) -> str:

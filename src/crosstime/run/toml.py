@@ -11,7 +11,7 @@ import math
 import tomllib
 import types
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
@@ -44,7 +44,7 @@ def build(kind: type[T], table: Mapping[str, Any], section: str = "") -> T:
     """The dataclass `kind` from a table; `section` is its name in error messages."""
     kind, table = _variant(kind, table, section)
     hints = get_type_hints(kind)
-    known = {field.name: field for field in fields(cast(Any, kind)) if field.init}
+    known = {_key(field): field for field in fields(cast(Any, kind)) if field.init}
     where = f"[{section}] " if section else ""
     for key in table:
         if key not in known:
@@ -52,7 +52,7 @@ def build(kind: type[T], table: Mapping[str, Any], section: str = "") -> T:
     values = {}
     for key, field in known.items():
         if key in table:
-            values[key] = _value(hints[key], table[key], section, key)
+            values[field.name] = _value(hints[field.name], table[key], section, key)
         elif field.default is MISSING and field.default_factory is MISSING:
             raise ValueError(f"{where}`{key}` is missing" if section else f"section [{key}] is missing")
     return kind(**values)
@@ -83,6 +83,11 @@ def _variant(kind: type[T], table: Mapping[str, Any], section: str) -> tuple[typ
         found = f"it is {_shown(name)}{nearest(str(name), variants)}" if name is not None else "it is missing"
         raise ValueError(f"[{section}] `rule` must be one of {known}; {found}")
     return variants[name], {key: value for key, value in table.items() if key != "rule"}
+
+
+def _key(field: Field[Any]) -> str:
+    """What TOML calls a field: its name, less the underscore that keeps it apart from a word of Python's (`from_`)."""
+    return field.name.removesuffix("_")
 
 
 def _unknown(key: str, value: Any, known: Mapping[str, Any], section: str) -> str:
@@ -180,7 +185,7 @@ def _sections(value: Any, name: str) -> list[str]:
 
 
 def _pairs(value: Any) -> list[str]:
-    pairs = ((field.name, getattr(value, field.name)) for field in fields(value))
+    pairs = ((_key(field), getattr(value, field.name)) for field in fields(value))
     return [
         f"{name} = {_toml(content)}"
         for name, content in pairs
@@ -206,7 +211,7 @@ def _toml(value: Any) -> str:
 def _flat(value: Any, name: str) -> list[tuple[str, Any]]:
     if is_dataclass(value):
         inner = [
-            (f"{name}.{field.name}", getattr(value, field.name))
+            (f"{name}.{_key(field)}", getattr(value, field.name))
             for field in fields(value)
             if field.metadata.get("matters", True)
         ]

@@ -13,17 +13,22 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from crosstime import artifact, demo
+from crosstime.analysis.baselines import second_prefixes
 from crosstime.analysis.survey import Survey
 from crosstime.crosscoder.crosscoder import Crosscoder
+from crosstime.crosscoder.formats.importing import import_crosscoder
 from crosstime.data.corpus import Corpus
-from crosstime.data.jsonl import load_jsonl
+from crosstime.data.sampling import first, sample
 from crosstime.data.task import Task
 from crosstime.lm.device import available_device
+from crosstime.lm.metadata import Metadata, Place, agree, in_folder, in_folders, on_hub
+from crosstime.lm.nearest import nearest
 from crosstime.lm.split import SplitLM
 from crosstime.lm.suite import Suite
-from crosstime.lm.tokenizer import deciding_files
-from crosstime.run.config import RunConfig, SuiteConfig, TaskConfig
+from crosstime.run.config import RunConfig, TaskConfig
+from crosstime.run.imported import fitted
 from crosstime.run.stage import Workspace
+from crosstime.run.tasks import read_task
 
 
 @dataclass(frozen=True)
@@ -35,28 +40,42 @@ class Run(Workspace):
     # ------------------------------------------------------------------------------------------------ checkpoints
 
     @cached_property
+    def metadata(self) -> Metadata:
+        """All that is known of the checkpoints without their weights.
+
+        Raises:
+            ValueError: a configuration or tokenizer cannot be read, or they do not fit one another.
+        """
+        suite = self.config.suite
+        return agree(
+            self._places(),
+            tokens=list(suite.tokens) if isinstance(suite.tokens, tuple) else suite.tokens,
+            tokenizer=self._tokenizer(),
+            trust_remote_code=suite.trust_remote_code,
+        )
+
+    @cached_property
     def suite(self) -> Suite:
         """All checkpoints.
 
         Raises:
             ValueError: they cannot be read, or do not fit one another.
         """
-        suite, settings = self.config.suite, _suite_settings(self.config.suite)
-        names = list(suite.names) or None
+        return Suite.from_metadata(self.metadata, allow_duplicates=self.config.suite.allow_duplicates)
+
+    @property
+    def source(self) -> str:
+        """Where the checkpoints come from, for people."""
+        suite = self.config.suite
         if suite.demo:
-            return Suite.from_folder(demo.SUITE, names, **settings)
-        if suite.repo:
-            return Suite.from_hub(suite.repo, list(suite.revisions), **settings)
-        if suite.folder:
-            return Suite.from_folder(self._path(suite.folder), names, **settings)
-        return Suite.from_folders([self._path(folder) for folder in suite.folders], names=names, **settings)
+            return "gutenberg-2m, the embedded suite"
+        return suite.repo or suite.folder or str(Path(suite.folders[0]).parent)
 
     def fingerprints(self) -> list[dict[str, Any]]:
         """What decides each checkpoint's activations: the hashes of its weights and of the files on how to use them."""
         rows = []
         for checkpoint, folder in zip(self.suite.checkpoints, self.suite.folders, strict=True):
-            names = {"config.json"} | deciding_files(self.tokenizer, folder)
-            files = {name: artifact.sha256_of(folder / name) for name in sorted(names)}
+            files = {path.name: artifact.sha256_of(path) for path in self.metadata.deciding_files(folder)}
             rows.append({"name": checkpoint.name, "sha256": checkpoint.sha256, "files": files})
         return rows
 
@@ -68,13 +87,12 @@ class Run(Workspace):
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The one tokenizer of all checkpoints."""
-        return self.suite.tokenizer
+        return self.metadata.tokenizer
 
     @property
     def layer(self) -> int:
-        """The block whose output is compared: as configured, or the middle one (8 of 16, as in arXiv 2509.05291)."""
-        layer = self.config.crosscoder.layer
-        return self.suite.n_layers // 2 if layer is None else layer
+        """The block whose output is compared."""
+        return self.config.crosscoder.layer_of(self.metadata.n_layers)
 
     @property
     def device(self) -> torch.device:
@@ -143,7 +161,7 @@ class Run(Workspace):
         known: dict[str, str] = {}
         surveyed = {}
         for name, task in self.tasks.items():
-            parts = [part.take(limit) if limit else part for part in _parts(task)]
+            parts = [part.take(limit) if limit else part for part in task.parts]
             surveyed[name] = [
                 part if known.get(part.name, part.sha256) == part.sha256 else replace(part, name=f"{name}: {part.name}")
                 for part in parts
@@ -158,6 +176,25 @@ class Run(Workspace):
         """The trained crosscoder."""
         return Crosscoder.from_pretrained(self.folder / "crosscoder").to(self.device)
 
+    @cached_property
+    def imported(self) -> Crosscoder:
+        """The crosscoder that `crosscoder.from` names, for this run's checkpoints (see `imported.fitted`).
+
+        Raises:
+            ValueError: there is none, it cannot be read, or it does not fit this run.
+        """
+        source = self.config.crosscoder.from_
+        assert source is not None
+        local = self._path(source)
+        read = import_crosscoder(local if local.exists() else source)
+        return fitted(read, self.suite, self.config, self.layer)
+
+    def imported_facts(self) -> dict[str, Any]:
+        """What an imported crosscoder depends on besides settings: the files that it is read from, if they are here."""
+        folder = self._path(str(self.config.crosscoder.from_))
+        files = [folder] if folder.is_file() else sorted(path for path in folder.rglob("*") if path.is_file())
+        return {"crosscoder.from holds": _hashes(files)}
+
     def read_survey(self) -> Survey:
         """What the survey found, with the tokens that the suite now states: they decide nothing in it."""
         found = Survey.load(self.folder / "survey")
@@ -170,31 +207,53 @@ class Run(Workspace):
 
     # --------------------------------------------------------------------------------------------------------- checks
 
-    def check_inputs(self) -> None:
-        """Finds what is wrong with the input before any long work.
+    def check_suite(self) -> None:
+        """Finds what is wrong with the input before any long work, once the weights are there.
 
         Raises:
-            ValueError: the checkpoints are not those that this run began with, one is unknown or lonely, the layer is
-                out of range, a text file is missing or empty, or a task gives no prompt.
+            ValueError: the checkpoints are not those that this run began with, the crosscoder to import does not fit
+                them, or as for `check_inputs`.
         """
         self._check_checkpoints()
-        if len(self.suite) < 2:
-            raise ValueError(f"suite has one checkpoint, {self.suite.names[0]!r}: comparing needs at least 2")
-        self.suite.select(list(self.config.compare.checkpoints) or self.suite.names)
-        if not self.config.compare.checkpoints and self.config.compare.number > len(self.suite):
-            raise ValueError(f"compare.number is {self.config.compare.number}; suite has {len(self.suite)} checkpoints")
-        if not 0 <= self.layer < self.suite.n_layers:
+        self.check_inputs()
+        if self.config.crosscoder.from_ and artifact.read_manifest(self.folder / "crosscoder") is None:
+            _ = self.imported
+
+    def check_inputs(self) -> None:
+        """Finds what is wrong with the input, as far as that can be seen without weights.
+
+        Raises:
+            ValueError: a checkpoint is unknown or lonely, the layer is out of range, a text file is missing or empty,
+                or a task gives no prompt, or none with a second prefix where effects are to have that baseline.
+        """
+        names, compare, n_layers = self.metadata.names, self.config.compare, self.metadata.n_layers
+        if len(names) < 2:
+            raise ValueError(f"suite has one checkpoint, {names[0]!r}: comparing needs at least 2")
+        for name in compare.checkpoints:
+            if name not in names:
+                raise ValueError(f"compare.checkpoints: the suite has no checkpoint {name!r}{nearest(name, names)}")
+        if not compare.checkpoints and compare.number > len(names):
+            raise ValueError(f"compare.number is {compare.number}; suite has {len(names)} checkpoints")
+        if not 0 <= self.layer < n_layers:
             raise ValueError(
-                f"crosscoder.layer is {self.layer}, out of range: the models have blocks 0 to {self.suite.n_layers - 1}"
+                f"crosscoder.layer is {self.layer}, out of range: the models have blocks 0 to {n_layers - 1}"
             )
+        most = getattr(self.metadata.config, "max_position_embeddings", None)
+        if most is not None and self.config.text.context > most:
+            raise ValueError(f"text.context is {self.config.text.context}: the models have {most} positions")
         available_device(self.device)
         for path in [*self.train_files, *self.heldout_files]:
             if not path.is_file():
                 raise ValueError(f"there is no text file {path}")
             if path.stat().st_size == 0:
                 raise ValueError(f"the text file {path} is empty")
+        self._check_tasks()
+
+    def _check_tasks(self) -> None:
         for task in self.attributed:
-            task.prompts(self.tokenizer, self.config.positions)
+            prompts = task.prompts(self.tokenizer, self.config.positions)
+            if self.config.effects.baseline == "patch":
+                second_prefixes(prompts)
 
     def _check_checkpoints(self) -> None:
         """Compares the checkpoints with those that stand in the suite's artifact."""
@@ -223,6 +282,21 @@ class Run(Workspace):
 
     # -------------------------------------------------------------------------------------------------------- details
 
+    def _places(self) -> list[Place]:
+        suite, names = self.config.suite, list(self.config.suite.names) or None
+        if suite.demo:
+            return in_folder(demo.SUITE, names)
+        if suite.repo:
+            return on_hub(suite.repo, list(suite.revisions), code=suite.trust_remote_code)
+        if suite.folder:
+            return in_folder(self._path(suite.folder), names)
+        return in_folders([self._path(folder) for folder in suite.folders], names)
+
+    def _tokenizer(self) -> Path | str | None:
+        """Where the common tokenizer is: a folder beside run.toml before a repository of the same name."""
+        stated = self.config.suite.tokenizer
+        return self._path(stated) if stated and self._path(stated).is_dir() else stated
+
     def _path(self, path: str) -> Path:
         """A path of run.toml; it is relative to the run folder."""
         return self.folder / Path(path).expanduser()
@@ -239,25 +313,11 @@ class Run(Workspace):
         return found
 
     def _task(self, config: TaskConfig) -> Task:
-        files = self._paths(config.jsonl)
-        read = [demo.blimp(name) for name in config.sets]
-        read += [load_jsonl(path, config.name if len(files) == 1 and not config.sets else None) for path in files]
-        task = Task.join(config.name, read)
-        return task.take(config.max_pairs) if config.max_pairs else task
+        task = read_task(config, self._path)
+        if config.sample_seed is None:
+            return first(task, config.max_pairs)
+        return sample(task, config.max_pairs, config.sample_seed, self.tokenizer, self.config.positions)
 
 
-def _parts(task: Task) -> list[Task]:
-    """A task cut into its sources."""
-    pairs = {
-        source: [p for p, s in zip(task.pairs, task.sources, strict=True) if s == source] for source in task.sources
-    }
-    return [Task.from_pairs(source, found) for source, found in pairs.items()]
-
-
-def _suite_settings(config: SuiteConfig) -> dict[str, Any]:
-    tokens = config.tokens
-    return {
-        "tokens": list(tokens) if isinstance(tokens, tuple) else tokens,
-        "allow_duplicates": config.allow_duplicates,
-        "trust_remote_code": config.trust_remote_code,
-    }
+def _hashes(files: Sequence[Path]) -> list[str]:
+    return [artifact.sha256_of(path) for path in files]

@@ -75,7 +75,7 @@ def train(
         width=suite.width,
         features=features,
         tokens=tuple(suite.tokens),
-        sources=tuple(c.source if c.commit is None else f"{c.source}@{c.commit}" for c in suite.checkpoints),
+        sources=tuple(c.origin for c in suite.checkpoints),
         weights=tuple(c.sha256 for c in suite.checkpoints),
         positions=positions,
         sparsity=sparsity or L1(),

@@ -79,6 +79,10 @@ class BatchTopK(Reviving):
         # The first measurement replaces the start value; a batch in which nothing fires says nothing.
         return torch.where(least.isinf(), threshold, torch.where(threshold < 0, least, moved))
 
+    def least_code(self, norms: Float[Tensor, "F M"], m: int, threshold: Tensor | None) -> Float[Tensor, " F"]:
+        assert threshold is not None
+        return (threshold / total_norms(norms)).clamp_min(0)
+
     def logged(self, progress: Progress) -> dict[str, float | int]:
         return {"k": self.k_at(progress)}
 

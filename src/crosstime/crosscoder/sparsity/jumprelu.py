@@ -55,6 +55,10 @@ class JumpReLU(Sparsity):
         return warmed(self.weight, self.warmup, progress)
 
     @property
+    def gated(self) -> bool:
+        return True
+
+    @property
     def threshold_lr_share(self) -> float:
         return self.threshold_lr
 
@@ -73,6 +77,10 @@ class JumpReLU(Sparsity):
     ) -> Float[Tensor, "*b F"]:
         assert threshold is not None
         return f * (f * norms > threshold.exp())
+
+    def least_code(self, norms: Float[Tensor, "F M"], m: int, threshold: Tensor | None) -> Float[Tensor, " F"]:
+        assert threshold is not None
+        return threshold.exp() / norms[:, m]
 
     def codes(
         self, h: Float[Tensor, "B F"], norms: Float[Tensor, "F M"], threshold: Tensor | None, progress: Progress

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -40,6 +41,9 @@ class L1(Sparsity):
         self, h: Float[Tensor, "*b F"], norms: Float[Tensor, "F M"], threshold: Tensor | None
     ) -> Float[Tensor, "*b F"]:
         return h
+
+    def least_code(self, norms: Float[Tensor, "F M"], m: int, threshold: Tensor | None) -> Float[Tensor, " F"]:
+        return torch.zeros_like(norms[:, m])
 
     def logged(self, progress: Progress) -> dict[str, float | int]:
         return {"penalty_weight": self.weight_at(progress)}

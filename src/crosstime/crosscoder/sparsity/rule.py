@@ -125,10 +125,19 @@ class Sparsity(ABC):
         """The codes as one checkpoint, whose decoder norms are given, writes them."""
         return f
 
+    def least_code(self, norms: Float[Tensor, "F M"], m: int, threshold: Tensor | None) -> Float[Tensor, " F"] | None:
+        """What each feature must exceed for checkpoint m to write it; None where other features of the row decide."""
+        return None
+
     @property
     def decoder_norm(self) -> float:
         """Norm of each d_i,m at the start that suits the rule, in scaled units (1 in the paper for BatchTopK)."""
         return 1.0
+
+    @property
+    def gated(self) -> bool:
+        """Whether every checkpoint writes codes of its own (`at`): a batch in training then holds M times as many."""
+        return False
 
     @property
     def threshold_lr_share(self) -> float:

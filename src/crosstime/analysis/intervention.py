@@ -1,0 +1,156 @@
+"""What a task's answers become when features are set to another value: the measuring loop of every ablation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from tqdm import tqdm
+
+from crosstime.analysis.activations import encode, residuals
+from crosstime.crosscoder.crosscoder import Crosscoder
+from crosstime.data.task import Prompts
+from crosstime.lm.split import SplitLM
+
+
+@dataclass(frozen=True)
+class Answers:
+    """log p(right) - log p(wrong) at the last token of every prompt, in nats: float64, on the CPU.
+
+    The softmax normaliser cancels, so it is logit(right) - logit(wrong) as well: minus the metric of the effects
+    (arXiv 2509.05291).
+    """
+
+    clean: Float[Tensor, "M N"]
+    """Of the model as it is."""
+    alone: Float[Tensor, "M K N"]
+    """With one feature at its new value."""
+    together: Float[Tensor, "M G N"]
+    """With all features of a group at theirs."""
+
+
+@torch.inference_mode()
+def intervene(
+    crosscoder: Crosscoder,
+    models: Sequence[SplitLM],
+    prompts: Prompts,
+    features: Sequence[int],
+    groups: Sequence[Sequence[Sequence[int]]] = (),
+    *,
+    baseline: Float[Tensor, " F"] | None = None,
+    batch_size: int,
+) -> Answers:
+    """Set features to a new value at every encoded position, keep the error, and run the blocks above the layer.
+
+    A row of a batch is a prompt with something changed. Where the new value is the old one, as where a feature that
+    does not fire is set to zero, nothing runs: the answer is the clean one, exactly.
+
+    Args:
+        crosscoder: F features over M checkpoints.
+        models: one per checkpoint, in the crosscoder's order.
+        prompts: the task, tokenised.
+        features: K features, to be set one by one.
+        groups: for each checkpoint its G groups of features, to be set together.
+        baseline: the new value of every feature; 0 without it.
+        batch_size: rows per forward pass; the answers do not depend on it.
+    """
+    n_groups = len(groups[0]) if groups else 0
+    clean = torch.zeros(len(models), len(prompts), dtype=torch.float64)
+    alone, together = (
+        torch.zeros(len(models), cases, len(prompts), dtype=torch.float64) for cases in (len(features), n_groups)
+    )
+    chosen = torch.tensor(features, dtype=torch.long, device=crosscoder.W_enc.device)
+    with tqdm(total=len(prompts), desc=f"ablate on {prompts.task}", unit="prompt", leave=False, disable=None) as bar:
+        for index, tokens in prompts.by_length(batch_size):
+            x = residuals(crosscoder, models, tokens)
+            f = encode(crosscoder, x)
+            new = _new_codes(crosscoder, f, baseline)
+            for m, model in enumerate(models):
+                batch = _Batch(model, x[:, :, m], prompts.right[index], prompts.wrong[index])
+                clean[m, index] = batch.answers(torch.arange(len(index)), 0)
+                removed, decoder = crosscoder.at(f, m) - crosscoder.at(new, m), crosscoder.raw_decoder(m)
+                moved = (removed != 0).any(dim=1)
+                by_one = partial(_one, removed[..., chosen], decoder[chosen])
+                alone[m][:, index] = batch.without(moved[:, chosen], by_one, clean[m, index], batch_size)
+                if groups:
+                    members = _members(groups[m], crosscoder)
+                    by_group = partial(_group, removed, decoder, members)
+                    concerned = moved.float() @ members.T > 0
+                    together[m][:, index] = batch.without(concerned, by_group, clean[m, index], batch_size)
+            bar.update(len(index))
+    return Answers(clean, alone, together)
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Prompts of one length at one checkpoint."""
+
+    model: SplitLM
+    x: Float[Tensor, "B S D"]
+    right: Int[Tensor, " B"]
+    wrong: Int[Tensor, " B"]
+
+    def answers(self, b: Int[Tensor, " rows"], removed: Float[Tensor, "rows S D"] | int) -> Float[Tensor, " rows"]:
+        """The answers to prompts b when something is taken from their activations."""
+        residual = (self.x[b] - removed).to(self.model.device)
+        last = torch.full((len(b),), residual.shape[1] - 1, device=residual.device)
+        logits = self.model.upper(residual, positions=last)
+        rows, b = torch.arange(len(b), device=logits.device), b.cpu()
+        right, wrong = (logits[rows, answer[b].to(logits.device)] for answer in (self.right, self.wrong))
+        return right.cpu().double() - wrong.cpu().double()
+
+    def without(
+        self,
+        concerned: Bool[Tensor, "B cases"],
+        removed: Callable[[Tensor, Tensor], Tensor],
+        clean: Float[Tensor, " B"],
+        batch_size: int,
+    ) -> Float[Tensor, "cases B"]:
+        """The answers in each case, which are the clean ones where the prompt is not concerned.
+
+        `removed(b, case)` is what the cases take from the prompts b, [rows, S, D].
+        """
+        answers = clean.repeat(concerned.shape[1], 1)
+        for b, case in (pairs.unbind(1) for pairs in concerned.nonzero().split(batch_size) if len(pairs)):
+            answers[case.cpu(), b.cpu()] = self.answers(b, removed(b, case))
+        return answers
+
+
+def _new_codes(
+    crosscoder: Crosscoder, f: Float[Tensor, "B S F"], baseline: Float[Tensor, " F"] | None
+) -> Float[Tensor, "B S F"]:
+    """What the features are set to: nothing at positions that are left alone, since there is nothing there."""
+    new = torch.zeros_like(f)
+    if baseline is not None:
+        new[:, crosscoder.config.positions.first_encoded :] = baseline.to(f)
+    return new
+
+
+def _one(
+    removed: Float[Tensor, "B S K"], decoder: Float[Tensor, "K D"], b: Int[Tensor, " rows"], k: Int[Tensor, " rows"]
+) -> Float[Tensor, "rows S D"]:
+    """What setting feature k takes from prompt b."""
+    return removed[b, :, k].unsqueeze(-1) * decoder[k].unsqueeze(1)
+
+
+def _group(
+    removed: Float[Tensor, "B S F"],
+    decoder: Float[Tensor, "F D"],
+    members: Float[Tensor, "G F"],
+    b: Int[Tensor, " rows"],
+    g: Int[Tensor, " rows"],
+) -> Float[Tensor, "rows S D"]:
+    """What setting all features of group g takes from prompt b."""
+    return (removed[b] * members[g].unsqueeze(1)) @ decoder
+
+
+def _members(groups: Sequence[Sequence[int]], crosscoder: Crosscoder) -> Float[Tensor, "G F"]:
+    """1 where a group holds a feature, else 0."""
+    members = torch.zeros(len(groups), crosscoder.config.features, device=crosscoder.W_enc.device)
+    for row, group in zip(members, groups, strict=True):
+        row[list(group)] = 1
+    return members

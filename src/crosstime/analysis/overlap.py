@@ -1,0 +1,74 @@
+"""Do tasks (or languages) share their strongest features, and more than by chance?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Int
+from scipy.stats import hypergeom
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """How the top features of T tasks overlap at each of M checkpoints.
+
+    Chance: of the features with an effect on either task, both tops are drawn at random. Features with an effect on
+    neither could be in no top, and to count them would make every overlap look large.
+    """
+
+    checkpoints: list[str]
+    tasks: list[str]
+    size: np.ndarray
+    """[M, T] top features of each task: k, or fewer where fewer have an effect."""
+    shared: np.ndarray
+    """[M, T, T] features in both tops."""
+    jaccard: np.ndarray
+    """[M, T, T] shared over those in either; NaN where both tops are empty."""
+    expected: np.ndarray
+    """[M, T, T] shared by chance, on average; NaN on the diagonal."""
+    p_value: np.ndarray
+    """[M, T, T] probability that chance shares as many or more; NaN on the diagonal. Not corrected for many pairs."""
+
+
+def overlap(ie: Mapping[str, Float[np.ndarray, "M F"]], checkpoints: Sequence[str], k: int = 10) -> Overlap:
+    """Compare the k strongest features, by |IE|, of every two tasks at every checkpoint (as arXiv 2509.05291 does).
+
+    Args:
+        ie: indirect effects of each task, by its name, as of `Effects.ie`, from one crosscoder.
+        checkpoints: their names.
+        k: how many features are strong.
+
+    Raises:
+        ValueError: k is less than 1, or the effects are not of one crosscoder over these checkpoints.
+    """
+    if k < 1:
+        raise ValueError(f"k must be at least 1; got {k}")
+    shapes = {effects.shape for effects in ie.values()}
+    if len(shapes) != 1 or next(iter(shapes))[0] != len(checkpoints):
+        raise ValueError(f"effects of shapes {sorted(shapes)} are not of one crosscoder over {list(checkpoints)}")
+    size = np.abs(np.stack(list(ie.values()), 1))  # [M, T, F]
+    # The ranks of the features by |IE|, largest first; equal effects by number.
+    rank = np.argsort(np.argsort(-size, axis=-1, kind="stable"), axis=-1)
+    top, active = ((size > 0) & (rank < k)).astype(np.int64), size > 0
+    n_top, shared = top.sum(-1), top @ top.swapaxes(1, 2)
+    either = (active[:, :, None] | active[:, None]).sum(-1)
+    ours, theirs = n_top[:, :, None], n_top[:, None]
+    union = ours + theirs - shared
+    itself = np.eye(len(ie), dtype=bool)
+    return Overlap(
+        checkpoints=list(checkpoints),
+        tasks=list(ie),
+        size=n_top,
+        shared=shared,
+        jaccard=_share(shared, union),
+        expected=np.where(itself, np.nan, _share(ours * theirs, either, none=0.0)),
+        p_value=np.where(itself, np.nan, hypergeom.sf(shared - 1, np.maximum(either, 1), ours, theirs)),
+    )
+
+
+def _share(
+    part: Int[np.ndarray, "M T T"], whole: Int[np.ndarray, "M T T"], none: float = np.nan
+) -> Float[np.ndarray, "M T T"]:
+    return np.divide(part, whole, out=np.full(part.shape, none), where=whole > 0)

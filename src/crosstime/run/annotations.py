@@ -1,0 +1,85 @@
+"""The annotations of a run: a sheet for annotators out of it, and what they wrote into it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from crosstime import artifact
+from crosstime.analysis.contexts import load_contexts
+from crosstime.annotation.agreement import Agreement, agreements
+from crosstime.annotation.annotation import Annotation, load_annotations, save_annotations
+from crosstime.annotation.choice import rows
+from crosstime.annotation.sheet import read_sheets, write_sheet
+from crosstime.run import config
+
+FOLDER = "annotations"
+"""The artifact: annotations.json, and agreement.json, the pairs of annotators."""
+
+
+def export_sheet(run_dir: Path, out: Path, *, top: int, blind: bool, seed: int) -> None:
+    """Write the sheet that annotators fill in (see `annotation.choice.rows`).
+
+    Raises:
+        ValueError: the run is not so far, or `top` exceeds the features that have contexts.
+    """
+    known = config.load(run_dir).report.top_k
+    if top > known:
+        raise ValueError(f"--top {top} asks for more features than have contexts: make report.top_k ({known}) larger")
+    compared = json.loads(_finished(run_dir, "compare", "checkpoints.json").read_text(encoding="utf-8"))
+    found = rows(
+        pq.read_table(_finished(run_dir, "effects", "features.parquet")),
+        load_contexts(_finished(run_dir, "contexts", "contexts.json")),
+        [row["name"] for row in compared],
+        top=top,
+        blind=blind,
+        seed=seed,
+    )
+    write_sheet(out, found)
+
+
+def import_sheets(run_dir: Path, files: Sequence[Path]) -> list[Agreement]:
+    """Put what annotators wrote into the run folder, in place of what was there; returns how far they agree.
+
+    Raises:
+        ValueError: the run is not so far, or a file is wrong (see `annotation.sheet.read_sheets`).
+    """
+    crosscoder = json.loads(_finished(run_dir, "crosscoder", "config.json").read_text(encoding="utf-8"))
+    found = read_sheets(files, crosscoder["features"])
+    if not found:
+        raise ValueError(f"nobody has written anything into {', '.join(map(str, files))}")
+    agreed = agreements(found)
+    with artifact.writing(run_dir / FOLDER, settings={"files": [str(file) for file in files]}, inputs={}) as draft:
+        save_annotations(draft / "annotations.json", found)
+        (draft / "agreement.json").write_text(json.dumps([asdict(pair) for pair in agreed], indent=1) + "\n")
+    return agreed
+
+
+def read_annotations(run_dir: Path) -> list[Annotation]:
+    """The annotations of a run; none where there are none yet.
+
+    Raises:
+        ValueError: they were altered or damaged.
+    """
+    if artifact.read_manifest(run_dir / FOLDER) is None:
+        return []
+    artifact.verify(run_dir / FOLDER)
+    return load_annotations(run_dir / FOLDER / "annotations.json")
+
+
+def annotations_hash(run_dir: Path) -> str:
+    """One hash of a run's annotations; empty where there are none."""
+    manifest = artifact.read_manifest(run_dir / FOLDER)
+    return manifest.content if manifest else ""
+
+
+def _finished(run_dir: Path, folder: str, name: str) -> Path:
+    """A file of an artifact, whose hash was right."""
+    if artifact.read_manifest(run_dir / folder) is None:
+        raise ValueError(f"{run_dir} has no {folder} yet: `crosstime run {run_dir}` computes it")
+    artifact.verify(run_dir / folder)
+    return run_dir / folder / name

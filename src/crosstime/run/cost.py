@@ -1,0 +1,155 @@
+"""What a run will cost, before anything runs: tokens, time, memory and disk, from the model's shape and the settings.
+
+Everything here is an estimate. Time is that of training on one device, whose speeds are stated; survey, evaluation,
+effects and ablation add minutes to the hours of a large run, and streaming the text is left out. Memory is the larger
+of what training and the analyses hold at once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from crosstime.analysis.cross_entropy import LOGITS_AT_ONCE
+from crosstime.lm.shape import Shape
+from crosstime.run.config import RunConfig
+
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+FLOP_PER_WEIGHT_AND_ROW = 5
+"""Of the crosscoder's two matrices, M D F weights each: five products (two forward, three backward) of 2 M D F each."""
+
+STEP_BYTES = 46
+"""Moved for each weight in a step: Adam reads four values and writes three, clipping reads and writes the gradient
+(once more to measure it), and the copy for the products is written: (7 + 3 + 1.5) x 4 bytes."""
+
+TRAINING_BYTES = 16 + 4
+"""Held for each weight: itself, its gradient and two moments in float32; copies for the products and their results."""
+
+CODE_BYTES, GATED_CODE_BYTES = 8, 24
+"""Held in training for each feature of each row: the code, its gradient, and what chooses it. Where every checkpoint
+has a gate of its own, the second number for each of them."""
+
+ROW_BYTES = 16
+"""Held in training for each activation of each row: the row, its error, and both again for the products."""
+
+HARVEST_VALUES = 12
+"""Values that a block holds for each token while it runs, in widths of the model: a guess that suits most."""
+
+
+@dataclass(frozen=True)
+class Device:
+    """How fast a kind of device is, as we assume."""
+
+    name: str
+    products: float
+    """FLOP/s of the crosscoder's matrix products."""
+    harvest: float
+    """FLOP/s of the models' forward passes."""
+    bandwidth: float
+    """Bytes/s of memory."""
+
+    def __str__(self) -> str:
+        """The device and what is assumed of it."""
+        return (
+            f"one {self.name} ({self.products / 1e12:.0f} TFLOP/s in the crosscoder's products, "
+            f"{self.harvest / 1e12:.0f} in the checkpoints, {self.bandwidth / 1e12:.0f} TB/s in Adam)"
+        )
+
+
+H100 = Device("H100", products=600e12, harvest=0.45 * 989e12, bandwidth=3.0e12)
+"""In bfloat16: 600 TFLOP/s sustained in large products, 45 % of the peak of 989 TFLOP/s in a model, 3 TB/s."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """An estimate of a run's cost."""
+
+    rows: int
+    """Activation rows that the crosscoder is trained on."""
+    tokens: int
+    """Tokens that every checkpoint reads for them."""
+    weights: int
+    """Weights of the crosscoder's two matrices."""
+    harvest_flop: float
+    """All forward passes of training."""
+    product_flop: float
+    """All matrix products of the crosscoder."""
+    seconds: float
+    """Training on the assumed device."""
+    gpu_bytes: int
+    """The most memory that is held at once."""
+    run_bytes: int
+    """The most that the run folder holds at once: two training states, the crosscoder, the text's tokens."""
+
+    @property
+    def gpu_hours(self) -> float:
+        return self.seconds / 3600
+
+
+def estimate(config: RunConfig, shape: Shape, device: Device = H100) -> Cost:
+    """The cost of a run.
+
+    Args:
+        config: its settings.
+        shape: of each of its checkpoints.
+        device: what it runs on.
+    """
+    checkpoints, layer = config.compare.size, config.crosscoder.layer_of(shape.layers)
+    training, context, features = config.training, config.text.context, config.crosscoder.features
+    rows = training.steps * training.batch_size
+    tokens = round(rows * context / (context - config.positions.first_trained))
+    weights = 2 * checkpoints * shape.width * features
+    # A token attends to half of its sequence on average; scores and mixing cost 2 S D each for a whole one.
+    per_token = (layer + 1) * (2 * shape.block + 2 * context * shape.width)
+    harvest_flop = float(tokens) * checkpoints * per_token
+    product_flop = float(rows) * FLOP_PER_WEIGHT_AND_ROW * weights
+    seconds = harvest_flop / device.harvest + product_flop / device.products
+    moved = STEP_BYTES * weights + 2 * _code_bytes(config)
+    seconds += training.steps * moved / device.bandwidth
+    return Cost(
+        rows=rows,
+        tokens=tokens,
+        weights=weights,
+        harvest_flop=harvest_flop,
+        product_flop=product_flop,
+        seconds=seconds,
+        gpu_bytes=max(_training_bytes(config, shape, weights), _analysis_bytes(config, shape, weights)),
+        run_bytes=_run_bytes(config, shape, weights),
+    )
+
+
+def _training_bytes(config: RunConfig, shape: Shape, weights: int) -> int:
+    training, checkpoints = config.training, config.compare.size
+    value = BYTES[training.harvest]
+    models = checkpoints * shape.cut(config.crosscoder.layer_of(shape.layers)) * value
+    batch = _code_bytes(config) + training.batch_size * checkpoints * shape.width * ROW_BYTES
+    pass_tokens = training.harvest_blocks * config.text.context
+    harvest = pass_tokens * shape.width * value * (HARVEST_VALUES + 2 * checkpoints)
+    return models + weights * TRAINING_BYTES + _ring_bytes(config, shape) + batch + harvest
+
+
+def _code_bytes(config: RunConfig) -> int:
+    codes = config.training.batch_size * config.crosscoder.features
+    return codes * (GATED_CODE_BYTES * config.compare.size if config.sparsity.gated else CODE_BYTES)
+
+
+def _analysis_bytes(config: RunConfig, shape: Shape, weights: int) -> int:
+    """While the crosscoder is evaluated: whole checkpoints, the codes of a batch, logits (twice, and their loss)."""
+    context = config.text.context
+    models = config.compare.size * shape.parameters * BYTES[config.compute.dtype]
+    codes = config.evaluation.batch_blocks * context * (config.crosscoder.features + config.compare.size * shape.width)
+    logits = max(LOGITS_AT_ONCE, context * shape.vocabulary)
+    return models + 4 * weights + 2 * 4 * codes + 3 * 4 * logits
+
+
+def _ring_bytes(config: RunConfig, shape: Shape) -> int:
+    training = config.training
+    rows = max(training.ring_rows, training.harvest_blocks * config.text.context + training.batch_size)
+    return rows * config.compare.size * shape.width * BYTES[training.harvest]
+
+
+def _run_bytes(config: RunConfig, shape: Shape, weights: int) -> int:
+    """A new state is written before the old one goes; each is the crosscoder, Adam's moments and the ring."""
+    state = 12 * weights + _ring_bytes(config, shape)
+    token = 2 if shape.vocabulary <= 1 << 16 else 4
+    return 2 * state + 4 * weights + token * (config.text.limit_tokens or 0)

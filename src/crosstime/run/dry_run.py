@@ -1,0 +1,129 @@
+"""A dry run: everything that can be found wrong with a run, and told about it, before weights are downloaded."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import warnings
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from textwrap import wrap
+
+import torch
+from huggingface_hub import constants
+
+from crosstime.analysis.numbers import token_count
+from crosstime.data.task import Task
+from crosstime.lm.metadata import REQUESTS, Place
+from crosstime.lm.shape import Shape
+from crosstime.run.cost import H100, Cost, estimate
+from crosstime.run.screen import columns, gigabytes, hours
+from crosstime.run.stage import states
+from crosstime.run.stages import stages
+from crosstime.run.tokens import check_texts
+from crosstime.run.values import Run
+
+WIDTH = 100
+"""Characters of a line, beside its label."""
+
+
+def dry_run(run: Run) -> str:
+    """What a run would do, and what that would cost, for a terminal. Nothing is written into the run folder.
+
+    Warns where the run needs more than this machine seems to have.
+
+    Raises:
+        ValueError: something in run.toml, or what it names, is wrong.
+    """
+    run.check_inputs()
+    check_texts(run)
+    shape = Shape.of(run.metadata.config, trust_remote_code=run.metadata.trust_remote_code)
+    cost = estimate(run.config, shape)
+    download = _download(run.metadata.places, shape)
+    facts = [
+        ("checkpoints", _checkpoints(run)),
+        ("model", _model(run, shape)),
+        ("compared", ", ".join(run.config.compare.checkpoints) or f"{run.config.compare.number}, chosen by the survey"),
+        ("crosscoder", _crosscoder(run, cost)),
+        ("training", _training(run, cost)),
+        *(("task", _task(run, task)) for task in run.attributed),
+        ("stages to do", _undone(run)),
+        ("time", f"{hours(cost.seconds)} GPU-hours to train: an estimate for {H100}"),
+        ("memory", f"about {gigabytes(cost.gpu_bytes)}; {_device(run.device, cost.gpu_bytes)}"),
+        ("download", _room(download, Path(constants.HF_HUB_CACHE), "of weights")),
+        ("disk", _room(cost.run_bytes, run.folder, "at most")),
+    ]
+    rows = [(label if n == 0 else "", line) for label, fact in facts for n, line in enumerate(wrap(fact, WIDTH))]
+    return columns(rows)
+
+
+def _checkpoints(run: Run) -> str:
+    names = (f"{place.name} ({token_count(place.tokens)})" for place in run.metadata.places)
+    return f"{', '.join(names)}, by tokens seen, of {run.source}"
+
+
+def _model(run: Run, shape: Shape) -> str:
+    return (
+        f"{run.metadata.config.model_type} of {token_count(shape.parameters)} parameters, {shape.layers} blocks of "
+        f"width {shape.width}; a tokenizer of {len(run.tokenizer):,} tokens"
+    )
+
+
+def _crosscoder(run: Run, cost: Cost) -> str:
+    config = run.config
+    return (
+        f"{config.crosscoder.features:,} features, {cost.weights / 1e6:,.1f}M weights, {config.sparsity.rule}; after "
+        f"block {run.layer} of 0 to {run.metadata.n_layers - 1}"
+    )
+
+
+def _training(run: Run, cost: Cost) -> str:
+    training = run.config.training
+    return (
+        f"{cost.rows:,} rows in {training.steps:,} steps, from {token_count(cost.tokens)} tokens in blocks of "
+        f"{run.config.text.context}; seed {training.seed}"
+    )
+
+
+def _task(run: Run, task: Task) -> str:
+    prompts = task.prompts(run.tokenizer, run.config.positions)
+    why = ", ".join(f"{count:,} {reason}" for reason, count in prompts.skipped.items())
+    return f"{task.name}: {len(prompts):,} prompts from {len(task):,} pairs" + (f" (left out: {why})" if why else "")
+
+
+def _undone(run: Run) -> str:
+    found = states(run, stages(run.config))
+    return ", ".join(name for name, state in found.items() if state.status != "done") or "none"
+
+
+def _download(places: Sequence[Place], shape: Shape) -> int:
+    """Bytes of weights that are not here yet; by the model's shape where the hub does not say."""
+    with ThreadPoolExecutor(REQUESTS) as pool:
+        sizes = list(pool.map(Place.weights_to_download, places))
+    if missing := [place.name for place, size in zip(places, sizes, strict=True) if size is None]:
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        warnings.warn(f"{places[0].source} lists no weights of {', '.join(missing[:3])}{more}", stacklevel=1)
+    return sum(2 * shape.parameters if size is None else size for size in sizes)
+
+
+def _device(device: torch.device, needed: int) -> str:
+    """What the device offers."""
+    if device.type == "cuda":
+        name, there = torch.cuda.get_device_name(device), torch.cuda.get_device_properties(device).total_memory
+    else:
+        name, there = f"this machine ({device.type})", os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > there:
+        warnings.warn(f"the run needs about {gigabytes(needed)}, {name} has {gigabytes(there)}", stacklevel=1)
+    return f"{name} has {gigabytes(there)}"
+
+
+def _room(needed: int, folder: Path, what: str) -> str:
+    """What goes into a folder, and whether there is room for it."""
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    free = shutil.disk_usage(there).free
+    if needed > free:
+        warnings.warn(
+            f"{gigabytes(needed)} {what} are needed in {folder}, where {gigabytes(free)} are free", stacklevel=1
+        )
+    return f"{gigabytes(needed)} {what}, into {folder}, where {gigabytes(free)} are free"

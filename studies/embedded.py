@@ -1,0 +1,43 @@
+"""What the studies share: crosscoders over the embedded suite, trained once and kept, and its tasks set by set."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import crosstime as ct
+from crosstime import demo
+
+LAYER = 3
+CONFIG = ct.TrainConfig(rows=600_000, batch_size=1024, lr=2e-3, ring_rows=65_536)
+SPARSITY = ct.L1(1.2)
+"""The demo's recipe, on fewer rows."""
+
+
+def crosscoder(checkpoints: list[str], folder: Path) -> ct.Crosscoder:
+    """The crosscoder over some checkpoints, from `folder`, where it is left for the next study."""
+    place = folder / "-".join(checkpoints)
+    if not (place / "model.safetensors").is_file():
+        suite = ct.Suite.from_folder(demo.SUITE, checkpoints)
+        corpus = ct.Corpus.from_text(demo.TRAIN_TEXT, suite.tokenizer, context=128)
+        ct.train(suite, corpus, layer=LAYER, features=4096, sparsity=SPARSITY, config=CONFIG).save_pretrained(place)
+    return ct.Crosscoder.from_pretrained(place)
+
+
+def models(crosscoder: ct.Crosscoder) -> list[ct.SplitLM]:
+    """The checkpoints that a crosscoder reads."""
+    suite = ct.Suite.from_folder(demo.SUITE, list(crosscoder.config.checkpoints))
+    return [suite.load(name, layer=LAYER) for name in suite.names]
+
+
+def prompts(group: str, most: int | None = None) -> list[ct.Prompts]:
+    """The prompts of each set of an embedded group; sets whose pairs share no prefix have none.
+
+    Args:
+        group: see `crosstime.demo.blimp`.
+        most: take the first so many of each set.
+    """
+    tokenizer = ct.Suite.from_folder(demo.SUITE).tokenizer
+    task = demo.blimp(group)
+    sets = [demo.blimp(name) for name in dict.fromkeys(task.sources)]
+    found = [(one.take(most) if most else one).find_prompts(tokenizer) for one in sets]
+    return [one for one in found if len(one)]

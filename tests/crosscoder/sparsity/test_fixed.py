@@ -1,0 +1,20 @@
+"""Thresholds that were fixed elsewhere."""
+
+import pytest
+import torch
+
+from crosstime.crosscoder.sparsity.fixed import FixedThresholds
+from crosstime.crosscoder.sparsity.rule import END, Sparsity
+
+
+def test_codes_above_their_threshold_are_kept():
+    h, threshold = torch.tensor([[1.0, 2.0, 0.0], [3.0, 1.0, 0.5]]), torch.tensor([1.0, 1.5, 0.0])
+    kept = FixedThresholds().select(h, torch.ones(3, 2), threshold)
+    assert kept.tolist() == [[0.0, 2.0, 0.0], [3.0, 0.0, 0.5]]
+    assert FixedThresholds().first_threshold(3).tolist() == [0.0] * 3
+    assert Sparsity.from_dict(FixedThresholds().to_dict()) == FixedThresholds()
+
+
+def test_it_cannot_be_trained():
+    with pytest.raises(ValueError, match="is that of imported crosscoders and cannot be trained"):
+        FixedThresholds().codes(torch.ones(2, 3), torch.ones(3, 2), torch.zeros(3), END)
