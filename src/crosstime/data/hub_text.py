@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import time
+import zlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -107,7 +108,9 @@ class HubText(Source):
         while True:
             try:
                 record = next(records, None)
-            except (ValueError, EOFError) as error:  # (pyarrow's and the library's own are ValueErrors too)
+            except _FAILURES:
+                raise
+            except (ValueError, EOFError, OSError, zlib.error) as error:  # (those of pyarrow and of the library too)
                 raise ValueError(f"{self.name}: a file of the data set is damaged: {first_line(error)}") from None
             if record is None:
                 return
@@ -122,9 +125,11 @@ class HubText(Source):
         datasets = _library()
         try:
             splits = datasets.load_dataset(self.repo, self.config, revision=self.commit, streaming=True)
+        except _FAILURES:
+            raise
         except ValueError as error:
             raise ValueError(f"{self.repo}: {self._wrong_config(first_line(error))}") from None
-        except (FileNotFoundError, RuntimeError) as error:
+        except (OSError, RuntimeError, EOFError, zlib.error) as error:  # no data, a script, or a damaged file
             raise ValueError(f"{self.repo} cannot be streamed: {first_line(error)}") from None
         if self.split not in splits:
             raise ValueError(f"{self.repo} has no split {self.split!r}{nearest(self.split, splits)}")
