@@ -69,15 +69,18 @@ def _model(run: Run, shape: Shape) -> str:
 
 
 def _crosscoder(run: Run, cost: Cost) -> str:
-    config = run.config
+    config, where = run.config, f"after block {run.layer} of 0 to {run.metadata.n_layers - 1}"
+    if config.crosscoder.from_:
+        return f"that of {config.crosscoder.from_}; {where}"
     return (
-        f"{config.crosscoder.features:,} features, {cost.weights / 1e6:,.1f}M weights, {config.sparsity.rule}; after "
-        f"block {run.layer} of 0 to {run.metadata.n_layers - 1}"
+        f"{config.crosscoder.features:,} features, {cost.weights / 1e6:,.1f}M weights, {config.sparsity.rule}; {where}"
     )
 
 
 def _training(run: Run, cost: Cost) -> str:
     training = run.config.training
+    if not cost.rows:
+        return "none"
     return (
         f"{cost.rows:,} rows in {training.steps:,} steps, from {token_count(cost.tokens)} tokens in blocks of "
         f"{run.config.text.context}; seed {training.seed}"
