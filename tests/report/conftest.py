@@ -30,9 +30,19 @@ def synthetic() -> ModuleType:
 
 @pytest.fixture(scope="session")
 def reports(synthetic, tmp_path_factory) -> dict[int, Path]:
-    """Number of checkpoints -> folder of a report."""
+    """Number of checkpoints -> folder of a report without what a run need not have."""
     folders = {}
     for n, chosen in CHOSEN.items():
         folders[n] = tmp_path_factory.mktemp(f"report-{n}")
         build_report(synthetic.report_data(chosen, n_features=512), folders[n])
+    return folders
+
+
+@pytest.fixture(scope="session")
+def whole_reports(synthetic, tmp_path_factory) -> dict[int, Path]:
+    """Number of checkpoints -> folder of a report with everything that a run may have."""
+    folders = {}
+    for n in (2, 3, 8, 32):
+        folders[n] = tmp_path_factory.mktemp(f"whole-report-{n}")
+        build_report(synthetic.whole_data(CHOSEN.get(n) or synthetic.many(n), n_features=512), folders[n])
     return folders

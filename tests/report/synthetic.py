@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 
 from crosstime.analysis.ablation import Ablation
 from crosstime.analysis.contexts import Context, FeatureContexts
+from crosstime.analysis.diagnostics import LABELS, Diagnostics
+from crosstime.analysis.exact import Exact
 from crosstime.analysis.quality import Quality
 from crosstime.analysis.survey import Proposal, Survey
+from crosstime.annotation.annotation import Annotation
 from crosstime.report.data import ReportData, RunFacts, TaskEffects, TaskGroup, TrainingPoint
 
 STEPS = (0, 64, 128, 256, 512, 1000, 2000, 3786)
@@ -50,10 +56,15 @@ said , " have nothing to do with the house or the people in it . "
 TEXT = STORY.split()
 
 
+def many(n: int) -> tuple[str, ...]:
+    """Names of so many checkpoints, the survey's or longer ones."""
+    return tuple(NAMES) if n == len(NAMES) else tuple(f"step{143_000 * (m + 1) // n}" for m in range(n))
+
+
 def report_data(
     chosen: tuple[str, ...] = ("step256", "step1000", "step3786"), n_features: int = 4096, seed: int = 0
 ) -> ReportData:
-    """A whole report: eight checkpoints surveyed, `chosen` compared, three tasks attributed and ablated."""
+    """A whole report: the checkpoints surveyed, `chosen` compared, three tasks attributed and ablated."""
     rng = np.random.default_rng(seed)
     features, tasks = effects(list(chosen), n_features, rng)
     listed = sorted({f for task in tasks for f in _top(features, task.task, list(chosen), 12)})
@@ -69,7 +80,7 @@ def report_data(
             version="0.1.0",
         ),
         chosen=list(chosen),
-        survey=survey(rng),
+        survey=survey(rng) if set(chosen) <= set(NAMES) else long_survey(list(chosen), rng),
         proposal=Proposal(
             checkpoints=list(chosen),
             reasons=[
@@ -78,7 +89,7 @@ def report_data(
                 "the end of training: subject-verb agreement has risen by a further .14, at cosine .61",
             ][: len(chosen)]
             + ["an even step in tokens"] * (len(chosen) - 3),
-            passed_over=dict.fromkeys(NAMES[:2], "it is at chance on every task"),
+            passed_over=dict.fromkeys(set(NAMES[:2]) - set(chosen), "it is at chance on every task"),
         ),
         quality=quality(list(chosen), features, rng),
         features=features,
@@ -92,6 +103,126 @@ def report_data(
             for i in range(1, 257)
         ),
         groups=GROUPS,
+    )
+
+
+def whole_data(
+    chosen: tuple[str, ...] = ("step256", "step1000", "step3786"), n_features: int = 4096, seed: int = 0
+) -> ReportData:
+    """`report_data` with everything that a run may have besides: diagnostics, exact effects, annotations."""
+    data = report_data(chosen, n_features, seed)
+    rng = np.random.default_rng(seed + 1)
+    assert data.features is not None
+    return dataclasses.replace(
+        data,
+        features=consistent(data.features, data.chosen, rng),
+        diagnostics=diagnostics(n_features, data.chosen, rng),
+        exact=exact(data.features, data.chosen, rng),
+        validation=validation(data.chosen),
+        annotations=tuple(annotations(sorted(data.contexts))),
+    )
+
+
+def consistent(features: pa.Table, chosen: list[str], rng: np.random.Generator) -> pa.Table:
+    """The table of features with the sign consistency of their effects."""
+    for name in chosen:
+        features = features.append_column(f"sign_consistency_{name}", [rng.uniform(0.5, 1.0, len(features))])
+    return features
+
+
+def diagnostics(n: int, chosen: list[str], rng: np.random.Generator) -> Diagnostics:
+    """A label for each feature, by its number; feature 3 is the twin of feature 5."""
+    reference = np.arange(n) % len(chosen)
+    strength = rng.random((n, len(chosen)))
+    strength[np.arange(n), reference] = 1.0
+    unknown = rng.random(strength.shape) < 0.02
+    return Diagnostics(
+        checkpoints=chosen,
+        n_tokens=65_000,
+        label=[LABELS[i % len(LABELS)] for i in range(n)],
+        reference=reference,
+        twin=np.array([{3: 5, 5: 3}.get(i, -1) for i in range(n)]),
+        fired=rng.integers(0, 4000, n),
+        fit=rng.uniform(0.8, 1.3, n),
+        strength=strength,
+        nu_error=np.where(unknown, np.nan, rng.normal(0.3, 0.3, strength.shape)),
+        nu_reconstruction=rng.normal(0.4, 0.4, strength.shape),
+        cosine=similarity(n, len(chosen), rng),
+    )
+
+
+def similarity(n_features: int, n: int, rng: np.random.Generator) -> np.ndarray:
+    """Directions that turn once, in the middle of the checkpoints, and a few that are unknown."""
+    later = np.arange(n) >= n / 2
+    mean = np.where(later[:, None] == later[None, :], 0.8, 0.2)
+    noise = rng.normal(0, 0.05, (n_features, n, n))
+    cosine = np.clip(mean + (noise + noise.transpose(0, 2, 1)) / 2, -1, 1)
+    cosine[:, np.arange(n), np.arange(n)] = 1.0
+    cosine[rng.random(n_features) < 0.02] = np.nan
+    return cosine.astype(np.float32)
+
+
+def exact(features: pa.Table, chosen: list[str], rng: np.random.Generator, k: int = 60) -> Exact:
+    """Exact effects near the attributed ones, of the strongest features of the first two tasks."""
+    n, k = len(chosen), min(k, features["feature"].to_numpy().max() + 1)
+    tables = []
+    for task in ATTRIBUTED[:2]:
+        of_task = features.filter(pa.compute.equal(features["task"], task))
+        ie = np.stack([of_task[f"ie_{name}"].to_numpy() for name in chosen], axis=1)
+        rows = np.sort(np.argsort(-np.abs(ie).max(axis=1), kind="stable")[:k])
+        true = ie[rows] * rng.normal(1.0, 0.15, (k, n))
+        share = np.abs(true) / np.abs(true).sum(axis=1, keepdims=True)
+        columns: dict[str, object] = {
+            "task": [task] * (k * n),
+            "feature": np.repeat(rows.astype(np.int32), n),
+            "checkpoint": chosen * k,
+        }
+        for name, values in (("ie", ie[rows]), ("exact", true), ("rel_exact", share)):
+            columns[name] = values.ravel()
+            if name != "ie":
+                columns |= {f"{name}_low": values.ravel() - 0.01, f"{name}_high": values.ravel() + 0.01}
+        tables.append(pa.table(columns))
+    return Exact(pa.concat_tables(tables))
+
+
+def validation(chosen: list[str]) -> pa.Table:
+    """Correlations for each task and pair, and their means."""
+    measures = {"rel_ie": 0.8, "rel_dec": 0.35, "difference": 0.45}
+    numbers = {f"{name}{bound}": v + d for name, v in measures.items() for bound, d in BOUNDS}
+    places = [(task, *pair) for task in ATTRIBUTED[:2] for pair in itertools.pairwise(chosen)]
+    places += [(None, *pair) for pair in itertools.pairwise(chosen)] + [(None, None, None)]
+    rows = [
+        {"task": task, "first": first, "second": second, "top_k": 10, "n_features": 17} | numbers
+        for task, first, second in places
+    ]
+    return pa.Table.from_pylist(rows)
+
+
+BOUNDS = (("", 0.0), ("_low", -0.1), ("_high", 0.1))
+
+
+def annotations(features: list[int]) -> list[Annotation]:
+    """Two annotators on some features, one of them hostile."""
+    said = [Annotation(feature, "Ada", f"plural nouns {feature}", ("en", "fr"), "number") for feature in features[::2]]
+    return said + [Annotation(feature, "<b>Eve</b>", NASTY[1], (), "</script>") for feature in features[::4]]
+
+
+def long_survey(chosen: list[str], rng: np.random.Generator) -> Survey:
+    """Accuracies that rise slowly over many checkpoints."""
+    n = len(chosen)
+    accuracy = np.linspace(0.5, np.linspace(0.7, 0.95, len(TASKS)), n)
+    position = np.arange(n)
+    cosine = np.exp(-0.08 * np.abs(position[:, None] - position[None, :]))
+    return dataclasses.replace(
+        survey(rng),
+        checkpoints=chosen,
+        tokens=[2_097_152 * int(name.removeprefix("step")) for name in chosen],
+        sentence_accuracy=accuracy,
+        token_accuracy=accuracy,
+        logit_difference=6 * (accuracy - 0.5),
+        perplexity=np.linspace(400, 20, n),
+        cosine=cosine,
+        pearson=cosine,
     )
 
 

@@ -47,7 +47,6 @@ class Visit:
 
     def ready(self) -> "Visit":
         self.page.wait_for_selector("#feature-table tbody tr", timeout=SETTLE)
-        self.page.wait_for_selector("#plot-relative .main-svg", timeout=SETTLE, state="attached")
         return self
 
     def ids(self) -> list[int]:
@@ -71,7 +70,7 @@ def visit(browser):
 @pytest.mark.parametrize("n", [2, 3, 5])
 def test_every_figure_is_drawn(visit, reports, n):
     page = visit(reports[n]).ready().page
-    places = page.locator("[data-figure]")
+    places = page.locator("[data-figure], [data-task-figure]")
     for i in range(places.count()):
         places.nth(i).scroll_into_view_if_needed()
         places.nth(i).locator(".main-svg").first.wait_for(state="attached", timeout=SETTLE)
@@ -96,7 +95,7 @@ def test_the_table_sorts_and_filters(visit, reports):
     assert kept
     assert all("children" in text for text in kept)
     page.fill("#find", "")
-    page.select_option("#class-filter", "specific:step1000")
+    page.select_option("#class-filter", label="specific to step1000")
     rows = page.locator("#feature-table tbody tr").all_inner_texts()
     assert rows
     assert all("specific to step1000" in text for text in rows)

@@ -31,7 +31,9 @@ def sections(folder) -> list[str]:
 def test_a_report_has_all_its_sections_and_files(reports, n):
     folder = reports[n]
     assert sections(folder) == [
-        *("accuracy", "carriers", "checkpoints", "crosscoder", "effects", "features", "ablation", "notes")
+        *("accuracy", "carriers", "checkpoints", "crosscoder", "effects"),
+        *(["trajectories"] if n > 3 else []),
+        *("features", "ablation", "notes"),
     ]
     for path in re.findall(r'(?:src|href)="((?:assets|data)/[^"]+)"', page(folder)):
         assert (folder / path).is_file()
@@ -47,8 +49,8 @@ def test_every_drawn_figure_has_a_place_and_every_place_a_figure(reports, n):
 
 @pytest.mark.parametrize(("n", "kind"), [(2, "scatter"), (3, "scatterternary"), (5, "heatmap")])
 def test_relative_effects_are_drawn_to_suit_the_number_of_checkpoints(reports, n, kind):
-    task = values(reports[n], "task-0.js")
-    assert {trace["type"] for trace in task["relative"]["variants"][0]["data"]} == {kind}
+    figure = values(reports[n], "task-0.js")["figures"]["relative"]
+    assert {trace["type"] for trace in figure["variants"][0]["data"]} == {kind}
 
 
 @pytest.mark.parametrize(("n", "least"), [(2, ".15"), (3, ".10")])
@@ -89,7 +91,7 @@ def test_text_from_data_cannot_become_markup(synthetic, tmp_path):
 
 def test_hover_texts_are_escaped_twice_once_for_plotly_once_for_the_script(reports):
     task = values(reports[3], "task-0.js")
-    hover = [text for trace in task["relative"]["variants"][0]["data"] for text in trace["text"]]
+    hover = [text for trace in task["figures"]["relative"]["variants"][0]["data"] for text in trace["text"]]
     assert any("&lt;img src=x" in text for text in hover)
     assert not any("<img" in text for text in hover)
 

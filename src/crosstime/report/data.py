@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
 import pyarrow as pa
 
 from crosstime.analysis.ablation import Ablation
 from crosstime.analysis.contexts import FeatureContexts
+from crosstime.analysis.diagnostics import Diagnostics
+from crosstime.analysis.exact import Exact
 from crosstime.analysis.quality import Quality
 from crosstime.analysis.survey import Proposal, Survey
+from crosstime.annotation.annotation import Annotation
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,10 @@ class TaskEffects:
     metric_end: list[float]
     skipped: dict[str, int] = field(default_factory=dict)
     """Reason -> number of pairs that gave no prompt."""
+    method: str = "integrated"
+    """Where gradients were taken and how effects were aggregated."""
+    baseline: str = "bias"
+    """What features were compared with."""
 
     @classmethod
     def from_json(cls, entry: Mapping[str, Any]) -> TaskEffects:
@@ -76,7 +83,8 @@ class TaskEffects:
         Raises:
             ValueError: a key is missing.
         """
-        missing = [name for name in cls.__dataclass_fields__ if name not in entry and name != "skipped"]
+        optional = {name: entry[name] for name in ("skipped", "method", "baseline") if name in entry}
+        missing = [f.name for f in fields(cls) if f.name not in entry and f.default is f.default_factory is MISSING]
         if missing:
             raise ValueError(f"tasks.json: an entry lacks {', '.join(missing)}: attribute the tasks again")
 
@@ -93,7 +101,7 @@ class TaskEffects:
             gap=numbers("gap"),
             metric_clean=numbers("metric_clean"),
             metric_end=numbers("metric_end"),
-            skipped=entry.get("skipped", {}),
+            **optional,
         )
 
 
@@ -114,6 +122,12 @@ class ReportData:
     tasks: tuple[TaskEffects, ...] = ()
     ablation: Ablation | None = None
     contexts: Mapping[int, FeatureContexts] = field(default_factory=dict)
+    diagnostics: Diagnostics | None = None
+    exact: Exact | None = None
+    validation: pa.Table | None = None
+    """The table of `validation.parquet`: one row per task, pair of checkpoints and number of top features."""
+    annotations: tuple[Annotation, ...] = ()
+    """What people say of features."""
     training: tuple[TrainingPoint, ...] = ()
     groups: tuple[TaskGroup, ...] = ()
     """Surveyed tasks that belong together. Tasks in no group stand alone."""
@@ -121,10 +135,19 @@ class ReportData:
     def __post_init__(self) -> None:
         if not self.chosen:
             raise ValueError("a report needs at least one chosen checkpoint")
+        for what, found in (("diagnostics", self.diagnostics), ("exact effects", self.exact)):
+            if found is not None and found.checkpoints != self.chosen:
+                raise ValueError(f"the {what} are of {', '.join(found.checkpoints)}, not of the chosen checkpoints")
         if self.survey is not None:
             unknown = [task for group in self.groups for task in group.tasks if task not in self.survey.tasks]
             if unknown:
                 raise ValueError(f"the survey has no task {unknown[0]!r}; it has {', '.join(self.survey.tasks)}")
+
+    @property
+    def tokens(self) -> list[int | None]:
+        """Tokens that the chosen checkpoints have seen, as the survey states them; None where nobody does."""
+        known = dict(zip(self.survey.checkpoints, self.survey.tokens, strict=True)) if self.survey is not None else {}
+        return [known.get(name) for name in self.chosen]
 
     @property
     def survey_groups(self) -> tuple[TaskGroup, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,9 +10,11 @@ from functools import cached_property
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
+from crosstime.analysis.features import FLOOR
 from crosstime.report import words
+from crosstime.report.arrays import by_checkpoint
 
 LIFECYCLE_WORDS = {
     "emerged": "emerged: absent at the first checkpoint, present at the last",
@@ -41,6 +44,8 @@ class TaskFeatures:
     rel_ie_high: Float[np.ndarray, "F M"]
     decoder_norm: Float[np.ndarray, "F M"]
     rel_dec: Float[np.ndarray, "F M"]
+    sign_consistency: Float[np.ndarray, "F M"] | None = None
+    """Share of the prompts with an effect whose effect has the sign of the mean; None where it was not measured."""
 
     @cached_property
     def strength(self) -> Float[np.ndarray, " F"]:
@@ -63,6 +68,21 @@ class TaskFeatures:
         order = np.argsort(-self.share[:, checkpoint], kind="stable")[:k]
         return [int(row) for row in order if self.share[row, checkpoint] > 0]
 
+    @cached_property
+    def counts(self) -> Bool[np.ndarray, " F"]:
+        """Features with an effect large enough for a class."""
+        return np.array([life not in ("negligible", "undefined") for life in self.lifecycle], dtype=bool)
+
+    def pairwise(self, before: int, after: int) -> Float[np.ndarray, " F"]:
+        """RelIE of two checkpoints alone, |IE_after| / (|IE_before| + |IE_after|).
+
+        NaN where the effect is negligible at both: below `FLOOR` of the sum over all features.
+        """
+        size = np.abs(self.ie[:, [before, after]])
+        counted = (self.share[:, [before, after]] >= FLOOR).any(axis=1)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return np.where(counted, size[:, 1] / size.sum(axis=1), np.nan)
+
     def count_for(self, checkpoint: int, part: float) -> int:
         """How many features, the strongest first, make up a part of the sum of |IE| at a checkpoint; 0 without any."""
         share = np.sort(self.share[:, checkpoint])[::-1]
@@ -77,10 +97,6 @@ def by_task(table: pa.Table, checkpoints: Sequence[str]) -> dict[str, TaskFeatur
     Raises:
         ValueError: a column is missing for one of the checkpoints.
     """
-    kinds = ("ie", "ie_low", "ie_high", "rel_ie", "rel_ie_low", "rel_ie_high", "decoder_norm", "rel_dec")
-    missing = [f"{k}_{name}" for k in kinds for name in checkpoints if f"{k}_{name}" not in table.column_names]
-    if missing:
-        raise ValueError(f"the table of features has no column {missing[0]!r}: it is of other checkpoints")
     tasks = list(dict.fromkeys(table["task"].to_pylist()))
     return {task: _of_task(table.filter(pc.field("task") == task), task, checkpoints) for task in tasks}
 
@@ -89,8 +105,8 @@ def _of_task(table: pa.Table, task: str, checkpoints: Sequence[str]) -> TaskFeat
     def column(name: str) -> np.ndarray:
         return table[name].to_numpy().astype(np.float64)
 
-    def by_checkpoint(kind: str) -> np.ndarray:
-        return np.stack([column(f"{kind}_{name}") for name in checkpoints], axis=1)
+    def values(kind: str) -> np.ndarray:
+        return by_checkpoint(table, kind, checkpoints)
 
     return TaskFeatures(
         task=task,
@@ -99,15 +115,26 @@ def _of_task(table: pa.Table, task: str, checkpoints: Sequence[str]) -> TaskFeat
         classes=table["class"].to_pylist(),
         lifecycle=table["lifecycle"].to_pylist(),
         frequency=column("frequency"),
-        ie=by_checkpoint("ie"),
-        ie_low=by_checkpoint("ie_low"),
-        ie_high=by_checkpoint("ie_high"),
-        rel_ie=by_checkpoint("rel_ie"),
-        rel_ie_low=by_checkpoint("rel_ie_low"),
-        rel_ie_high=by_checkpoint("rel_ie_high"),
-        decoder_norm=by_checkpoint("decoder_norm"),
-        rel_dec=by_checkpoint("rel_dec"),
+        ie=values("ie"),
+        ie_low=values("ie_low"),
+        ie_high=values("ie_high"),
+        rel_ie=values("rel_ie"),
+        rel_ie_low=values("rel_ie_low"),
+        rel_ie_high=values("rel_ie_high"),
+        decoder_norm=values("decoder_norm"),
+        rel_dec=values("rel_dec"),
+        sign_consistency=values("sign_consistency") if _has(table, "sign_consistency", checkpoints) else None,
     )
+
+
+def _has(table: pa.Table, kind: str, checkpoints: Sequence[str]) -> bool:
+    return all(f"{kind}_{name}" in table.column_names for name in checkpoints)
+
+
+def pairs(n: int) -> list[tuple[int, int]]:
+    """The pairs of checkpoints that are compared: all of them up to three, the neighbours from four on."""
+    neighbours = [(m, m + 1) for m in range(n - 1)]
+    return [*neighbours, (0, 2)] if n == 3 else neighbours
 
 
 def class_members(label: str, checkpoints: Sequence[str]) -> list[str]:
@@ -123,22 +150,59 @@ def class_members(label: str, checkpoints: Sequence[str]) -> list[str]:
     return []
 
 
-def class_order(label: str, checkpoints: Sequence[str]) -> tuple[int, list[int], str]:
-    """Sorts classes: specific ones in order of training, shared ones, those without a checkpoint."""
+@dataclass(frozen=True, order=True)
+class ClassGroup:
+    """Classes that are counted and chosen as one, in the order in which they are listed."""
+
+    rank: int
+    place: tuple[int, ...]
+    words: str
+    label: str = ""
+    """The class, where it is the only one of its group."""
+
+
+def class_group(label: str, checkpoints: Sequence[str]) -> ClassGroup:
+    """The group of a class.
+
+    From four checkpoints on there are too many ways to share, so that those are told by how many checkpoints share:
+    their number, or a quarter of all numbers where there are more than eight.
+    """
     kinds = ("specific", "shared", "other", "negligible", "undefined")
     rank = next((i for i, kind in enumerate(kinds) if label.startswith(kind)), len(kinds))
-    return rank, [checkpoints.index(name) for name in class_members(label, checkpoints)], label
+    members = class_members(label, checkpoints)
+    n = len(checkpoints)
+    if not label.startswith("shared") or n < 4 or not 1 < len(members) < n:
+        place = tuple(checkpoints.index(name) for name in members)
+        return ClassGroup(rank, (n,) if len(members) == n > 3 else place, class_words(label, checkpoints), label)
+    if n <= 8:
+        return ClassGroup(rank, (len(members),), f"shared by {len(members)} checkpoints")
+    quarter = math.ceil(n / 4)
+    first = (len(members) - 1) // quarter * quarter
+    low, high = max(2, first + 1), min(first + quarter, n - 1)
+    return ClassGroup(
+        rank, (high,), f"shared by {low} to {high} checkpoints" if low < high else f"shared by {low} checkpoints"
+    )
 
 
 def class_words(label: str, checkpoints: Sequence[str]) -> str:
-    """A class as a reader says it: "specific to step256", "shared by step256 and step1000", "no clear class"."""
+    """A class as a reader says it: "specific to step256", "shared by step256 and step1000", "no clear class".
+
+    From four checkpoints on, more than two of them are told by their ends: "shared from step256 to step2000".
+    """
     members = class_members(label, checkpoints)
     if label.startswith("specific:") and members:
         return f"specific to {members[0]}"
     if label.startswith("shared:") and members:
-        return (
-            "shared by all checkpoints"
-            if len(members) == len(checkpoints) > 2
-            else f"shared by {words.listed(members)}"
-        )
+        return f"shared {_sharing(members, checkpoints)}"
     return {"other": "no clear class", "negligible": "negligible effect", "undefined": "no effect"}.get(label, label)
+
+
+def _sharing(members: Sequence[str], checkpoints: Sequence[str]) -> str:
+    if len(members) == len(checkpoints) > 2:
+        return "by all checkpoints"
+    if len(members) == 2 or len(checkpoints) < 4:
+        return f"by {words.listed(members)}"
+    first, last = checkpoints.index(members[0]), checkpoints.index(members[-1])
+    if last - first + 1 == len(members):
+        return f"from {members[0]} to {members[-1]}"
+    return f"by {len(members)} checkpoints, {members[0]} to {members[-1]}"

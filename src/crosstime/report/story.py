@@ -21,6 +21,9 @@ LEAD_GROUPS = 6
 """Groups told in the head of the page; all have a panel of their own."""
 
 BRIEF_LEADERS = 3
+TOLD_LEADERS = 6
+FEW = 3
+"""So many checkpoints are told one by one; of more of them, where they begin and end."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,19 @@ class Carrier:
 
 
 @dataclass(frozen=True)
+class Leader:
+    """A feature that is the strongest at one or more checkpoints, as it is where its part of the effect is largest."""
+
+    carrier: Carrier
+    at: tuple[int, ...]
+    """The checkpoints at which it leads."""
+    best: int
+    """The one of them at which its share is largest."""
+    where: Sentence
+    """ "step256 (19 %)", "3 checkpoints from step64 to step256 (at most 19 %, at step128)"."""
+
+
+@dataclass(frozen=True)
 class TaskStory:
     """Which features carry one attributed task; `carriers` is by checkpoint, strongest first."""
 
@@ -66,6 +82,8 @@ class TaskStory:
     """One line for the head of the page: who leads at which checkpoint; empty where no feature has an effect."""
     sentences: tuple[Sentence, ...]
     carriers: tuple[tuple[Carrier, ...], ...]
+    leaders: tuple[Leader, ...]
+    """The strongest features, in the order of the checkpoints at which they lead."""
     half: tuple[int, ...]
     """By checkpoint: how many features make up half of the sum of |IE|."""
 
@@ -204,11 +222,12 @@ def task_story(features: TaskFeatures, contexts: Mapping[int, FeatureContexts], 
     name = words.name(features.task)
     if not any(half):
         nothing = (Span("No feature has an effect on "), Span(name, "task"), Span("."))
-        return TaskStory(name, (), (nothing,), carriers, half)
-    leaders = _leaders(carriers)
-    sentences = [_tell_leader(features, feature, at, carriers) for feature, at in leaders]
-    brief = _tell_briefly(features, leaders[:BRIEF_LEADERS], carriers)
-    return TaskStory(name, brief, (_tell_half(features.checkpoints, half), *sentences), carriers, half)
+        return TaskStory(name, (), (nothing,), carriers, (), half)
+    leaders = _leaders(features.checkpoints, carriers)
+    sentences = [_tell_leader(features, leader) for leader in _largest(leaders, TOLD_LEADERS)]
+    brief = _tell_briefly(_largest(leaders, BRIEF_LEADERS))
+    told = (_tell_half(features.checkpoints, half), *sentences)
+    return TaskStory(name, brief, told, carriers, tuple(leaders), half)
 
 
 def _carrier(features: TaskFeatures, row: int, m: int, contexts: Mapping[int, FeatureContexts]) -> Carrier:
@@ -239,6 +258,9 @@ def _tell_half(checkpoints: Sequence[str], half: Sequence[int]) -> Sentence:
     """ "Half of the features' effect rests on 31 features at step256 and on 18 at step1000." """
     spans = [Span(f"Half of the features{words.APOSTROPHE} effect rests on ")]
     active = [(name, count) for name, count in zip(checkpoints, half, strict=True) if count]
+    if len(active) > FEW:  # the first and the last, and where it rests on the fewest
+        fewest = min(active, key=lambda item: item[1])
+        active = [item for item in active if item in (active[0], fewest, active[-1])]
     for i, (name, count) in enumerate(active):
         if i:
             spans.append(Span(" and " if i == len(active) - 1 else ", "))
@@ -247,21 +269,31 @@ def _tell_half(checkpoints: Sequence[str], half: Sequence[int]) -> Sentence:
     return *spans, Span(".")
 
 
-def _leaders(carriers: Sequence[Sequence[Carrier]]) -> list[tuple[int, list[int]]]:
-    """(feature, checkpoints where it is the strongest), in the order of the checkpoints."""
+def _leaders(checkpoints: Sequence[str], carriers: Sequence[Sequence[Carrier]]) -> list[Leader]:
+    """The features that lead somewhere, in the order of the checkpoints."""
     leading: dict[int, list[int]] = {}
     for m, strongest in enumerate(carriers):
         if strongest:
             leading.setdefault(strongest[0].feature, []).append(m)
-    return list(leading.items())
+    leaders = []
+    for at in leading.values():
+        shares = {m: carriers[m][0].share for m in at}
+        # The latest of equals, as for one at each of which it leads by the same.
+        best = max(at, key=lambda m: (shares[m], m))
+        leaders.append(Leader(carriers[best][0], tuple(at), best, tuple(_where(checkpoints, shares))))
+    return leaders
 
 
-def _tell_leader(
-    features: TaskFeatures, feature: int, at: Sequence[int], carriers: Sequence[Sequence[Carrier]]
-) -> Sentence:
+def _largest(leaders: Sequence[Leader], limit: int) -> list[Leader]:
+    """Those with the largest shares, in the order in which they came."""
+    kept = sorted(leaders, key=lambda leader: -leader.carrier.share)[:limit]
+    return [leader for leader in leaders if leader in kept]
+
+
+def _tell_leader(features: TaskFeatures, leader: Leader) -> Sentence:
     """ "Feature 2107 leads at step1000 (11 %): specific to step1000, it fires on “these” and promotes “books”." """
-    spans = [Span(f"Feature {feature}", "feature", str(feature)), Span(" leads at "), *_where(features, at, carriers)]
-    carrier = carriers[at[-1]][0]
+    carrier = leader.carrier
+    spans = [Span(f"Feature {carrier.feature}", "feature", str(carrier.feature)), Span(" leads at "), *leader.where]
     said = [[Span(class_words(carrier.class_label, features.checkpoints))]]
     if carrier.fires_on:
         said.append([Span("it fires on "), *_quoted(carrier.fires_on)])
@@ -277,32 +309,44 @@ def _tell_leader(
     return *spans, Span(".")
 
 
-def _tell_briefly(
-    features: TaskFeatures, leaders: Sequence[tuple[int, list[int]]], carriers: Sequence[Sequence[Carrier]]
-) -> Sentence:
+def _tell_briefly(leaders: Sequence[Leader]) -> Sentence:
     """ "Carried most by feature 452 (fires on those) at step256 (19 %); by feature 1487 at step1000 (7 %)." """
     spans = [Span("Carried most by ")]
-    for i, (feature, at) in enumerate(leaders):
-        carrier = carriers[at[-1]][0]
+    for i, leader in enumerate(leaders):
+        carrier = leader.carrier
         if i:
             spans.append(Span("; by " if i == len(leaders) - 1 else "; "))
-        spans.append(_feature(feature))
+        spans.append(_feature(carrier.feature))
         if carrier.fires_on:
             spans += [Span(" (fires on "), *_quoted(carrier.fires_on[:2]), Span(")")]
-        spans += [Span(" at "), *_where(features, at, carriers)]
+        spans += [Span(" at "), *leader.where]
         if carrier.ie < 0:
             spans.append(Span(", against the right answer"))
     return *spans, Span(".")
 
 
-def _where(features: TaskFeatures, at: Sequence[int], carriers: Sequence[Sequence[Carrier]]) -> list[Span]:
+def _where(checkpoints: Sequence[str], shares: Mapping[int, float]) -> list[Span]:
     """ "step1000 (7 %) and step3786 (6 %)": the checkpoints at which a feature leads, and its share there."""
+    at = list(shares)
+    if len(at) > FEW:
+        best = max(at, key=lambda m: (shares[m], m))
+        kind = "" if at[-1] - at[0] + 1 == len(at) else "of the "
+        return [
+            Span(f"{len(at)} {kind}checkpoints from "),
+            _checkpoint(checkpoints[at[0]]),
+            Span(" to "),
+            _checkpoint(checkpoints[at[-1]]),
+            Span(" (at most "),
+            Span(words.percent(shares[best]), "figure"),
+            Span(", at "),
+            _checkpoint(checkpoints[best]),
+            Span(")"),
+        ]
     spans = []
     for i, m in enumerate(at):
         if i:
             spans.append(Span(" and " if i == len(at) - 1 else ", "))
-        spans += [_checkpoint(features.checkpoints[m]), Span(" ("), Span(words.percent(carriers[m][0].share), "figure")]
-        spans.append(Span(")"))
+        spans += [_checkpoint(checkpoints[m]), Span(" ("), Span(words.percent(shares[m]), "figure"), Span(")")]
     return spans
 
 

@@ -6,16 +6,22 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
+import pyarrow as pa
 
+from crosstime.analysis.diagnostics import Diagnostics
 from crosstime.analysis.effects import LARGE_GAP
+from crosstime.analysis.exact import Exact
+from crosstime.analysis.norm_and_effect import norm_and_effect
 from crosstime.analysis.numbers import token_count
 from crosstime.analysis.quality import Quality
+from crosstime.analysis.relative import SPECIFIC
 from crosstime.report import words
 from crosstime.report.data import ReportData, TaskEffects
-from crosstime.report.features import TaskFeatures, class_members, class_order, class_words
+from crosstime.report.diagnosis import LABEL_WORDS
+from crosstime.report.features import ClassGroup, TaskFeatures, class_group, pairs
 
 SMALL_COST = 0.5
 """Nats of zero ablation below which loss recovered says little: the ratio has next to nothing to recover."""
@@ -84,7 +90,7 @@ def _range(values: np.ndarray) -> str:
         return words.DASH
     # Three decimals, and never rounded up to a perfect score.
     low, high = (
-        words.share(math.floor(1000 * value) / 1000) if value < 0.995 else f"{value:.3f}"[-4:]
+        f"{math.floor(1000 * value) / 1000:.3f}"[1:] if 0.995 <= value < 1 else words.share(value)
         for value in (finite.min(), finite.max())
     )
     return low if low == high else f"{low}{words.DASH}{high}"
@@ -155,20 +161,119 @@ def completeness_rows(task: TaskEffects) -> list[tuple[str, list[Cell]]]:
     return rows
 
 
-def class_counts(tasks: Mapping[str, TaskFeatures]) -> tuple[list[str], list[tuple[str, str, list[int]]]]:
-    """(tasks, rows of (class, class in words, number of features on each task)).
-
-    From four checkpoints on there are too many ways to share, so those are counted by how many checkpoints share.
-    """
+def class_counts(tasks: Mapping[str, TaskFeatures]) -> list[tuple[ClassGroup, list[int]]]:
+    """(group of classes, number of features on each task), in order."""
     names = next(iter(tasks.values())).checkpoints if tasks else []
-    counts = {task: Counter(_counted(label, names) for label in features.classes) for task, features in tasks.items()}
-    labels = sorted(
-        {label for counter in counts.values() for label in counter}, key=lambda label: class_order(label, names)
-    )
-    rows = [(label, class_words(label, names), [counts[task][label] for task in tasks]) for label in labels]
-    return list(tasks), rows
+    counts: list[Counter[ClassGroup]] = []
+    for features in tasks.values():
+        counts.append(Counter())
+        for label, count in Counter(features.classes).items():
+            counts[-1][class_group(label, names)] += count
+    groups = sorted(set().union(*counts))
+    return [(group, [counter[group] for counter in counts]) for group in groups]
 
 
-def _counted(label: str, names: Sequence[str]) -> str:
-    members = len(class_members(label, names))
-    return f"shared by {members} checkpoints" if len(names) > 3 and members > 1 else label
+@dataclass(frozen=True)
+class PairCount:
+    """How many features a task has at the earlier checkpoint of a pair, at both, and at the later."""
+
+    before: int
+    both: int
+    after: int
+
+
+def pair_counts(tasks: Mapping[str, TaskFeatures]) -> list[tuple[str, str, list[PairCount]]]:
+    """(earlier checkpoint, later checkpoint, counts by task) of every compared pair, by pairwise RelIE."""
+    names = next(iter(tasks.values())).checkpoints if tasks else []
+    return [
+        (names[before], names[after], [_pair_count(features.pairwise(before, after)) for features in tasks.values()])
+        for before, after in pairs(len(names))
+    ]
+
+
+def _pair_count(relative: np.ndarray) -> PairCount:
+    before, after = int((relative < 1 - SPECIFIC).sum()), int((relative > SPECIFIC).sum())
+    return PairCount(before, int(np.isfinite(relative).sum()) - before - after, after)
+
+
+def decoder_rows(tasks: Mapping[str, TaskFeatures]) -> list[tuple[str, list[Cell]]]:
+    """(checkpoint, cells): for each task the rank correlation of RelDec and RelIE, over the strongest features."""
+    names = next(iter(tasks.values())).checkpoints if tasks else []
+    by_task = [norm_and_effect(features.rel_dec, features.ie.T).correlation for features in tasks.values()]
+    return [(name, [Cell(words.fixed(float(rho[m]))) for rho in by_task]) for m, name in enumerate(names)]
+
+
+@dataclass(frozen=True)
+class LabelCount:
+    """How many features have a label by their decoders."""
+
+    label: str
+    meaning: str
+    all: int
+    tasks: list[tuple[int, int]]
+    """By task: of the features with a class there, and of those among them that are specific to one checkpoint."""
+
+
+def label_counts(found: Diagnostics, tasks: Mapping[str, TaskFeatures]) -> list[LabelCount]:
+    """One row a label, in order."""
+    return [
+        LabelCount(label, meaning, found.counts[label], [_with(label, found, features) for features in tasks.values()])
+        for label, meaning in LABEL_WORDS.items()
+    ]
+
+
+def _with(label: str, found: Diagnostics, features: TaskFeatures) -> tuple[int, int]:
+    rows = [row for row in np.flatnonzero(features.counts) if found.label[features.feature[row]] == label]
+    return len(rows), sum(features.classes[row].startswith("specific:") for row in rows)
+
+
+@dataclass(frozen=True)
+class ExactTable:
+    """How well the estimates rank the features, by their exact effects."""
+
+    tasks: list[tuple[str, int]]
+    """(task, number of features that were ablated)."""
+    rows: list[tuple[str, list[Cell]]]
+    """(checkpoint, cells): for each task the rank correlations of IE, and of RelIE, with the exact one."""
+
+
+def exact_table(exact: Exact, tasks: Sequence[str]) -> ExactTable:
+    """Spearman's rank correlations for those of the tasks on which features were ablated one by one."""
+    found = {(row["task"], row["checkpoint"]): row for row in exact.correlations}
+    known = [task for task in tasks if task in exact.tasks]
+    rows = []
+    for name in exact.checkpoints:
+        rhos = [found[task, name][measure] for task in known for measure in ("ie", "rel_ie")]
+        rows.append((name, [Cell(words.fixed(rho)) for rho in rhos]))
+    return ExactTable([(task, len(exact.features(task))) for task in known], rows)
+
+
+@dataclass(frozen=True)
+class ValidationRow:
+    """The ablation validation of one task and pair; None stands for the mean over them."""
+
+    task: str | None
+    pair: tuple[str, str] | None
+    top_k: int
+    n_features: int
+    cells: list[Cell]
+
+
+def validation_rows(table: pa.Table) -> list[ValidationRow]:
+    """The ablation validation: RelIE, RelDec and their difference with 95 % intervals; means first."""
+    rows = [
+        ValidationRow(
+            row["task"],
+            (row["first"], row["second"]) if row["first"] is not None else None,
+            row["top_k"],
+            row["n_features"],
+            [_interval(row, name) for name in ("rel_ie", "rel_dec", "difference")],
+        )
+        for row in table.to_pylist()
+    ]
+    return sorted(rows, key=lambda row: (row.task is not None, row.pair is not None, row.top_k))
+
+
+def _interval(row: Mapping[str, Any], name: str) -> Cell:
+    value, low, high = (row[f"{name}{bound}"] for bound in ("", "_low", "_high"))
+    return Cell(words.fixed(value), note="" if math.isnan(low) else f"{words.fixed(low)} to {words.fixed(high)}")

@@ -266,12 +266,12 @@ class DiagnosticsConfig:
 class EffectsConfig:
     """[effects]: indirect effects by gradients."""
 
-    method: Method = "integrated"
+    method: Method = "gradient"
     """Where gradients are taken and how effects are aggregated; `released` and `paper` are the paper's ways."""
     baseline: Baseline = "bias"
     """What features are compared with: zero, their means over held-out text, or their values on a second prefix."""
     rule: PathRule = "gauss-legendre"
-    """How `integrated` integrates along the path."""
+    """`gradient`, `integrated`: how the path is integrated."""
     steps: int = 16
     """At how many points."""
     threshold: float = 0.1

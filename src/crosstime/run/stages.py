@@ -10,12 +10,13 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from crosstime import artifact
 from crosstime.analysis.ablation import Ablation, ablate
 from crosstime.analysis.contexts import contexts, load_contexts, save_contexts
-from crosstime.analysis.diagnostics import diagnose
+from crosstime.analysis.diagnostics import Diagnostics, diagnose
 from crosstime.analysis.effects import Effects, attribute
 from crosstime.analysis.exact import Exact, exact_effects
 from crosstime.analysis.features import feature_table
@@ -26,7 +27,7 @@ from crosstime.analysis.validation import TOP_K, validate
 from crosstime.data.task import Task
 from crosstime.report.build import build_report
 from crosstime.report.data import ReportData, RunFacts, TaskEffects, TaskGroup, TrainingPoint
-from crosstime.run.annotations import annotations_hash
+from crosstime.run.annotations import annotations_hash, read_annotations
 from crosstime.run.config import RunConfig
 from crosstime.run.stage import Stage
 from crosstime.run.summary import seconds
@@ -226,6 +227,7 @@ def report_data(run: Run) -> ReportData:
     crosscoder = run.crosscoder.config
     trained = not run.config.crosscoder.from_
     log = read_log(run.folder / TRAINING_LOG) if trained else []
+    exact, validation = _exact(run.folder / "ablation")
     return ReportData(
         title=run.config.report.title or run.folder.resolve().name,
         run=RunFacts(
@@ -245,9 +247,20 @@ def report_data(run: Run) -> ReportData:
         tasks=tuple(TaskEffects.from_json(entry) for entry in run.read_json("effects/tasks.json")),
         ablation=Ablation.load(run.folder / "ablation"),
         contexts=load_contexts(run.folder / "contexts" / "contexts.json"),
+        diagnostics=Diagnostics.load(run.folder / "diagnostics"),
+        exact=exact,
+        validation=validation,
+        annotations=tuple(read_annotations(run.folder)),
         training=tuple(TrainingPoint(r["rows"], r["loss"], r["l0"], r["explained_variance"]) for r in log),
         groups=tuple(TaskGroup(name, tuple(p.name for p in parts)) for name, parts in run.surveyed.items()),
     )
+
+
+def _exact(folder: Path) -> tuple[Exact | None, pa.Table | None]:
+    """The exact effects, and what they validate; None where the run measured none."""
+    if not (folder / "exact.parquet").is_file():
+        return None, None
+    return Exact.load(folder), pq.read_table(folder / "validation.parquet")
 
 
 def _tasks(run: Run) -> dict[str, Any]:
@@ -384,6 +397,7 @@ _STAGES: tuple[Stage[Run], ...] = (
             "compare",
             "crosscoder",
             "evaluation",
+            "diagnostics",
             "effects",
             "ablation",
             "contexts",

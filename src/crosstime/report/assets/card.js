@@ -3,7 +3,8 @@
 
 (function () {
   const { element } = crosstime;
-  const state = { card: null, task: 0 };
+  const MANY = 5; // checkpoints up to which every number is shown at once
+  const state = { card: null, task: 0, drawings: [] };
 
   /** A bar from zero, with the interval on it. `low` and `high` span the scale. */
   function gauge(value, interval, scale, colour, digits, note) {
@@ -33,17 +34,90 @@
 
   function gauges(card, effects) {
     const { checkpoints } = crosstime.report;
-    const ie = effects && span([...effects.ie, ...effects.ie_low, ...effects.ie_high]);
+    const ie = effects && span([...effects.ie, ...effects.ie_low, ...effects.ie_high, ...(effects.exact || []), ...(effects.exact_low || []), ...(effects.exact_high || [])]);
     const norm = span(card.norm);
-    const head = ["Checkpoint", effects ? "IE (95 % interval)" : null, effects ? "RelIE (95 % interval)" : null, "Decoder norm"];
+    const exact = effects && effects.exact;
+    const known = (values, word) => (values ? word : null);
+    const head = [
+      "Checkpoint", known(effects, "IE (95 % interval)"), known(exact, "Exact effect"), known(effects, "RelIE (95 % interval)"), known(exact, "Exact RelIE"), "Decoder norm",
+      known(effects && effects.sign, "Sign consistency"), known(card.nu_error, "ν error"), known(card.nu_reconstruction, "ν reconstruction"),
+    ];
+    const plain = (value) => element("td", { class: "number" }, crosstime.number(value, 2));
     const rows = checkpoints.map((checkpoint, m) => element("tr", {},
       element("th", { scope: "row" }, crosstime.checkpoint(checkpoint)),
       effects ? element("td", {}, gauge(effects.ie[m], [effects.ie_low[m], effects.ie_high[m]], ie, checkpoint.colour, 3)) : null,
+      exact ? element("td", {}, gauge(effects.exact[m], [effects.exact_low[m], effects.exact_high[m]], ie, checkpoint.colour, 3)) : null,
       effects ? element("td", {}, gauge(effects.rel[m], [effects.rel_low[m], effects.rel_high[m]], { low: 0, high: 1 }, checkpoint.colour, 2)) : null,
-      element("td", {}, gauge(card.norm[m], null, norm, checkpoint.colour, 2, `RelDec ${crosstime.share(card.rel_dec[m])}`))));
-    return element("div", { class: "scroll" }, element("table", { class: "gauges" },
+      exact ? element("td", {}, gauge(effects.rel_exact[m], [effects.rel_exact_low[m], effects.rel_exact_high[m]], { low: 0, high: 1 }, checkpoint.colour, 2)) : null,
+      element("td", {}, gauge(card.norm[m], null, norm, checkpoint.colour, 2, `RelDec ${crosstime.share(card.rel_dec[m])}`)),
+      effects && effects.sign ? element("td", { class: "number" }, crosstime.share(effects.sign[m])) : null,
+      card.nu_error ? plain(card.nu_error[m]) : null,
+      card.nu_reconstruction ? plain(card.nu_reconstruction[m]) : null));
+    const table = element("div", { class: "scroll" }, element("table", { class: "gauges" },
       element("thead", {}, element("tr", {}, ...head.filter(Boolean).map((text) => element("th", { scope: "col" }, text)))),
       element("tbody", {}, ...rows)));
+    return checkpoints.length > MANY ? element("details", {}, element("summary", {}, "All numbers, by checkpoint"), table) : table;
+  }
+
+  /** The later one's part of two checkpoints' values. */
+  function part(values, earlier, later) {
+    const [a, b] = [values[earlier], values[later]];
+    return a === null || b === null || a === 0 && b === 0 ? null : Math.abs(b) / (Math.abs(a) + Math.abs(b));
+  }
+
+  /** RelIE and RelDec of every two checkpoints alone, where they are few. */
+  function pairs(card, effects) {
+    const { checkpoints, pairs: compared, frames } = crosstime.report;
+    if (frames.tile) return null;
+    const rows = [["RelIE", effects && effects.ie], ["Exact RelIE", effects && effects.exact], ["RelDec", card.norm]].filter(([, values]) => values);
+    return element("div", { class: "scroll" }, element("table", { class: "tight pairs" },
+      element("thead", {}, element("tr", {}, element("th", { scope: "col" }, "Pair by pair"),
+        ...compared.map(([a, b]) => element("th", { scope: "col", class: "number" }, `${checkpoints[b].name} against ${checkpoints[a].name}`)))),
+      element("tbody", {}, ...rows.map(([title, values]) => element("tr", {}, element("th", { scope: "row" }, title),
+        ...compared.map(([a, b]) => element("td", { class: "number" }, crosstime.share(part(values, a, b)))))),
+      card.cosine ? element("tr", {}, element("th", { scope: "row" }, "Cosine of decoders"),
+        ...compared.map(([a, b]) => element("td", { class: "number" }, crosstime.number(cosine(card, b, a), 2)))) : null)));
+  }
+
+  /** Of two checkpoints' decoder vectors; the card has the lower triangle, in hundredths. */
+  function cosine(card, row, column) {
+    const value = card.cosine[(row * (row - 1)) / 2 + column];
+    return value === null ? null : value / 100;
+  }
+
+  /** What people say of the feature. */
+  function remarks(card) {
+    if (!card.remarks) return null;
+    return element("ul", { class: "remarks" }, ...card.remarks.map((remark) => element("li", {},
+      element("span", { class: "quiet" }, remark.annotator), " ", remark.description,
+      remark.category ? element("span", { class: "tag" }, remark.category) : null,
+      remark.languages.length ? element("span", { class: "quiet" }, ` ${remark.languages.join(", ")}`) : null)));
+  }
+
+  /** Where there are many checkpoints: the feature over training, and its maps of every two of them. */
+  function courses(card, effects) {
+    if (!crosstime.report.frames.tile) return null;
+    const figure = (title, caption, height, draw) => {
+      const place = crosstime.trajectory(`Feature ${card.id}: ${title}`, height);
+      state.drawings.push(() => draw(place));
+      return element("figure", {}, element("figcaption", {}, element("h3", {}, title)), place, element("p", { class: "caption" }, caption));
+    };
+    const none = card.norm.map(() => null);
+    const course = { norm: card.norm, ie: effects ? effects.ie : none, ie_low: effects ? effects.ie_low : none, ie_high: effects ? effects.ie_high : none };
+    return element("div", { class: "courses" },
+      figure("Over training", "Above: IE with its 95 % interval. Below: norm of the decoder vector.", 280, (place) => crosstime.drawTile(place, course)),
+      effects ? figure("Pairwise RelIE", "Of two checkpoints alone: the part of |IE| that the later one (row) holds against the earlier one (column).", 280,
+        (place) => crosstime.drawMap(place, "pairwise", (later, earlier) => part(effects.ie, earlier, later))) : null,
+      card.cosine ? figure("Direction", "Cosine of the decoder vectors at two checkpoints; empty where one of them is next to nothing.", 280,
+        (place) => crosstime.drawMap(place, "directions", (row, column) => cosine(card, row, column))) : null);
+  }
+
+  /** A feature's part of all effects: at each of a few checkpoints, or where it is largest. */
+  function shares(values) {
+    const { checkpoints } = crosstime.report;
+    const at = (m) => `${crosstime.percent(values[m])} at ${checkpoints[m].name}`;
+    if (checkpoints.length <= MANY) return values.map((_, m) => at(m)).join(", ");
+    return `at most ${at(values.indexOf(Math.max(...values)))}`;
   }
 
   function words(card, effects) {
@@ -51,7 +125,7 @@
     const parts = [];
     if (effects) {
       const [life, meaning] = effects.lifecycle.split(": ");
-      const at = checkpoints.map((checkpoint, m) => `${crosstime.percent(effects.share[m])} at ${checkpoint.name}`).join(", ");
+      const at = shares(effects.share);
       parts.push("On ", element("b", {}, tasks[state.task]), ": ", element("b", {}, effects.class), "; ", element("b", {}, life),
         meaning ? ` (${meaning}). ` : ". ");
       if (!["negligible", "undefined"].includes(life)) {
@@ -61,6 +135,10 @@
       parts.push(`Its part of all features’ effect: ${at}. `);
     }
     parts.push(`It fires on ${crosstime.percent(card.frequency)} of held-out tokens.`);
+    if (card.label) {
+      parts.push(" By its decoder: ", element("b", {}, card.label), ` (${crosstime.report.labels[card.label]}); its norm is largest at ${card.reference}.`);
+      if (card.twin !== null) parts.push(" Its twin at other checkpoints is ", element("a", { class: "feature-link", href: `#feature-${card.twin}` }, `feature ${card.twin}`), ".");
+    }
     return element("p", { class: "card-words" }, ...parts);
   }
 
@@ -105,7 +183,8 @@
     if (!card.promoted) return [];
     const list = (pairs) => element("ol", {}, ...pairs.map(([token, value]) =>
       element("li", { class: "pair" }, crosstime.token(token), element("span", {}, (value > 0 ? "+" : "") + crosstime.number(value, 2)))));
-    const columns = crosstime.report.checkpoints.map((checkpoint, m) => element("div", { style: { "--c": checkpoint.colour } },
+    const shown = crosstime.report.decoded.map((m) => crosstime.report.checkpoints[m]);
+    const columns = shown.map((checkpoint, m) => element("div", { style: { "--c": checkpoint.colour } },
       element("p", { class: "column-head" }, crosstime.checkpoint(checkpoint)),
       element("dl", {},
         element("div", {}, element("dt", {}, "promotes"), element("dd", {}, list(card.promoted[m]))),
@@ -140,8 +219,15 @@
     const { card } = state;
     const effects = card.tasks[state.task];
     const dialog = document.getElementById("card");
-    const body = element("div", { class: "card-body" }, taskSwitch(card), words(card, effects), gauges(card, effects), ...contexts(card), ...changes(card));
+    state.drawings = [];
+    const body = element("div", { class: "card-body" }, taskSwitch(card), words(card, effects), remarks(card), courses(card, effects), gauges(card, effects), pairs(card, effects), ...contexts(card), ...changes(card));
     dialog.replaceChildren(bar(`Feature ${card.id}`), body);
+    if (dialog.open) draw();
+  }
+
+  /** The figures need a width, which a closed dialog has not. */
+  function draw() {
+    for (const drawing of state.drawings.splice(0)) drawing();
   }
 
   function open() {
@@ -149,6 +235,7 @@
     document.body.classList.add("card-open");
     if (!dialog.open) dialog.showModal();
     dialog.scrollTop = 0;
+    draw();
   }
 
   /** Closes the card and takes it out of the address, without jumping to the top of the page. */

@@ -14,18 +14,27 @@
     };
   }
 
+  /** The feature of a point: a map's traces name one a row. */
+  function featureOf(point) {
+    const { features } = point.data.meta || {};
+    return features ? features[point.pointIndex[0]] : point.customdata;
+  }
+
   function openOnClick(div) {
     div.on("plotly_click", (event) => {
-      const feature = event.points.length ? event.points[0].customdata : undefined;
+      const feature = event.points.length ? featureOf(event.points[0]) : undefined;
       if (typeof feature === "number") location.hash = `feature-${feature}`;
     });
   }
 
+  crosstime.plot = function (div, { data, layout }, title) {
+    const first = !div.classList.contains("js-plotly-plot");
+    return Plotly.react(div, data, layout, config(title)).then(() => { if (first) openOnClick(div); });
+  };
+
   /** Draws one variant; plotly changes what it is given, so it gets a copy. */
   function draw(div, figure, variant) {
-    const { data, layout } = structuredClone(figure.variants[variant]);
-    const first = !div.classList.contains("js-plotly-plot");
-    return Plotly.react(div, data, layout, config(div.dataset.title)).then(() => { if (first) openOnClick(div); });
+    return crosstime.plot(div, structuredClone(figure.variants[variant]), div.dataset.title);
   }
 
   const near = new IntersectionObserver((entries) => {
@@ -34,40 +43,48 @@
 
   function render(div) {
     near.unobserve(div);
+    if (div.dataset.taskFigure) return drawOfTask(div);
     const key = div.dataset.figure;
     if (div.dataset.drawn || !crosstime.figures[key]) return Promise.resolve();
     div.dataset.drawn = "yes";
     return draw(div, crosstime.figures[key], shown.get(key) || 0);
   }
 
-  async function drawRelative() {
-    const div = document.getElementById("plot-relative");
-    if (!div) return;
+  /** A figure of the task in view; drawn again for every other task. */
+  async function drawOfTask(div) {
     try {
       const task = await crosstime.loadTask(crosstime.state.task);
-      await draw(div, task.relative, 0);
+      div.dataset.drawn = "yes";
+      const place = div.dataset.taskFigure;
+      await draw(div, task.figures[place], shown.get(place) || 0);
     } catch (error) {
       crosstime.complain(div, error);
     }
   }
 
+  function change(container, variant) {
+    for (const key of container.dataset.switch.split(" ")) {
+      shown.set(key, variant);
+      const div = document.getElementById(`plot-${key}`);
+      if (div.dataset.drawn) div.dataset.taskFigure ? drawOfTask(div) : draw(div, crosstime.figures[key], variant);
+    }
+  }
+
   crosstime.startFigures = function () {
-    const divs = [...document.querySelectorAll("[data-figure]")];
+    const divs = [...document.querySelectorAll("[data-figure], [data-task-figure]")];
     for (const div of divs) near.observe(div);
     for (const container of document.querySelectorAll("[data-switch]")) {
+      container.addEventListener("change", (event) => change(container, Number(event.target.value)));
       container.addEventListener("click", (event) => {
         const button = event.target.closest("button");
         if (!button) return;
         crosstime.press(container, button);
-        for (const key of container.dataset.switch.split(" ")) {
-          shown.set(key, Number(button.dataset.variant));
-          const div = document.getElementById(`plot-${key}`);
-          if (div.dataset.drawn) draw(div, crosstime.figures[key], shown.get(key));
-        }
+        change(container, Number(button.dataset.variant));
       });
     }
-    document.addEventListener("crosstime:task", drawRelative);
-    drawRelative();
+    document.addEventListener("crosstime:task", () => {
+      for (const div of document.querySelectorAll("[data-task-figure][data-drawn]")) drawOfTask(div);
+    });
     // Paper has another width than the screen, and shows what was never scrolled to.
     window.addEventListener("beforeprint", () => { for (const div of divs) render(div); });
     matchMedia("print").addEventListener("change", () => {

@@ -31,6 +31,7 @@
   startTasks();
   startPlaces();
   crosstime.startFigures();
+  crosstime.startTrajectories();
   crosstime.startTable();
   crosstime.startCards();
 })();

@@ -3,22 +3,32 @@
 
 (function () {
   const STEP = 40;
+  const MANY = 5;
   const view = { sort: "rank", down: true, limit: STEP, task: null, order: [] };
   const { element } = crosstime;
 
+  /** The columns after the feature's own. Many effects come last, where they may run out of the screen. */
   function columns() {
     const { checkpoints } = crosstime.report;
+    const { rows } = view.task;
+    const many = checkpoints.length > MANY;
+    const effects = checkpoints.map((checkpoint, m) => ({
+      key: `ie-${m}`, title: "IE at ", checkpoint, value: (rows, i) => rows.ie[m][i], number: true,
+      cell: (rows, i, top) => effect(rows.ie[m][i], top, checkpoint.colour),
+    }));
     return [
-      { key: "id", title: "Feature", value: (rows, i) => rows.id[i], number: false },
-      ...checkpoints.map((checkpoint, m) => ({
-        key: `ie-${m}`, title: "IE at ", checkpoint, value: (rows, i) => rows.ie[m][i], number: true,
-      })),
-      { key: "relie", title: "RelIE", value: (rows, i) => centre(rows, i), number: false },
-      { key: "class", title: "Class, lifecycle", value: (rows, i) => crosstime.report.classes[rows.class[i]].words },
-      { key: "frequency", title: "Frequency", value: (rows, i) => rows.frequency[i], number: true },
-      { key: null, title: "Peaks on" },
-      { key: null, title: "Promotes" },
-    ];
+      { key: "id", title: "Feature", value: (rows, i) => rows.id[i], cell: name },
+      ...(many ? [{ key: "rank", title: "Largest IE", value: strength, number: true, cell: largest }] : effects),
+      { key: "relie", title: "RelIE", value: centre, cell: (rows, i) => element("td", {}, stack(rows.rel.map((column) => column[i]), "RelIE")) },
+      rows.exact ? { key: null, title: "Exact RelIE", cell: (rows, i) => element("td", {}, stack(rows.exact[i] || [null], "Exact RelIE")) } : null,
+      { key: "class", title: "Class, lifecycle", value: (rows, i) => crosstime.report.classes[rows.class[i]].words, cell: kind },
+      rows.sign ? { key: "sign", title: "Sign", value: (rows, i) => rows.sign[strongest(rows, i)][i], number: true, cell: sign } : null,
+      { key: "frequency", title: "Frequency", value: (rows, i) => rows.frequency[i], number: true, cell: (rows, i) => element("td", { class: "number" }, crosstime.percent(rows.frequency[i])) },
+      rows.remarks ? { key: null, title: "Described as", cell: (rows, i) => element("td", { class: "said" }, rows.remarks[i].join(" / ") || "–") } : null,
+      { key: null, title: "Peaks on", cell: (rows, i) => tokens(rows.fires[i]) },
+      { key: null, title: "Promotes", cell: (rows, i) => tokens(promoted(rows, i)) },
+      ...(many ? effects : []),
+    ].filter(Boolean);
   }
 
   /** Where in training the effect lies: the mean checkpoint, weighted by RelIE. */
@@ -34,19 +44,19 @@
   }
 
   function text(rows, i) {
-    const parts = [rows.id[i], crosstime.report.classes[rows.class[i]].words, rows.lifecycle[i], ...rows.fires[i], ...promoted(rows, i)];
+    const parts = [rows.id[i], crosstime.report.classes[rows.class[i]].words, rows.lifecycle[i], rows.label ? rows.label[i] : "", ...(rows.remarks ? rows.remarks[i] : []), ...rows.fires[i], ...promoted(rows, i)];
     return parts.join("\n").toLowerCase();
   }
 
   function arrange() {
     const rows = view.task.rows;
     const wanted = document.getElementById("find").value.trim().toLowerCase();
-    const label = document.getElementById("class-filter").value;
+    const group = document.getElementById("class-filter").value;
     const life = document.getElementById("life-filter").value;
     const column = columns().find((item) => item.key === view.sort);
     const value = column ? column.value : strength;
     view.order = rows.id.map((_, i) => i).filter((i) =>
-      (!label || rows.class[i] === label) && (!life || rows.lifecycle[i] === life) && (!wanted || text(rows, i).includes(wanted)));
+      (group === "" || crosstime.report.classes[rows.class[i]].group === Number(group)) && (!life || rows.lifecycle[i] === life) && (!wanted || text(rows, i).includes(wanted)));
     const keys = new Map(view.order.map((i) => [i, value(rows, i)]));
     const sign = view.down ? -1 : 1;
     view.order.sort((a, b) => {
@@ -56,8 +66,8 @@
     });
   }
 
-  function head() {
-    const cells = columns().map((column) => {
+  function head(shown) {
+    const cells = shown.map((column) => {
       const label = column.checkpoint ? [column.title, crosstime.checkpoint(column.checkpoint)] : [column.title];
       if (!column.key) return element("th", { scope: "col" }, ...label);
       const state = view.sort === column.key ? (view.down ? "descending" : "ascending") : "none";
@@ -81,14 +91,13 @@
       text, signed(value, largest, colour));
   }
 
-  function stack(rows, i) {
+  function stack(shares, name) {
     const { checkpoints } = crosstime.report;
-    const shares = rows.rel.map((column) => column[i]);
     if (shares.some((share) => share === null)) return element("span", { class: "quiet" }, "–");
     const title = checkpoints.map((checkpoint, m) => `${checkpoint.name} ${crosstime.share(shares[m])}`).join(" · ");
     const bars = checkpoints.map((checkpoint, m) =>
       element("i", { style: { "--c": checkpoint.colour, width: `${100 * shares[m]}%` } }));
-    return element("span", { class: "stack", title, role: "img", "aria-label": `RelIE: ${title}` }, ...bars);
+    return element("span", { class: `stack${checkpoints.length > MANY ? " many" : ""}`, title, role: "img", "aria-label": `${name}: ${title}` }, ...bars);
   }
 
   function tokens(list) {
@@ -96,35 +105,51 @@
     return element("td", { class: "tokens" }, ...(list.length ? nodes : [element("span", { class: "quiet" }, "–")]));
   }
 
-  function promoted(rows, i) {
+  /** The checkpoint of the selection, or the one at which the feature's effect is largest. */
+  function strongest(rows, i) {
     const m = crosstime.state.checkpoint;
-    const lists = rows.promotes[i];
-    if (!lists.length) return [];
-    if (m >= 0) return lists[m];
-    const strongest = rows.ie.reduce((best, column, k) => (Math.abs(column[i] ?? 0) > Math.abs(rows.ie[best][i] ?? 0) ? k : best), 0);
-    return lists[strongest];
+    if (m >= 0) return m;
+    return rows.ie.reduce((best, column, k) => (Math.abs(column[i] ?? 0) > Math.abs(rows.ie[best][i] ?? 0) ? k : best), 0);
   }
 
-  function row(rows, i, largest) {
-    const { checkpoints, classes } = crosstime.report;
-    const kind = classes[rows.class[i]];
+  function promoted(rows, i) {
+    const lists = rows.promotes[i];
+    return lists.length ? lists[strongest(rows, i)] : [];
+  }
+
+  function name(rows, i) {
     const link = element("a", { href: `#feature-${rows.id[i]}`, class: "feature-link" }, String(rows.id[i]));
-    return element("tr", { "data-feature": rows.id[i] },
-      element("th", { scope: "row" }, link),
-      ...checkpoints.map((checkpoint, m) => effect(rows.ie[m][i], largest, checkpoint.colour)),
-      element("td", {}, stack(rows, i)),
-      element("td", { class: "class" }, crosstime.dot(kind.colour), kind.words, element("small", { title: crosstime.report.lifecycles[rows.lifecycle[i]] }, rows.lifecycle[i])),
-      element("td", { class: "number" }, crosstime.percent(rows.frequency[i])),
-      tokens(rows.fires[i]),
-      tokens(promoted(rows, i)));
+    return element("th", { scope: "row" }, link);
+  }
+
+  function kind(rows, i) {
+    const { words, colour } = crosstime.report.classes[rows.class[i]];
+    const life = rows.lifecycle[i];
+    return element("td", { class: "class" }, crosstime.dot(colour), words, element("small", { title: crosstime.report.lifecycles[life] }, life),
+      rows.label ? element("small", { title: crosstime.report.labels[rows.label[i]] }, `by its decoder ${rows.label[i]}`) : null);
+  }
+
+  function sign(rows, i) {
+    return element("td", { class: "number" }, crosstime.share(rows.sign[strongest(rows, i)][i]));
+  }
+
+  /** The largest effect, and where it is. */
+  function largest(rows, i, top) {
+    const m = strongest(rows, i);
+    const checkpoint = crosstime.report.checkpoints[m];
+    const cell = effect(rows.ie[m][i], top, checkpoint.colour);
+    cell.append(element("small", { class: "quiet" }, "at ", checkpoint.name));
+    return cell;
   }
 
   function show() {
-    const rows = view.task.rows;
-    const largest = Math.max(1e-12, ...rows.ie.map((column) => column.reduce((top, v) => Math.max(top, Math.abs(v ?? 0)), 0)));
-    head();
+    const { rows } = view.task;
+    const top = Math.max(1e-12, ...rows.ie.map((column) => column.reduce((best, v) => Math.max(best, Math.abs(v ?? 0)), 0)));
+    const shown = columns();
+    head(shown);
     const kept = view.order.slice(0, view.limit);
-    document.querySelector("#feature-table tbody").replaceChildren(...kept.map((i) => row(rows, i, largest)));
+    const lines = kept.map((i) => element("tr", { "data-feature": rows.id[i] }, ...shown.map((column) => column.cell(rows, i, top))));
+    document.querySelector("#feature-table tbody").replaceChildren(...lines);
     document.getElementById("more").hidden = view.order.length <= view.limit;
     const all = view.order.length === rows.id.length;
     const count = (value) => value.toLocaleString("en");
@@ -153,8 +178,9 @@
       return;
     }
     const rows = view.task.rows;
-    const known = Object.keys(crosstime.report.classes).filter((label) => rows.class.includes(label));
-    options(document.getElementById("class-filter"), known.map((label) => [label, crosstime.report.classes[label].words]));
+    const known = new Set(rows.class.map((number) => crosstime.report.classes[number].group));
+    const groups = crosstime.report.groups.map((words, i) => [String(i), words]).filter(([i]) => known.has(Number(i)));
+    options(document.getElementById("class-filter"), groups);
     options(document.getElementById("life-filter"), [...new Set(rows.lifecycle)].sort().map((life) => [life, life]));
     view.limit = STEP;
     refresh();
@@ -181,16 +207,20 @@
       const line = event.target.closest("[data-feature]");
       if (line && !event.target.closest("a")) location.hash = `feature-${line.dataset.feature}`;
     });
-    const marks = document.querySelector("[data-checkpoint-switch]");
-    marks.addEventListener("click", (event) => {
-      const button = event.target.closest("button");
-      if (!button) return;
-      crosstime.press(marks, button);
-      crosstime.state.checkpoint = Number(button.dataset.checkpoint);
+    const rankAt = (checkpoint) => {
+      crosstime.state.checkpoint = checkpoint;
       view.sort = "rank";
       view.down = true;
       again();
+    };
+    const marks = document.querySelector("[data-checkpoint-switch]");
+    marks?.addEventListener("click", (event) => {
+      const button = event.target.closest("button");
+      if (!button) return;
+      crosstime.press(marks, button);
+      rankAt(Number(button.dataset.checkpoint));
     });
+    document.getElementById("rank")?.addEventListener("change", (event) => rankAt(Number(event.target.value)));
     document.addEventListener("crosstime:task", changeTask);
     changeTask();
   };

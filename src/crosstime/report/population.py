@@ -1,0 +1,45 @@
+"""How many features are there at each checkpoint, and how many of them are new or gone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from crosstime.report.features import TaskFeatures
+
+PRESENT = 0.3
+"""A feature is present at a checkpoint that holds so much of an equal share: PRESENT / M, as in its lifecycle."""
+
+
+@dataclass(frozen=True)
+class Population:
+    """Counts of features, by checkpoint."""
+
+    present: Int[np.ndarray, " M"]
+    arrived: Int[np.ndarray, " M"]
+    """Present here and not at the checkpoint before; 0 at the first."""
+    left: Int[np.ndarray, " M"]
+    """Not present here, but at the checkpoint before; 0 at the first."""
+
+
+def present(relative: Float[np.ndarray, "F M"]) -> Bool[np.ndarray, "F M"]:
+    """Where a feature is present, by its RelIE or RelDec; nowhere where that is undefined."""
+    return np.nan_to_num(relative) >= PRESENT / relative.shape[1]
+
+
+def by_decoder(features: TaskFeatures) -> Population:
+    """Of the features that fire on held-out text, by RelDec."""
+    return population(present(features.rel_dec) & (features.frequency > 0)[:, None])
+
+
+def by_effect(features: TaskFeatures) -> Population:
+    """Of the features with an effect large enough for a class, by RelIE."""
+    return population(present(features.rel_ie) & features.counts[:, None])
+
+
+def population(there: Bool[np.ndarray, "F M"]) -> Population:
+    """Counts what is there."""
+    before = np.concatenate([there[:, :1], there[:, :-1]], axis=1)
+    return Population(there.sum(axis=0), (there & ~before).sum(axis=0), (before & ~there).sum(axis=0))
