@@ -21,6 +21,7 @@ from crosstime.run.cost import H100, Cost, estimate
 from crosstime.run.screen import columns, gigabytes, hours
 from crosstime.run.stage import states
 from crosstime.run.stages import stages
+from crosstime.run.tokens import check_texts
 from crosstime.run.values import Run
 
 WIDTH = 100
@@ -36,6 +37,7 @@ def dry_run(run: Run) -> str:
         ValueError: something in run.toml, or what it names, is wrong.
     """
     run.check_inputs()
+    check_texts(run)
     shape = Shape.of(run.metadata.config, trust_remote_code=run.metadata.trust_remote_code)
     cost = estimate(run.config, shape)
     download = _download(run.metadata.places, shape)
