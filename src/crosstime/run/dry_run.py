@@ -47,6 +47,7 @@ def dry_run(run: Run) -> str:
         ("compared", ", ".join(run.config.compare.checkpoints) or f"{run.config.compare.number}, chosen by the survey"),
         ("crosscoder", _crosscoder(run, cost)),
         ("training", _training(run, cost)),
+        ("text", _text(run)),
         *(("task", _task(run, task)) for task in run.attributed),
         ("stages to do", _undone(run)),
         ("time", f"{hours(cost.seconds)} GPU-hours to train: an estimate for {H100}"),
@@ -87,6 +88,16 @@ def _training(run: Run, cost: Cost) -> str:
         f"{cost.rows:,} rows in {training.steps:,} steps, from {token_count(cost.tokens)} tokens in blocks of "
         f"{run.config.text.context}; seed {training.seed}"
     )
+
+
+def _text(run: Run) -> str:
+    config = run.config.text
+    names = [path.name for path in run.train_files]
+    for text in config.hub:
+        share = f"{text.share:.0%}" if text.share else None
+        names.append(" ".join(filter(None, (share, text.repo, text.config))))
+    limit = f"; at most {token_count(config.limit_tokens)} tokens" if config.limit_tokens else ""
+    return f"{', '.join(names)}; {config.packing}{limit}"
 
 
 def _task(run: Run, task: Task) -> str:
