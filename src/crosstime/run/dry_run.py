@@ -55,7 +55,11 @@ def dry_run(run: Run) -> str:
         ("download", _room(download, Path(constants.HF_HUB_CACHE), "of weights")),
         ("disk", _room(cost.run_bytes, run.folder, "at most")),
     ]
-    rows = [(label if n == 0 else "", line) for label, fact in facts for n, line in enumerate(wrap(fact, WIDTH))]
+    rows = [
+        (label if n == 0 else "", line)
+        for label, fact in facts
+        for n, line in enumerate(wrap(fact, WIDTH, break_on_hyphens=False))
+    ]
     return columns(rows)
 
 
