@@ -171,7 +171,8 @@ def exact(features: pa.Table, chosen: list[str], rng: np.random.Generator, k: in
         ie = np.stack([of_task[f"ie_{name}"].to_numpy() for name in chosen], axis=1)
         rows = np.sort(np.argsort(-np.abs(ie).max(axis=1), kind="stable")[:k])
         true = ie[rows] * rng.normal(1.0, 0.15, (k, n))
-        share = np.abs(true) / np.abs(true).sum(axis=1, keepdims=True)
+        with np.errstate(invalid="ignore"):
+            share = np.abs(true) / np.abs(true).sum(axis=1, keepdims=True)
         columns: dict[str, object] = {
             "task": [task] * (k * n),
             "feature": np.repeat(rows.astype(np.int32), n),

@@ -152,6 +152,112 @@ def test_the_page_is_never_wider_than_the_screen(visit, reports, width):
     assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
+@pytest.mark.parametrize("n", [2, 3, 8, 32])
+def test_every_figure_of_a_whole_report_is_drawn(visit, whole_reports, n):
+    page = visit(whole_reports[n]).ready().page
+    places = page.locator("[data-figure], [data-task-figure], #tiles .plot")
+    assert page.locator("#tiles .plot").count() == (12 if n > 3 else 0)
+    for i in range(places.count()):
+        places.nth(i).scroll_into_view_if_needed()
+        places.nth(i).locator(".main-svg").first.wait_for(state="attached", timeout=SETTLE)
+    assert page.locator(".notice").count() == 0
+
+
+def test_the_card_of_a_feature_over_many_checkpoints(visit, whole_reports):
+    one = visit(whole_reports[8]).ready()
+    page = one.page
+    feature = one.ids()[0]
+    page.evaluate(f"location.hash = 'feature-{feature}'")
+    page.wait_for_selector("#card[open] .courses .main-svg", timeout=SETTLE)
+    page.wait_for_function("document.querySelectorAll('#card .courses .js-plotly-plot').length === 3")
+    band, effect, norm = page.evaluate("document.querySelector('#card .courses .plot').data.map((trace) => trace.y)")
+    tile = page.evaluate("crosstime.tasks[0].tiles[0]")
+    assert (tile["id"], effect, norm) == (feature, tile["ie"], pytest.approx(tile["norm"], rel=1e-2))
+    assert band == [*tile["ie_high"], *reversed(tile["ie_low"])]
+    maps = page.evaluate("[...document.querySelectorAll('#card .courses .plot')].slice(1).map((p) => p.data[0].z)")
+    for rows in maps:
+        assert all(rows[i][j] is None for i in range(8) for j in range(i, 8))
+    pair = abs(effect[5]) / (abs(effect[5]) + abs(effect[2]))
+    assert maps[0][5][2] == pytest.approx(pair, rel=1e-6)
+    cosine = page.evaluate(f"crosstime.loadCard({feature}).then((card) => card.cosine)")
+    assert maps[1][5][2] == pytest.approx(cosine[5 * 4 // 2 + 2] / 100)
+    page.click("#card summary")
+    assert page.locator("#card .gauges tbody tr").count() == 8
+    assert "by its decoder" in page.inner_text("#card .card-words").lower()
+
+
+def test_the_card_of_few_checkpoints_has_their_pairs(visit, whole_reports):
+    one = visit(whole_reports[3]).ready()
+    page, feature = one.page, one.ids()[0]
+    page.evaluate(f"location.hash = 'feature-{feature}'")
+    page.wait_for_selector("#card[open] .pairs", timeout=SETTLE)
+    heads = page.locator("#card .pairs thead th").all_inner_texts()
+    assert heads[1:] == ["step1000 against step256", "step3786 against step1000", "step3786 against step256"]
+    rows = page.locator("#card .pairs tbody th").all_inner_texts()
+    assert rows == ["RelIE", "Exact RelIE", "RelDec", "Cosine of decoders"]
+    effects = page.evaluate(f"crosstime.loadCard({feature}).then((card) => card.tasks[0].ie)")
+    shown = page.locator("#card .pairs tbody tr").first.locator("td").all_inner_texts()
+    assert float(shown[0]) == pytest.approx(abs(effects[1]) / (abs(effects[0]) + abs(effects[1])), abs=0.006)
+
+
+def test_annotations_are_shown_found_and_stay_text(visit, whole_reports):
+    one = visit(whole_reports[3]).ready()
+    page = one.page
+    page.fill("#find", "plural nouns")
+    ids = one.ids()
+    assert ids
+    assert all("plural nouns" in text for text in page.locator("#feature-table tbody tr").all_inner_texts())
+    assert page.locator("#features b, #features img").count() == 0
+    page.evaluate(f"location.hash = 'feature-{ids[0]}'")
+    page.wait_for_selector("#card[open] .remarks li", timeout=SETTLE)
+    assert "Ada" in page.inner_text("#card .remarks")
+    assert "en, fr" in page.inner_text("#card .remarks")
+    assert page.locator("#card .remarks b, #card .remarks img").count() == 0
+
+
+def test_the_table_of_many_checkpoints_scrolls_beside_the_features(visit, whole_reports):
+    one = visit(whole_reports[32]).ready()
+    page = one.page
+    assert page.locator("#feature-table thead th").count() > 32
+    page.evaluate("document.querySelector('#features .scroll').scrollLeft = 2000")
+    box = page.locator("#feature-table tbody th").first.bounding_box()
+    frame = page.locator("#features .scroll").bounding_box()
+    assert box["x"] == pytest.approx(frame["x"], abs=1)
+    page.select_option("#rank", "31")
+    strongest = page.evaluate("crosstime.order[0]")
+    rows = page.evaluate("crosstime.tasks[0].rows")
+    last = [abs(value) for value in rows["ie"][31]]
+    assert last[rows["id"].index(strongest)] == max(last)
+    assert one.ids()[0] == strongest
+    page.select_option("#class-filter", label="shared by 2 to 8 checkpoints")
+    assert one.ids()
+
+
+def test_tiles_and_task_figures_follow_the_task(visit, whole_reports):
+    page = visit(whole_reports[8]).ready().page
+    before = page.locator("#tiles figcaption a").all_inner_texts()
+    page.locator('[data-task-switch] [data-task="1"]').first.click()
+    page.wait_for_function("crosstime.tasks[1]")
+    first = page.evaluate("crosstime.tasks[1].tiles[0].id")
+    page.wait_for_function(f"document.querySelector('#tiles a').textContent === 'Feature {first}'")
+    assert page.locator("#tiles figcaption a").all_inner_texts() != before
+
+
+def test_a_switch_of_many_checkpoints_is_a_list(visit, whole_reports):
+    page = visit(whole_reports[32]).ready().page
+    page.locator("#plot-overlap-10").scroll_into_view_if_needed()
+    page.locator("#plot-overlap-10 .main-svg").first.wait_for(state="attached", timeout=SETTLE)
+    page.select_option('[data-switch="overlap-10 overlap-100"] select', "31")
+    wanted = page.evaluate("JSON.stringify(crosstime.figures['overlap-10'].variants[31].data[0].z)")
+    page.wait_for_function(f"JSON.stringify(document.getElementById('plot-overlap-10').data[0].z) === {wanted!r}")
+
+
+@pytest.mark.parametrize("width", [390, 1280, 1920])
+def test_a_page_of_everything_is_never_wider_than_the_screen(visit, whole_reports, width):
+    page = visit(whole_reports[32], width=width).ready().page
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
 def test_a_report_without_effects_still_works(visit, synthetic, tmp_path):
     data = synthetic.report_data(n_features=64)
     build_report(dataclasses.replace(data, features=None, tasks=(), contexts={}, ablation=None), tmp_path)

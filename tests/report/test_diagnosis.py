@@ -14,7 +14,7 @@ def test_every_label_has_words():
 
 def test_only_checkpoints_at_which_the_decoder_is_absent_speak_against_it(synthetic):
     found = dataclasses.replace(
-        synthetic.whole_data(n_features=2).diagnostics,
+        synthetic.diagnostics(2, ["a", "b", "c"], np.random.default_rng(0)),
         strength=np.array([[1.0, 0.1, 0.05], [1.0, 0.9, 0.8]]),
         nu_error=np.array([[1.0, 0.3, np.nan], [1.0, 1.0, 1.0]]),
         nu_reconstruction=np.array([[1.0, 0.1, 0.2], [1.0, 1.0, 1.0]]),

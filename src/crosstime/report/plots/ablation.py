@@ -14,7 +14,7 @@ from crosstime.report import words
 from crosstime.report.colour import FAINT, PALE, RULE, SOFT
 from crosstime.report.plots.figure import Figure, clipped, escaped, floats, padded, styled
 
-POINTS = 3000
+POINTS = 2000
 """Rows drawn at most."""
 
 

@@ -10,7 +10,8 @@ from crosstime.report.colour import FAINT, SOFT
 from crosstime.report.diagnosis import LABEL_WORDS, against_absence
 from crosstime.report.plots.figure import CENTRE, Figure, floats, note, styled
 
-POINTS = 3000
+POINTS = 1500
+"""Features drawn at most: an even sample of more."""
 LABEL_COLOURS = {
     "emerged": "#2d2b66",
     "maintained": "#2a9489",
