@@ -79,6 +79,14 @@ def test_a_gate_at_every_checkpoint_costs_memory_for_each():
     assert gated - plain == 1024 * 24_576 * (24 * 32 - 8)
 
 
+def test_a_crosscoder_that_is_not_trained_costs_no_training():
+    config = preset.settings("pythia-1b-1B-4B-286B")
+    found = estimate(replace(config, crosscoder=replace(config.crosscoder, from_="theirs")), PYTHIA)
+    assert (found.rows, found.tokens, found.seconds) == (0, 0, 0)
+    assert found.gpu_bytes < estimate(config, PYTHIA).gpu_bytes
+    assert found.run_bytes == 4 * 201_326_592 + 2 * 428_032_000
+
+
 def test_what_the_table_says_of_the_papers_budget():
     """The paper's code takes 6 and 12 hours on an A100. By hand: 42 minutes of passes, 11 of products, 5 of Adam."""
     assert 0.8 < cost("pythia-1b-1B-4B-286B").gpu_hours < 1.2

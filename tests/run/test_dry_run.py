@@ -1,5 +1,6 @@
 """Dry runs: what can be told and found wrong without weights. The hub is ours, and holds none."""
 
+import functools
 import os
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from huggingface_hub import constants
 import families
 from crosstime import cli
 from crosstime.lm import hub
-from crosstime.run import config, preset
+from crosstime.run import config, preset, tasks
 from users_run import edit, write_inputs
 
 EACH = [(name, rule) for name, found in preset.PRESETS.items() for rule in found.rules]
@@ -35,6 +36,14 @@ def server(served, cache, monkeypatch):
     monkeypatch.setattr(hub, "RETRY_WAITS", (0.0, 0.0, 0.0))
     served.requests.clear()
     return served
+
+
+@pytest.fixture(autouse=True, scope="module")
+def sets_are_read_once():
+    """Under the type checks of the tests, reading BLiMP takes longer than all else."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tasks, "load_blimp", functools.cache(tasks.load_blimp))
+        yield
 
 
 @pytest.fixture
@@ -105,6 +114,7 @@ def test_the_screen_of_the_papers_three_way_crosscoder(three_way, dry_run):
     assert screen["compared"] == "step512, step2000, main"
     assert screen["crosscoder"].startswith("16,384 features, 201.3M weights, l1")
     assert screen["training"].startswith("399,998,976 rows in 97,656 steps, from 400M tokens in blocks of 1024")
+    assert screen["text"] == "monology/pile-uncopyrighted; document-start; at most 428M tokens"
     assert screen["stages to do"].split(", ")[0] == "suite"
     assert screen["time"].startswith("1.0 GPU-hours to train: an estimate for one H100")
     assert screen["memory"].startswith("about 17 GB")
@@ -143,6 +153,8 @@ def test_the_command_as_users_type_it(served, tmp_path):
         ("layer = 8 ", "lyer = 8 ", "[crosscoder] unknown key `lyer`; the nearest is 'layer'"),
         ("context = 1024", "context = 4096", "text.context is 4096: the models have 2048 positions"),
         ('device = "auto"', 'device = "cuda"', "device cuda is not available"),
+        ('pile-uncopyrighted"', 'pile"', "there is no repository monology/pile on the hub"),
+        ('pile-uncopyrighted"', 'pile-uncopyrighted"\nsplit = "trian"', "has no split 'trian'; the nearest is 'train'"),
         ('sets = ["subject-verb"]', 'sets = ["subject-verbs"]', "there is no BLiMP set 'subject-verbs'"),
         ('rule = "l1"', 'rule = "l2"', "`rule` must be one of"),
         ("features = 16_384", "features = 0", "crosscoder.features must be at least 1"),
@@ -183,6 +195,7 @@ def test_a_users_own_run(tmp_path, users_suite, dry_run, error):
     folder = write_inputs(tmp_path, users_suite)
     screen, err = dry_run(folder)
     assert err == ""
+    assert screen["text"] == "text ü.txt; packed"
     assert screen["task"].startswith("agreement of mine: 4 prompts from 4 pairs")
     assert screen["download"].startswith("0.0 GB of weights")
     (folder / "text ü.txt").rename(folder / "elsewhere.txt")

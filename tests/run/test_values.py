@@ -1,9 +1,11 @@
 """What a run makes of run.toml: its tasks, and the sets that the survey looks at one by one."""
 
 import json
+import shutil
 
 import pytest
 
+import tiny
 from crosstime.run import config, stages
 from crosstime.run.toml import build
 from crosstime.run.values import Run
@@ -85,3 +87,14 @@ def test_a_task_without_the_second_prefixes_that_effects_need_is_found_before_an
     make(mine)._check_tasks()
     with pytest.raises(ValueError, match="task mine has no second prefixes"):
         make(mine, effects={"baseline": "patch"})._check_tasks()
+
+
+def test_a_tokenizer_beside_the_checkpoints_is_that_of_all_and_decides(make, tiny_suite, tmp_path):
+    bare = shutil.copytree(tiny_suite, tmp_path / "suite", ignore=shutil.ignore_patterns("*token*"))
+    shutil.copytree(tiny_suite / "step0", tmp_path / "words", ignore=shutil.ignore_patterns("*.safetensors", "config*"))
+    run = make({"name": "some", "sets": ["distractor"]}, suite={"folder": "suite", "tokenizer": "words"})
+    assert run.tokenizer.get_vocab() == tiny.make_tokenizer().get_vocab()
+    decide = run.metadata.deciding_files(bare / "step0")
+    assert decide[0] == bare / "step0" / "config.json"
+    assert {path.parent for path in decide[1:]} == {tmp_path / "words"}
+    assert {"config.json", "tokenizer.json"} <= set(run.fingerprints()[0]["files"])

@@ -95,8 +95,9 @@ def estimate(config: RunConfig, shape: Shape, device: Device = H100) -> Cost:
         device: what it runs on.
     """
     checkpoints, layer = config.compare.size, config.crosscoder.layer_of(shape.layers)
-    training, context, features = config.training, config.text.context, config.crosscoder.features
-    rows = training.steps * training.batch_size
+    context, features, trained = config.text.context, config.crosscoder.features, not config.crosscoder.from_
+    steps = config.training.steps if trained else 0
+    rows = steps * config.training.batch_size
     tokens = round(rows * context / (context - config.positions.first_trained))
     weights = 2 * checkpoints * shape.width * features
     # A token attends to half of its sequence on average; scores and mixing cost 2 S D each for a whole one.
@@ -104,8 +105,8 @@ def estimate(config: RunConfig, shape: Shape, device: Device = H100) -> Cost:
     harvest_flop = float(tokens) * checkpoints * per_token
     product_flop = float(rows) * FLOP_PER_WEIGHT_AND_ROW * weights
     seconds = harvest_flop / device.harvest + product_flop / device.products
-    moved = STEP_BYTES * weights + 2 * _code_bytes(config)
-    seconds += training.steps * moved / device.bandwidth
+    seconds += steps * (STEP_BYTES * weights + 2 * _code_bytes(config)) / device.bandwidth
+    analysis = _analysis_bytes(config, shape, weights)
     return Cost(
         rows=rows,
         tokens=tokens,
@@ -113,7 +114,7 @@ def estimate(config: RunConfig, shape: Shape, device: Device = H100) -> Cost:
         harvest_flop=harvest_flop,
         product_flop=product_flop,
         seconds=seconds,
-        gpu_bytes=max(_training_bytes(config, shape, weights), _analysis_bytes(config, shape, weights)),
+        gpu_bytes=max(_training_bytes(config, shape, weights), analysis) if trained else analysis,
         run_bytes=_run_bytes(config, shape, weights),
     )
 
@@ -150,6 +151,6 @@ def _ring_bytes(config: RunConfig, shape: Shape) -> int:
 
 def _run_bytes(config: RunConfig, shape: Shape, weights: int) -> int:
     """A new state is written before the old one goes; each is the crosscoder, Adam's moments and the ring."""
-    state = 12 * weights + _ring_bytes(config, shape)
+    state = 0 if config.crosscoder.from_ else 12 * weights + _ring_bytes(config, shape)
     token = 2 if shape.vocabulary <= 1 << 16 else 4
     return 2 * state + 4 * weights + token * (config.text.limit_tokens or 0)

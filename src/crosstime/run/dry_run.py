@@ -47,6 +47,7 @@ def dry_run(run: Run) -> str:
         ("compared", ", ".join(run.config.compare.checkpoints) or f"{run.config.compare.number}, chosen by the survey"),
         ("crosscoder", _crosscoder(run, cost)),
         ("training", _training(run, cost)),
+        ("text", _text(run)),
         *(("task", _task(run, task)) for task in run.attributed),
         ("stages to do", _undone(run)),
         ("time", f"{hours(cost.seconds)} GPU-hours to train: an estimate for {H100}"),
@@ -54,7 +55,11 @@ def dry_run(run: Run) -> str:
         ("download", _room(download, Path(constants.HF_HUB_CACHE), "of weights")),
         ("disk", _room(cost.run_bytes, run.folder, "at most")),
     ]
-    rows = [(label if n == 0 else "", line) for label, fact in facts for n, line in enumerate(wrap(fact, WIDTH))]
+    rows = [
+        (label if n == 0 else "", line)
+        for label, fact in facts
+        for n, line in enumerate(wrap(fact, WIDTH, break_on_hyphens=False))
+    ]
     return columns(rows)
 
 
@@ -71,19 +76,32 @@ def _model(run: Run, shape: Shape) -> str:
 
 
 def _crosscoder(run: Run, cost: Cost) -> str:
-    config = run.config
+    config, where = run.config, f"after block {run.layer} of 0 to {run.metadata.n_layers - 1}"
+    if config.crosscoder.from_:
+        return f"that of {config.crosscoder.from_}; {where}"
     return (
-        f"{config.crosscoder.features:,} features, {cost.weights / 1e6:,.1f}M weights, {config.sparsity.rule}; after "
-        f"block {run.layer} of 0 to {run.metadata.n_layers - 1}"
+        f"{config.crosscoder.features:,} features, {cost.weights / 1e6:,.1f}M weights, {config.sparsity.rule}; {where}"
     )
 
 
 def _training(run: Run, cost: Cost) -> str:
     training = run.config.training
+    if not cost.rows:
+        return "none"
     return (
         f"{cost.rows:,} rows in {training.steps:,} steps, from {token_count(cost.tokens)} tokens in blocks of "
         f"{run.config.text.context}; seed {training.seed}"
     )
+
+
+def _text(run: Run) -> str:
+    config = run.config.text
+    names = [path.name for path in run.train_files]
+    for text in config.hub:
+        share = f"{text.share:.0%}" if text.share else None
+        names.append(" ".join(filter(None, (share, text.repo, text.config))))
+    limit = f"; at most {token_count(config.limit_tokens)} tokens" if config.limit_tokens else ""
+    return f"{', '.join(names)}; {config.packing}{limit}"
 
 
 def _task(run: Run, task: Task) -> str:

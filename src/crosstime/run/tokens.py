@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -137,8 +138,8 @@ def _check(run: Run, texts: Sequence[Text]) -> None:
     for text in texts:
         tokenisation = _tokenisation(run, text.source)
         tokenisation.packing.least(tokenisation.frame)
-        if isinstance(text.source, HubText):
-            text.source.check()
+    with ThreadPoolExecutor() as pool:  # the hub takes seconds to answer for each
+        list(pool.map(HubText.check, [text.source for text in texts if isinstance(text.source, HubText)]))
 
 
 def _fill(run: Run, text: Text, folder: Path) -> Blocks:
