@@ -9,17 +9,19 @@ from crosstime import demo
 
 LAYER = 3
 CONFIG = ct.TrainConfig(rows=600_000, batch_size=1024, lr=2e-3, ring_rows=65_536)
-SPARSITY = ct.L1(1.2)
 """The demo's recipe, on fewer rows."""
+SPARSITY = ct.L1(1.2)
 
 
-def crosscoder(checkpoints: list[str], folder: Path) -> ct.Crosscoder:
+def crosscoder(
+    checkpoints: list[str], folder: Path, sparsity: ct.Sparsity = SPARSITY, config: ct.TrainConfig = CONFIG
+) -> ct.Crosscoder:
     """The crosscoder over some checkpoints, from `folder`, where it is left for the next study."""
-    place = folder / "-".join(checkpoints)
+    place = folder / f"{'-'.join(checkpoints)}-{sparsity.rule}-{config.seed}"
     if not (place / "model.safetensors").is_file():
         suite = ct.Suite.from_folder(demo.SUITE, checkpoints)
         corpus = ct.Corpus.from_text(demo.TRAIN_TEXT, suite.tokenizer, context=128)
-        ct.train(suite, corpus, layer=LAYER, features=4096, sparsity=SPARSITY, config=CONFIG).save_pretrained(place)
+        ct.train(suite, corpus, layer=LAYER, features=4096, sparsity=sparsity, config=config).save_pretrained(place)
     return ct.Crosscoder.from_pretrained(place)
 
 

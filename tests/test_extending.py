@@ -3,6 +3,9 @@
 import re
 from pathlib import Path
 
+import pytest
+import torch
+
 EXTENDING = (Path(__file__).parents[1] / "docs" / "extending.md").read_text(encoding="utf-8")
 SECTIONS = dict(re.findall(r"^## ([^\n]+)\n(.*?)(?=^## |\Z)", EXTENDING, flags=re.MULTILINE | re.DOTALL))
 
@@ -26,3 +29,23 @@ def test_a_new_task(capsys):
     assert "4 prompts, skipped: {}" in printed
     assert "There, on the table, she met one | <|endoftext|> There, on the table, she met two" in printed
     assert names["found"].token_accuracy.shape == (2, 1)
+
+
+def test_a_new_sparsity_rule(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = run("A new sparsity rule")
+    crosscoder = names["crosscoder"]
+    rows = torch.randn(5, 2, 128, generator=torch.Generator().manual_seed(0)) * 10
+    fires = (crosscoder.encode(rows) > 0).unflatten(-1, (-1, 16)).sum(-1)
+    assert fires.max() == 1, "one feature of a group"
+    assert fires.sum() > 5
+    with pytest.raises(ValueError, match="size 16 does not divide 100"):
+        names["GroupMax"](size=16).check(100)
+
+
+def test_a_new_architecture(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    names = run("A new architecture")
+    assert "torch.Size([1, 5, 32]) torch.Size([1, 5, 4096])" in capsys.readouterr().out
+    whole = names["AutoModelForCausalLM"].from_pretrained("own-run/step2")
+    torch.testing.assert_close(names["model"].upper(names["residual"]), whole(names["tokens"]).logits)

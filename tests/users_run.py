@@ -58,6 +58,7 @@ blocks = 4
 
 ARTIFACTS = (
     "suite",
+    "tokens",
     "survey",
     "compare",
     "crosscoder",

@@ -32,8 +32,10 @@ if TYPE_CHECKING:
     from crosstime.data.blimp import load_blimp
     from crosstime.data.clams import load_clams
     from crosstime.data.corpus import Corpus
+    from crosstime.data.hub_text import HubText
     from crosstime.data.jsonl import load_jsonl
     from crosstime.data.multiblimp import load_multiblimp
+    from crosstime.data.packing import DocumentStart, Packed
     from crosstime.data.positions import Positions
     from crosstime.data.task import Pair, Prompts, Task
     from crosstime.lm.split import SplitLM
@@ -49,6 +51,9 @@ _HOME = {
     "SplitLM": "lm.split",
     "Positions": "data.positions",
     "Corpus": "data.corpus",
+    "HubText": "data.hub_text",
+    "Packed": "data.packing",
+    "DocumentStart": "data.packing",
     "Pair": "data.task",
     "Task": "data.task",
     "Prompts": "data.task",
@@ -102,6 +107,9 @@ __all__ = [  # noqa: RUF022 (the order of the data's way)
     "SplitLM",
     "Positions",
     "Corpus",
+    "HubText",
+    "Packed",
+    "DocumentStart",
     "Pair",
     "Task",
     "Prompts",

@@ -98,6 +98,15 @@ def run(run_dir: RunDir, dry_run: tyro.conf.FlagCreatePairsOff[bool] = False) ->
     print(summary.table(summary.headline(run_dir, _folders(run_dir))))
 
 
+def tokens(run_dir: RunDir) -> None:
+    """Tokenise the text, or go on where that was interrupted. Needs no GPU.
+
+    Args:
+        run_dir: A folder with a run.toml.
+    """
+    _bring_up_to_date(run_dir, "tokens")
+
+
 def survey(run_dir: RunDir) -> None:
     """Every checkpoint on every task.
 
@@ -339,7 +348,7 @@ def annotate(action: tyro.conf.Positional[Literal["export", "import"]]) -> None:
 COMMANDS: dict[str, Callable[..., None]] = {
     command.__name__.removesuffix("_"): command
     for command in (
-        *(demo, new, run, survey, train, evaluate, diagnose, attribute, ablate, report, show, table),
+        *(demo, new, run, tokens, survey, train, evaluate, diagnose, attribute, ablate, report, show, table),
         *(annotate, import_, export),
     )
 }
@@ -527,6 +536,7 @@ def _quiet_libraries() -> None:
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")  # read when `datasets` is imported
     hub_logging.set_verbosity_error()
 
 

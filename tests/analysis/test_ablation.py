@@ -32,6 +32,7 @@ def effects_with(ie: np.ndarray, task: str, checkpoints: list[str]) -> Effects:
     relative = np.full((f, m), np.nan)
     return Effects(
         task=task, method="integrated", baseline="bias", checkpoints=checkpoints, n_examples=1, skipped={},
+        explained=np.ones(m),
         ie=ie, ie_low=bounds, ie_high=bounds, rel_ie=relative, rel_ie_low=relative, rel_ie_high=relative,
         sign_consistency=bounds, error=numbers, total=numbers, gap=numbers, metric_clean=numbers, metric_end=numbers,
     )  # fmt: skip

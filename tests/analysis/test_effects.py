@@ -26,6 +26,8 @@ METHODS = ("integrated", "gradient", "released", "paper")
 BASELINES = ("bias", "mean", "patch")
 EVERY_WAY = list(product(METHODS, BASELINES))
 STEPS, THRESHOLD, BATCH, COLUMNS = 4, 0.02, 3, 5
+CLEAN = (np.zeros(1), np.ones(1))
+"""The point where the path begins, and nothing else."""
 
 
 def _text(models):
@@ -98,7 +100,10 @@ def _compared_with(crosscoder, models, prompts, baseline, first):
 
 def _by_autograd(crosscoder, models, prompts, method, baseline):
     """IE [M, F] and error effect [M] by definition: gradients with respect to the features, prompt by prompt."""
-    rule, steps = {"integrated": ("gauss-legendre", STEPS), "paper": ("left", PAPER_STEPS)}.get(method, ("left", 1))
+    integral = nodes_and_weights("gauss-legendre", STEPS)
+    rules = {"gradient": (CLEAN, integral), "integrated": (integral, integral), "released": (CLEAN, CLEAN)}
+    rules["paper"] = (nodes_and_weights("left", PAPER_STEPS),) * 2
+    single, together = (list(zip(*rule, strict=True)) for rule in rules[method])
     first = crosscoder.config.positions.first_encoded
     effects, errors = {}, {}
     for n, ends in enumerate(_compared_with(crosscoder, models, prompts, baseline, first)):
@@ -107,14 +112,14 @@ def _by_autograd(crosscoder, models, prompts, method, baseline):
         for m, model in enumerate(models):
             f_end, error_end = ends[m]
             effects[n, m], errors[n, m] = torch.zeros(len(x[m]), 40, dtype=torch.float64), 0.0
-            for node, weight in zip(*nodes_and_weights(rule, steps), strict=True):
+            for node in {node for node, _ in [*single, *together]}:
                 f_at = (f[m] + node * (f_end - f[m])).requires_grad_()
                 error_at = (error[m] + node * (error_end - error[m])).requires_grad_()
                 z = torch.cat([x[m][:first], crosscoder.decode(f_at)[:, m] + error_at])
                 log_p = model.upper(z[None])[0, -1].log_softmax(-1)
                 g_f, g_error = torch.autograd.grad(log_p[prompts.wrong[n]] - log_p[prompts.right[n]], [f_at, error_at])
-                effects[n, m][first:] += weight * (f_end - f[m]) * g_f
-                errors[n, m] += weight * ((error_end - error[m]) * g_error).sum().item()
+                effects[n, m][first:] += dict(single).get(node, 0) * (f_end - f[m]) * g_f
+                errors[n, m] += dict(together).get(node, 0) * ((error_end - error[m]) * g_error).sum().item()
     return [_aggregate(values, prompts, method) for values in (effects, errors)]
 
 
@@ -209,8 +214,18 @@ def test_a_large_gap_is_warned_of_and_a_small_one_is_not(crosscoder, models, pro
         attribute(crosscoder, models, prompts, rule="left", steps=1, bootstrap=0)
     with pytest.warns(CompletenessWarning):
         attribute(crosscoder, models, prompts, method="paper", bootstrap=0)
-    for method in ("gradient", "released"):  # they do not claim to add up; their gap is told all the same
-        assert attribute(crosscoder, models, prompts, method=method, bootstrap=0).gap.max() > 0.05
+    # It does not claim to add up, so it does not warn; its gap is told all the same.
+    assert attribute(crosscoder, models, prompts, method="released", bootstrap=0).gap.max() > 0.05
+
+
+def test_single_features_by_the_clean_gradient_and_their_sum_by_the_integral(crosscoder, models, prompts):
+    clean, integral = (_effects(crosscoder, models, prompts, method) for method in ("gradient", "integrated"))
+    released = _effects(crosscoder, models, prompts, "released", threshold=0.0, reference_batch=1, n_columns=1)
+    assert np.abs(clean.ie - integral.ie).max() > 0.01
+    for name in ("explained", "error", "total", "gap", "feature_share"):
+        np.testing.assert_array_equal(getattr(clean, name), getattr(integral, name))
+    np.testing.assert_allclose(integral.ie.sum(1), integral.feature_share * integral.explained, rtol=1e-4)
+    assert np.corrcoef(clean.ie.ravel(), released.ie.ravel())[0, 1] > 0.9, "the same gradient, weighed otherwise"
 
 
 def _metric(prompts, n, logits):

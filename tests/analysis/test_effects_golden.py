@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import golden_numbers
 from crosstime.analysis import integration
 from crosstime.analysis.baselines import Point, ends, points
-from crosstime.analysis.effect_sums import token_effects
+from crosstime.analysis.effect_sums import error_effects, feature_effects
 from crosstime.analysis.effects import PAPER_STEPS, attribute
 from crosstime.analysis.relative import pairwise
 from crosstime.crosscoder.crosscoder import Crosscoder
@@ -126,7 +126,7 @@ def test_effects_at_single_tokens(crosscoder, models, prompts, variant):
             for m, (start, end) in enumerate(both):
                 way = start.to(end, 0)
                 slopes = path.integrate(models[m], start.x, way.x, task.right[n : n + 1], task.wrong[n : n + 1])
-                for name, value in measured(slopes.gradient, way, crosscoder.raw_decoder(m)).items():
+                for name, value in measured(slopes.mean, way, crosscoder.raw_decoder(m)).items():
                     found[f"b{b}.m{m}.{name}"][row, -tokens.shape[1] :] = value[0]
         for key, value in found.items():
             assert_close(value[~padding], golden[key][~padding])
@@ -135,7 +135,7 @@ def test_effects_at_single_tokens(crosscoder, models, prompts, variant):
 
 
 def measured(gradient, way, decoder):
-    effect, error_effect = token_effects(gradient, way, decoder)
+    effect, error_effect = feature_effects(gradient, way, decoder), error_effects(gradient, way)
     return {
         "mean_grad_resid": gradient,
         "mean_grad_f": gradient @ decoder.T,

@@ -113,7 +113,7 @@ def test_a_prompt_on_which_a_feature_does_not_fire_costs_nothing(models, crossco
 
 
 def test_the_correlations_are_over_features_by_checkpoint(models, crosscoder, prompts):
-    effects = attribute(crosscoder, models, prompts, bootstrap=0)
+    effects = attribute(crosscoder, models, prompts, method="integrated", bootstrap=0)
     found = exact_effects(crosscoder, models, prompts, effects, top=20, bootstrap=0)
     first, last = found.correlations
     assert (first["task"], first["checkpoint"], last["checkpoint"]) == ("random", "early", "late")

@@ -11,6 +11,8 @@ from torch.nn.functional import cross_entropy
 
 from crosstime.analysis import cross_entropy as logits
 from crosstime.analysis.quality import Quality, evaluate
+from crosstime.crosscoder.crosscoder import Crosscoder
+from crosstime.crosscoder.sparsity.rules import L1, BatchTopK, JumpReLU
 from crosstime.data.corpus import Corpus
 from crosstime.data.positions import Positions
 from planted import plant
@@ -157,7 +159,12 @@ def test_max_blocks_takes_the_first_blocks(models, crosscoder, text):
     )
 
 
-def test_evaluating_changes_nothing(transformers_models, models, crosscoder, text):
+@pytest.mark.parametrize("rule", [L1(), BatchTopK(5), JumpReLU()], ids=lambda rule: rule.rule)
+def test_evaluating_changes_nothing(transformers_models, models, crosscoder, text, rule):
+    """The public code of the paper moves BatchTopK's threshold whenever it validates."""
+    ruled = Crosscoder(dataclasses.replace(crosscoder.config, sparsity=rule))
+    ruled.load_state_dict(crosscoder.state_dict(), strict=False)
+    crosscoder = ruled
     everything = [crosscoder, *transformers_models]
 
     def state():

@@ -37,7 +37,13 @@ def test_every_commented_key_of_the_demo_exists(tmp_path):
         ("# allow_duplicates", "allow_duplicates"),
         ("# trust_remote_code", "trust_remote_code"),
         ("# train = ", "train = "),
+        ("# column = ", "column = "),
         ("# heldout = ", "heldout = "),
+        ("# limit_tokens = ", "limit_tokens = "),
+        ("# packing = ", "packing = "),
+        ("# min_tokens = ", "min_tokens = "),
+        ("# min_characters = ", "min_characters = "),
+        ("# shuffle_seed = ", "shuffle_seed = "),
         ("# jsonl = ", "jsonl = "),
         ("# attribute = ", "attribute = "),
         ("# checkpoints = ", "checkpoints = "),
@@ -48,6 +54,9 @@ def test_every_commented_key_of_the_demo_exists(tmp_path):
     found = load(tmp_path, text)
     assert found.suite.folder == "checkpoints"
     assert found.text.heldout == "heldout.txt"
+    assert found.text.packing == "document-start"
+    found = load(tmp_path, text.replace("\ntrain = ", "\n# train = ").replace("# hub = ", "hub = "))
+    assert found.text.hub[0].config == "en"
     assert not found.task[0].attribute
     assert found.crosscoder.layer == 3
 
@@ -59,10 +68,29 @@ def test_every_commented_key_of_the_demo_exists(tmp_path):
         (("demo = true\n[text]", 'demo = true\nfolder = "x"\n[text]'), r"it names suite\.demo and suite\.folder"),
         (("demo = true\n[text]", 'repo = "a/b"\n[text]'), r"suite\.repo and suite\.revisions go together"),
         (("demo = true\n[text]", 'folders = ["a", "b"]\nnames = ["a"]\n[text]'), r"1 names for 2 suite\.folders"),
-        (("[text]\ndemo = true", "[text]"), r"text must name one of `demo = true` and `train`"),
+        (("[text]\ndemo = true", "[text]"), r"text must name one of `demo = true`, `train` .*; it names none"),
         (("[text]\ndemo = true", '[text]\ntrain = "x"\ndemo = true'), r"text must name one of"),
         (("[text]\ndemo = true", "[text]\ndemo = true\ncontext = 1"), r"text\.context must be at least 2, not 1"),
         (("[text]\ndemo = true", '[text]\ntrain = "x"\nheldout_share = 1'), r"text\.heldout_share must lie between"),
+        (("[text]\ndemo = true", '[text]\n[[text.hub]]\nrepo = "a/b"'), r"text\.hub needs text\.limit_tokens"),
+        *(
+            (("[text]\ndemo = true", f"[text]\nlimit_tokens = 1000\n{keys}\nhub = [{hub}]"), message)
+            for keys, hub, message in (
+                (
+                    "",
+                    '{repo = "a/b", share = 0.5}, {repo = "a/c", share = 0.4}',
+                    r"the shares add up to 0\.9, not to 1",
+                ),
+                ("", '{repo = "a/b", share = 0.5}, {repo = "a/c"}', r"either every data set has a `share`, or none"),
+                ("", '{repo = "a/b", share = 1.5}', r"the share of 'a/b' must lie between 0 and 1, not 1\.5"),
+                ("", '{repo = "a/b", slpit = "x"}', r"\[text\.hub 1\] unknown key `slpit`; the nearest is 'split'"),
+                ('heldout = "x"', '{repo = "a/b", heldout_split = "x"}', r"name two held-out texts"),
+                ('train = "x"', '{repo = "a/b"}', r"it names text\.train and text\.hub"),
+            )
+        ),
+        (("[text]\ndemo = true", '[text]\ntrain = "x"\npacking = "pack"'), r"`packing` must be one of \"packed\""),
+        (("[text]\ndemo = true", '[text]\ntrain = "x"\nmin_tokens = 0'), r"text\.min_tokens must be at least 1"),
+        (("[text]\ndemo = true", '[text]\ntrain = "x"\nshuffle_seed = -1'), r"text\.shuffle_seed must be at least 0"),
         (('sets = ["subject-verb"]', ""), r"task 'agreement' needs one of `sets`"),
         (('sets = ["subject-verb"]', 'set = ["subject-verb"]'), r"\[task 1\] unknown key `set`; the nearest is 'sets'"),
         (('sets = ["subject-verb"]', 'sets = ["x"]\nmax_pairs = 0'), r"max_pairs must be at least 1"),

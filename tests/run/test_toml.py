@@ -29,9 +29,16 @@ class Item:
 
 
 @dataclass(frozen=True)
+class Shelf:
+    length: int = 1
+    book: tuple[Item, ...] = ()
+
+
+@dataclass(frozen=True)
 class Outer:
     inner: Inner = Inner()
     item: tuple[Item, ...] = ()
+    shelf: Shelf = Shelf()
 
 
 def read(tmp_path, text):
@@ -59,6 +66,11 @@ def read(tmp_path, text):
         ("[item]\nname = 'a'", r"`item` must be a list of sections: write \[\[item\]\]"),
         ("[[item]]\nname = 'a'\n[[item]]", r"\[item 2\] `name` is missing"),
         ("[[item]]\nnam = 'a'", r"\[item 1\] unknown key `nam`; the nearest is 'name'"),
+        (
+            "[[shelf.book]]\nname = 'a'\n[[shelf.book]]\nnam = 'b'",
+            r"\[shelf\.book 2\] unknown key `nam`; the nearest is 'n",
+        ),
+        ("[shelf]\nbook = 'a'", r"`shelf\.book` must be a list of sections: write \[\[shelf\.book\]\]"),
         ("[inner", "is not valid TOML: "),
     ],
 )
@@ -93,9 +105,11 @@ TEXT = st.text(st.characters(exclude_categories=["Cs"]))
         title=st.none() | TEXT,
     ),
     names=st.lists(TEXT),
+    books=st.lists(TEXT),
 )
-def test_what_is_written_is_read_back(tmp_path_factory, inner, names):
-    outer = Outer(inner, tuple(Item(name) for name in names))
+def test_what_is_written_is_read_back(tmp_path_factory, inner, names, books):
+    items, shelf = (tuple(Item(name) for name in some) for some in (names, books))
+    outer = Outer(inner, items, Shelf(len(books), shelf))
     path = tmp_path_factory.mktemp("toml") / "x.toml"
     path.write_text(toml.write(outer), encoding="utf-8", newline="")
     assert toml.read(Outer, path) == outer
@@ -108,3 +122,9 @@ def test_settings_are_flat_and_leave_out_what_does_not_matter():
     assert flat["inner.words"] == ["a"]
     assert "inner.fast" not in flat
     assert toml.settings(outer, "item") == {"item.1.name": "x", "item.2.name": "y"}
+    shelf = Outer(shelf=Shelf(2, (Item("x"), Item("y"))))
+    assert toml.settings(shelf, "shelf.book") == {"shelf.book.1.name": "x", "shelf.book.2.name": "y"}
+
+
+def test_a_list_of_sections_may_be_written_in_one_line(tmp_path):
+    assert read(tmp_path, "[shelf]\nbook = [{name = 'a'}, {name = 'b'}]").shelf.book == (Item("a"), Item("b"))

@@ -390,3 +390,16 @@ def test_a_log_that_cannot_be_rewritten_stays(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space left"), open_log(path, (), from_step=10):
         pass
     assert read_log(path) == [{"step": 10}]
+
+
+def test_thirty_two_checkpoints_share_one_crosscoder():
+    world = plant(n_rows=400, n_checkpoints=32, width=48, per_kind=1)
+    config = dataclasses.replace(SMALL, rows=30_000, batch_size=100, lr=5e-3, ring_rows=1000)
+    crosscoder = _trained(world, config, sparsity=L1(0.02), features=12, corpus=_corpus(len(world.rows), n_blocks=400))
+    effects = attribute(crosscoder, world.models(), world.prompts(), bootstrap=0)
+    assert effects.ie.shape == (32, 12)
+    has_effect = ~np.isnan(effects.rel_ie).any(1)
+    np.testing.assert_allclose(effects.rel_ie[has_effect].sum(1), 1, rtol=1e-5)
+    with torch.no_grad():
+        error = world.rows - crosscoder(world.rows)
+    assert 1 - error.square().sum() / (world.rows - world.rows.mean(0)).square().sum() > 0.9

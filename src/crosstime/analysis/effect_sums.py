@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 import torch
 from jaxtyping import Float, Int
@@ -21,12 +23,21 @@ class EffectSums:
     Args:
         crosscoder: F features over M checkpoints.
         aggregation: what becomes of the effects at single tokens of the N prompts.
+        single: which gradient the effects of single features are taken from; all effects together, the error's among
+            them, always come from the mean along the path.
         bootstrap: R, the resamples of the prompts.
         seed: of the resampling.
     """
 
-    def __init__(self, crosscoder: Crosscoder, aggregation: Aggregation, bootstrap: int, seed: int) -> None:
-        self.crosscoder, self.aggregation = crosscoder, aggregation
+    def __init__(
+        self,
+        crosscoder: Crosscoder,
+        aggregation: Aggregation,
+        single: Literal["clean", "mean"],
+        bootstrap: int,
+        seed: int,
+    ) -> None:
+        self.crosscoder, self.aggregation, self.single = crosscoder, aggregation, single
         m, f, n = len(crosscoder.config.checkpoints), crosscoder.config.features, len(aggregation.weights)
         weight = crosscoder.W_enc
         self.n = n
@@ -37,7 +48,7 @@ class EffectSums:
         self.resampling = draw_counts(n, bootstrap, seed).to(weight) * self.weights
         self.scalars = {
             name: torch.zeros(m, dtype=torch.float64)
-            for name in ("error", "metric_clean", "metric_end", "absolute_gap", "absolute_total")
+            for name in ("explained", "error", "metric_clean", "metric_end", "absolute_gap", "absolute_total")
         }
 
     def add(self, m: int, index: Int[Tensor, " B"], slopes: Slopes, way: Point) -> None:
@@ -49,8 +60,9 @@ class EffectSums:
             slopes: of the metric on the path.
             way: of the path, from its beginning to its end.
         """
-        effects, error_effects = token_effects(slopes.gradient, way, self.crosscoder.raw_decoder(m))
-        effect = self.aggregation.per_prompt(effects)
+        gradient = slopes.clean if self.single == "clean" else slopes.mean
+        effect = self.aggregation.per_prompt(feature_effects(gradient, way, self.crosscoder.raw_decoder(m)))
+        explained, error = (slopes.mean * way.x).sum((1, 2)), error_effects(slopes.mean, way).sum(1)
         index = index.to(self.weights.device)
         weights = self.weights[index]
         self.ie[m] += (weights[:, None] * effect).sum(0).cpu()
@@ -58,9 +70,10 @@ class EffectSums:
         self.prompts_below[m] += (effect < 0).sum(0).cpu()
         self.resampled[m] += self.resampling[:, index] @ effect
         total = slopes.metric_end - slopes.metric_clean
-        gap = (slopes.gradient * way.x).sum((1, 2)) - total
+        gap = explained - total
         for name, values in (
-            ("error", weights * error_effects.sum(1)),
+            ("explained", weights * explained),
+            ("error", weights * error),
             ("metric_clean", slopes.metric_clean / self.n),
             ("metric_end", slopes.metric_end / self.n),
             ("absolute_gap", gap.abs() / self.n),
@@ -78,8 +91,13 @@ class EffectSums:
         return percentile_bounds(self.resampled)
 
 
-def token_effects(
+def feature_effects(
     gradient: Float[Tensor, "B S D"], way: Point, decoder: Float[Tensor, "F D"]
-) -> tuple[Float[Tensor, "B S F"], Float[Tensor, "B S"]]:
-    """Effects at single tokens: (f_i' - f_i) <mean gradient, d_i,m> of features, <mean gradient, error' - error>."""
-    return way.f * (gradient @ decoder.T), (gradient * way.error).sum(-1)
+) -> Float[Tensor, "B S F"]:
+    """Effects of features at single tokens: (f_i' - f_i) <gradient, d_i,m>."""
+    return way.f * (gradient @ decoder.T)
+
+
+def error_effects(gradient: Float[Tensor, "B S D"], way: Point) -> Float[Tensor, "B S"]:
+    """Effects of the error at single tokens: <gradient, error' - error>."""
+    return (gradient * way.error).sum(-1)

@@ -1,9 +1,13 @@
 """Indirect effects: how much each feature causes each checkpoint's performance on a task.
 
-Integrated gradients (Sundararajan et al. 2017; Marks et al. 2024 for features) along the straight path on which every
-feature and the reconstruction error go to a baseline. In the residual stream that path is a line from the activation to
-the baseline's (of zero features and errors: the crosscoder's bias), so one mean gradient per token serves all features:
-a feature's effect is the product of that gradient with its decoder vector and with its change along the path.
+Gradients (Sundararajan et al. 2017 for their integral; Marks et al. 2024 for features) on the straight path on which
+every feature and the reconstruction error go to a baseline. In the residual stream that path is a line from the
+activation to the baseline's (of zero features and errors: the crosscoder's bias), so one gradient per token serves all
+features: a feature's effect is the product of that gradient with its decoder vector and with its change on the path.
+
+The gradient where the path begins foretells best what ablating a single feature does; the mean along the path accounts
+for all of them together (docs/parity.md, "Which attribution predicts ablation"). By default each is used for what it is
+good at.
 """
 
 from __future__ import annotations
@@ -71,8 +75,10 @@ class Effects:
     rel_ie_high: np.ndarray
     sign_consistency: np.ndarray
     """[M, F] share of the prompts with a nonzero effect whose effect has the sign of IE; NaN without such prompts."""
+    explained: np.ndarray
+    """[M] sum of all effects, the error's among them, by the mean gradient along the path, before any threshold."""
     error: np.ndarray
-    """[M] effect of what the crosscoder does not reconstruct, aggregated as IE but never held against a threshold."""
+    """[M] the effect of what the crosscoder does not reconstruct in `explained`."""
     total: np.ndarray
     """[M] metric at the end of the path - metric of the model as it is, mean over prompts."""
     gap: np.ndarray
@@ -85,9 +91,9 @@ class Effects:
 
     @property
     def feature_share(self) -> np.ndarray:
-        """[M] the features' part of the sum of all effects; the rest is the error's."""
-        features = self.ie.sum(1)
-        return features / (features + self.error)
+        """[M] the features' part of the sum of all effects; the rest is the error's. NaN where there is no effect."""
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return 1 - self.error / self.explained
 
     def summary(self) -> dict[str, object]:
         """The task's numbers without those of single features, ready for JSON."""
@@ -99,7 +105,10 @@ class Effects:
             "n_examples": self.n_examples,
             "skipped": self.skipped,
             "feature_share": self.feature_share.tolist(),
-            **{name: getattr(self, name).tolist() for name in ("total", "error", "gap", "metric_clean", "metric_end")},
+            **{
+                name: getattr(self, name).tolist()
+                for name in ("total", "explained", "error", "gap", "metric_clean", "metric_end")
+            },
         }
 
     def save(self, folder: Path) -> None:
@@ -124,7 +133,7 @@ def attribute(
     models: Sequence[SplitLM],
     prompts: Prompts,
     *,
-    method: Method = "integrated",
+    method: Method = "gradient",
     baseline: Baseline = "bias",
     text: Corpus | None = None,
     rule: PathRule = "gauss-legendre",
@@ -139,12 +148,15 @@ def attribute(
 ) -> Effects:
     """Indirect effect of every feature at every checkpoint on a task.
 
-    | method | gradient | effects at single tokens become IE by |
-    |---|---|---|
-    | integrated | mean along the path, by `rule` and `steps` | sum over positions, mean over prompts |
-    | gradient | where the path begins | the same |
-    | released | where the path begins | threshold and weights of the paper's public code |
-    | paper | mean of ten points, the left rule | the same |
+    | method | a feature's gradient | all effects together | effects at single tokens become IE by |
+    |---|---|---|---|
+    | gradient | where the path begins | mean along the path | sum over positions, mean over prompts |
+    | integrated | mean along the path | the same | the same |
+    | released | where the path begins | the same | threshold and weights of the paper's public code |
+    | paper | mean of ten points, the left rule | the same | the same |
+
+    `rule` and `steps` make the mean along the path. "gradient" foretells best what ablating one feature does, which
+    "integrated" does for all features together.
 
     "released" gives the numbers of the public code of arXiv 2509.05291, "paper" those that its text describes. Under
     them a prompt's sum of the effects that exceed `threshold` in size weighs n_columns / (N B T), where B x T is the
@@ -162,7 +174,7 @@ def attribute(
         baseline: what features and error are compared with (see `baselines.ends`): zero, their means over a text, or
             their values on each prompt's second prefix.
         text: for the baseline "mean", held-out text.
-        rule: how "integrated" integrates; 16 Gauss-Legendre nodes leave a gap far below 1 %.
+        rule: how "gradient" and "integrated" integrate; 16 Gauss-Legendre nodes leave a gap far below 1 %.
         steps: nodes of the rule.
         threshold: logits below or at which the effect at a token counts for nothing, under "released" and "paper".
         reference_batch: prompts of a padded batch, under the same.
@@ -177,7 +189,8 @@ def attribute(
             prompts without second prefixes, "mean" without a text, or activations not finite.
 
     Warns:
-        CompletenessWarning: the completeness gap of an integral exceeds 5 % at some checkpoint.
+        CompletenessWarning: the completeness gap exceeds 5 % at some checkpoint; not under "released", whose one
+            gradient does not claim to add up.
     """
     check_models(crosscoder, models)
     crosscoder.config.positions.check(prompts.bos, "the task")
@@ -188,7 +201,8 @@ def attribute(
         else Aggregation.mean(prompts)
     )
     ends_of = ends(baseline, crosscoder, models, prompts, text)
-    sums = EffectSums(crosscoder, aggregation, bootstrap, seed)
+    single = "clean" if method in ("gradient", "released") else "mean"
+    sums = EffectSums(crosscoder, aggregation, single, bootstrap, seed)
     first = crosscoder.config.positions.first_encoded
     progress = tqdm(total=len(prompts), desc=f"effects on {prompts.task}", unit="prompt", leave=False, disable=None)
     with torch.no_grad(), progress as bar:
@@ -200,21 +214,21 @@ def attribute(
                 sums.add(m, index, path.integrate(models[m], start.x, way.x, right, wrong), way)
             bar.update(len(index))
     effects = _effects(sums, crosscoder, prompts, method, baseline, no_effect)
-    if method in ("integrated", "paper"):  # a gradient at one point does not claim to add up
+    if method != "released":
         _warn_of_gap(effects)
     return effects
 
 
 def _path(method: Method, rule: PathRule, steps: int) -> integration.Path:
     match method:
-        case "integrated":
+        case "gradient" | "integrated":
             return integration.Path.of(rule, steps)
         case "paper":
             return integration.Path.of("left", PAPER_STEPS)
-        case "gradient" | "released":
+        case "released":
             return integration.Path.of("left", 1)
         case _:
-            raise ValueError(f"unknown method {method!r}: choose integrated, gradient, released or paper")
+            raise ValueError(f"unknown method {method!r}: choose gradient, integrated, released or paper")
 
 
 def _batches(prompts: Prompts, batch_size: int, nodes: int) -> Iterator[tuple[Int[Tensor, " B"], Int[Tensor, "B S"]]]:
@@ -251,6 +265,7 @@ def _effects(
         rel_ie_low=rel_low,
         rel_ie_high=rel_high,
         sign_consistency=sums.sign_consistency(),
+        explained=of["explained"],
         error=of["error"],
         total=of["metric_end"] - of["metric_clean"],
         gap=gap,
@@ -264,7 +279,7 @@ def _warn_of_gap(effects: Effects) -> None:
     if effects.gap[worst] > LARGE_GAP:
         warnings.warn(
             f"{effects.task}: at checkpoint {effects.checkpoints[worst]} the effects miss {effects.gap[worst]:.0%} of "
-            'the change that they are to explain: take the method "integrated" with more steps, or another rule; if '
+            'the change that they are to explain: take more steps, or another rule ("paper" has ten left ones); if '
             "that does not help, the path ends far from the activations that the model knows (b_dec should be at "
             "their mean)",
             CompletenessWarning,

@@ -1,4 +1,4 @@
-"""The mean gradient of a task's metric on a straight path of the residual stream."""
+"""The gradients of a task's metric on a straight path of the residual stream."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ from crosstime.lm.split import SplitLM
 class Slopes:
     """What integrating along the path gives for one batch at one checkpoint."""
 
-    gradient: Float[Tensor, "B S D"]
+    clean: Float[Tensor, "B S D"]
+    """Gradient of the metric where the path begins."""
+    mean: Float[Tensor, "B S D"]
     """Mean gradient of the metric along the path."""
     metric_clean: Float[Tensor, " B"]
     """The metric where the path begins: of the model as it is."""
@@ -57,7 +59,7 @@ class Path:
         right: Int[Tensor, " B"],
         wrong: Int[Tensor, " B"],
     ) -> Slopes:
-        """Mean gradient of logit(wrong) - logit(right) at the last position, on the line from x to x + change."""
+        """Gradients of logit(wrong) - logit(right) at the last position, on the line from x to x + change."""
         batch, length = x.shape[:2]
         nodes, weights = (values.to(x.dtype).to(x.device) for values in (self.nodes, self.weights))
         at = (x + nodes[:, None, None, None] * change).flatten(0, 1).requires_grad_()
@@ -66,6 +68,6 @@ class Path:
         rows, right, wrong = (index.to(logits.device) for index in (torch.arange(batch), right, wrong))
         metric = logits[:, rows, wrong] - logits[:, rows, right]
         (gradient,) = torch.autograd.grad(metric.sum(), at)
-        gradient = torch.einsum("k,kbsd->bsd", weights, gradient.unflatten(0, (-1, batch)))
+        gradient = gradient.unflatten(0, (-1, batch))
         metric = metric.detach().to(x.device)
-        return Slopes(gradient, metric[0], metric[-1])
+        return Slopes(gradient[0], torch.einsum("k,kbsd->bsd", weights, gradient), metric[0], metric[-1])

@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float
 
-Method = Literal["integrated", "gradient", "released", "paper"]
+Method = Literal["gradient", "integrated", "released", "paper"]
 """Where gradients are taken and how effects are aggregated: see `effects.attribute`."""
 Baseline = Literal["bias", "mean", "patch"]
 """What features are compared with: see `baselines.ends`."""

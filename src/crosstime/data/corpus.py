@@ -2,35 +2,32 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import UInt
-from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
+from crosstime.data.blocks import Tokenisation, blocks_of
+from crosstime.data.files import Files
+from crosstime.data.packing import Blocks, Packed, Packing
 from crosstime.data.positions import Positions
-from crosstime.data.text import read_text
-from crosstime.data.tokens import encode
-
-BATCH_CHARACTERS = 2_000_000
-"""Documents are tokenised in batches of about this size: enough for all cores, and a limit on tokens saves work."""
+from crosstime.data.sources import Source, Strings
+from crosstime.data.token_file import TokenFile
 
 
 @dataclass(frozen=True)
 class Corpus:
     """Text as blocks of token ids.
 
-    Documents are packed one after another, separated by the EOS token (BOS where a tokenizer has no EOS); a block is
-    BOS, where the policy for position 0 says so, and the next tokens of that stream. Nothing is padded.
+    By default, documents are packed one after another, separated by the EOS token (BOS where a tokenizer has no EOS); a
+    block is BOS, where the policy for position 0 says so, and the next tokens of that stream. Nothing is padded. Other
+    ways are in `crosstime.data.packing`.
     """
 
-    blocks: UInt[np.ndarray, "n_blocks S"]
-    """Token ids, uint16 where the vocabulary allows it, else uint32."""
+    blocks: Blocks
+    """Token ids, uint16 where the vocabulary allows it, else uint32. They may lie in a file (np.memmap)."""
     name: str
     bos: bool = True
     """Whether each block starts with BOS."""
@@ -44,31 +41,31 @@ class Corpus:
         context: int,
         positions: Positions = Positions(),  # noqa: B008
         limit_tokens: int | None = None,
+        packing: Packing = Packed(),  # noqa: B008
+        column: str = "text",
+        folder: Path | None = None,
     ) -> Corpus:
-        """Read UTF-8 text files (`.txt`, `.txt.xz`, `.txt.gz`), in which an empty line ends a document.
+        """Read files of text: plain (an empty line ends a document), JSON lines or parquet; see `Files`.
 
         Args:
             paths: one file or several, in order.
-            tokenizer: of the models that will read the blocks.
-            context: tokens in a block, S.
-            positions: whether each block starts with BOS.
-            limit_tokens: make at most this many tokens, from the beginning of the text.
+            column: the key or column of the documents, in files of records.
+            tokenizer, context, positions, limit_tokens, packing, folder: see `from_source`.
 
         Raises:
-            ValueError: a file is missing, not UTF-8, or cannot be decompressed; the text is empty or too short for one
-                block; the limit is less than one block.
+            ValueError: a file is missing, empty, damaged or not UTF-8, a record has no such column; see also
+                `from_source`.
         """
         files = [Path(path) for path in ([paths] if isinstance(paths, str | Path) else paths)]
-        if not files:
-            raise ValueError("a corpus needs at least one text file")
-        name = ", ".join(path.name for path in files)
-        documents: list[str] = []
-        for path in files:
-            text = read_text(path)
-            if not text.strip():
-                raise ValueError(f"{path} is empty: there is no text to read")
-            documents += _documents(text)
-        return _pack(documents, tokenizer, context, positions, limit_tokens, name)
+        return cls.from_source(
+            Files(files, column),
+            tokenizer,
+            context=context,
+            positions=positions,
+            limit_tokens=limit_tokens,
+            packing=packing,
+            folder=folder,
+        )
 
     @classmethod
     def from_strings(
@@ -78,17 +75,70 @@ class Corpus:
         *,
         context: int,
         positions: Positions = Positions(),  # noqa: B008
+        packing: Packing = Packed(),  # noqa: B008
         name: str = "texts",
     ) -> Corpus:
-        """Pack texts, each of which is one document.
+        """Read texts, each of which is one document.
 
         Raises:
             ValueError: the texts are empty or too short for one block.
         """
-        texts = [text for text in texts if text]
-        if not texts:
-            raise ValueError("the texts are empty: there is nothing to read")
-        return _pack(texts, tokenizer, context, positions, None, name)
+        return cls.from_source(Strings(texts, name), tokenizer, context=context, positions=positions, packing=packing)
+
+    @classmethod
+    def from_source(
+        cls,
+        source: Source,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        context: int,
+        positions: Positions = Positions(),  # noqa: B008
+        limit_tokens: int | None = None,
+        packing: Packing = Packed(),  # noqa: B008
+        folder: Path | None = None,
+    ) -> Corpus:
+        """Read the documents of a source: files, or a data set on the hub (`HubText`).
+
+        Args:
+            source: gives the documents.
+            tokenizer: of the models that will read the blocks.
+            context: tokens in a block, S.
+            positions: whether each block starts with BOS.
+            limit_tokens: make at most this many tokens, from the beginning of the text.
+            packing: how documents become blocks.
+            folder: keep the blocks in a file there instead of in memory, and go on where an earlier call was cut off.
+
+        Raises:
+            ValueError: the source cannot be read, is empty or too short for one block; the limit is less than one
+                block; or what `folder` holds was begun with another text or other settings.
+        """
+        tokenisation = Tokenisation(source, tokenizer, context, positions, packing)
+        limit = None if limit_tokens is None else blocks_of(limit_tokens, context)
+        if folder is not None:
+            blocks = TokenFile(Path(folder), tokenisation).fill(limit)
+        else:
+            blocks = np.concatenate([blocks for blocks, _ in tokenisation.steps(limit)])[:limit]
+        return cls(blocks, source.name, positions.bos)
+
+    @classmethod
+    def open(cls, path: Path | str, *, bos: bool) -> Corpus:
+        """Blocks in a NumPy file, [n_blocks, S], such as `tokens/train.npy` of a run; they are mapped, not read.
+
+        Raises:
+            ValueError: the file is missing or does not hold blocks of tokens.
+        """
+        path = Path(path)
+        try:
+            blocks = np.load(path, mmap_mode="r", allow_pickle=False)
+        except FileNotFoundError:
+            raise ValueError(f"{path} does not exist") from None
+        except (ValueError, EOFError) as error:
+            raise ValueError(f"{path} is not a NumPy file of token blocks: {error}") from None
+        if blocks.ndim != 2 or blocks.dtype.kind != "u" or not len(blocks):
+            raise ValueError(
+                f"{path} holds {blocks.dtype} {blocks.shape}: expected blocks of tokens, unsigned, [n_blocks, S]"
+            )
+        return cls(blocks, path.name, bos)
 
     def __len__(self) -> int:
         """Number of blocks."""
@@ -123,75 +173,3 @@ class Corpus:
                 "give more text"
             )
         return replace(self, blocks=self.blocks[:cut]), replace(self, blocks=self.blocks[cut:])
-
-
-def _documents(text: str) -> list[str]:
-    """The documents of a text; a line that is empty, or holds only white space, ends one."""
-    documents = (document.strip("\n") for document in re.split(r"\n[ \t]*(?=\n)", text))
-    return [document for document in documents if document.strip()]
-
-
-def _pack(
-    documents: Sequence[str],
-    tokenizer: PreTrainedTokenizerBase,
-    context: int,
-    positions: Positions,
-    limit_tokens: int | None,
-    name: str,
-) -> Corpus:
-    """Tokenise documents and cut the stream of their tokens into blocks."""
-    bos = positions.bos_ids(tokenizer)
-    if context <= len(bos):
-        raise ValueError(f"context = {context} leaves no room for text: a block needs at least {len(bos) + 1} tokens")
-    if limit_tokens is not None and limit_tokens < context:
-        raise ValueError(f"a limit of {limit_tokens} tokens is less than one block of {context}")
-    new = context - len(bos)
-    wanted = None if limit_tokens is None else limit_tokens // context * new
-    dtype = np.uint16 if len(tokenizer) <= 1 << 16 else np.uint32
-
-    parts: list[np.ndarray] = []
-    n_stream = 0
-    for ids in _token_stream(documents, tokenizer, name):
-        parts.append(np.fromiter(ids, dtype=dtype))
-        n_stream += len(parts[-1])
-        if wanted is not None and n_stream >= wanted:
-            break
-    if n_stream < new:
-        raise ValueError(
-            f"{name} has only {n_stream} tokens, fewer than one block of context = {context}: "
-            "give more text or a smaller context"
-        )
-    n_blocks = (n_stream if wanted is None else min(n_stream, wanted)) // new
-    stream = np.concatenate(parts)[: n_blocks * new].reshape(n_blocks, new)
-    first = np.tile(np.array(bos, dtype=dtype), (n_blocks, 1))
-    return Corpus(np.concatenate([first, stream], axis=1), name, positions.bos)
-
-
-def _token_stream(documents: Sequence[str], tokenizer: PreTrainedTokenizerBase, name: str) -> Iterator[Iterable[int]]:
-    """The tokens of some documents at a time, with the token that separates documents between them."""
-    ends = [token for token in (tokenizer.eos_token_id, tokenizer.bos_token_id) if isinstance(token, int)]
-    separator = ends[:1]
-    total = sum(map(len, documents))
-    first = True
-    with tqdm(total=total, desc=f"tokens of {name}", unit="B", unit_scale=True, leave=False, disable=None) as bar:
-        for batch in _batches(documents):
-            encoded = encode(tokenizer, batch)
-            between = chain.from_iterable([*separator, *ids] for ids in encoded)
-            ids = list(between)
-            yield ids[len(separator) :] if first else ids
-            first = False
-            bar.update(sum(map(len, batch)))
-
-
-def _batches(documents: Sequence[str]) -> Iterator[list[str]]:
-    """Documents in order, in groups of about BATCH_CHARACTERS."""
-    batch: list[str] = []
-    size = 0
-    for document in documents:
-        batch.append(document)
-        size += len(document)
-        if size >= BATCH_CHARACTERS:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from crosstime.data.task import Pair, Task
-from crosstime.data.text import read_text
+from crosstime.data.text import LINE_END, split_text
 
 SENTENCES = (("good", "bad"), ("sentence_good", "sentence_bad"))
 ANSWERS = ("prefix", "right", "wrong")
@@ -48,21 +48,30 @@ def read_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     Raises:
         ValueError: the file is missing, empty or not UTF-8, or a line is not a JSON object.
     """
-    text = read_text(path)
-    if not text.strip():
-        raise ValueError(f"{path} is empty: there are no pairs to read")
+    found = False
     # Not splitlines(): JSON strings may hold the other characters that it cuts at.
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        where = f"{path}:{number}"
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{where}: not JSON: {error.msg} at column {error.colno}") from None
-        if not isinstance(record, dict):
-            raise ValueError(f"{where}: expected a JSON object in {{}}, got {_json_type(record)}")
-        yield where, record
+    for number, (line, _) in enumerate(split_text(path, LINE_END), start=1):
+        if line.strip():
+            found = True
+            where = f"{path}:{number}"
+            yield where, parse_record(line, where)
+    if not found:
+        raise ValueError(f"{path} is empty: there is nothing to read")
+
+
+def parse_record(line: str, where: str) -> dict[str, Any]:
+    """The JSON object in a line.
+
+    Raises:
+        ValueError: it is not one; `where` is named.
+    """
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{where}: not JSON: {error.msg} at column {error.colno}") from None
+    if not isinstance(record, dict):
+        raise ValueError(f"{where}: expected a JSON object in {{}}, got {_json_type(record)}")
+    return record
 
 
 def text_fields(record: dict[str, Any], keys: tuple[str, ...]) -> list[str]:

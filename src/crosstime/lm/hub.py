@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Callable
 from functools import partial
@@ -74,6 +75,18 @@ def fetch_weights(repo: str, commit: str, folder: Path) -> list[Path]:
     return files
 
 
+def data_commit(repo: str, revision: str) -> str:
+    """The commit of a dataset repository that a revision stands for now.
+
+    Raises:
+        ValueError: no such repository or revision, or the hub cannot be reached.
+    """
+    if re.fullmatch("[0-9a-f]{40}", revision):
+        return revision
+    info = _ask(repo, revision, partial(HfApi().dataset_info, repo, revision=revision), "dataset")
+    return str(info.sha)
+
+
 def weights_to_download(repo: str, commit: str, folder: Path) -> int | None:
     """How many bytes `fetch_weights` would download; None if the hub lists no weights. Nothing is downloaded.
 
@@ -132,14 +145,14 @@ def _download(repo: str, revision: str, patterns: list[str]) -> Path:
     return Path(_ask(repo, revision, fetch))
 
 
-def _ask(repo: str, revision: str, request: Callable[[], T]) -> T:
+def _ask(repo: str, revision: str, request: Callable[[], T], kind: str = "model") -> T:
     """What the hub answers to a request about a revision; its errors in our words."""
     try:
         return _with_retries(request)
     except HFValidationError as error:
         raise ValueError(f"{repo!r} is no name of a repository on the hub: {first_line(error)}") from None
     except RevisionNotFoundError:
-        raise ValueError(f"{repo} has no revision {revision!r}{nearest(revision, _revisions(repo))}") from None
+        raise ValueError(f"{repo} has no revision {revision!r}{nearest(revision, _revisions(repo, kind))}") from None
     except GatedRepoError:
         raise ValueError(f"{repo} is gated: ask for access on its page, then log in with `hf auth login`") from None
     except RepositoryNotFoundError:
@@ -158,26 +171,26 @@ def _with_retries(request: Callable[[], T]) -> T:
         try:
             return request()
         except (HTTPError, LocalEntryNotFoundError, DryRunError) as error:
-            if not _may_pass(error):
+            if not may_pass(error):
                 raise
             time.sleep(wait)
     return request()
 
 
-def _may_pass(error: BaseException | None) -> bool:
+def may_pass(error: BaseException | None) -> bool:
     """Whether another attempt may do better: the server is overloaded, or the connection failed."""
     if isinstance(error, HfHubHTTPError):
         return error.response.status_code in PASSING_STATUS
     if isinstance(error, (LocalEntryNotFoundError, DryRunError)):
         # The client looks into its cache when a request fails. The cause says why it failed.
-        return _may_pass(error.__cause__)
+        return may_pass(error.__cause__)
     return error is not None and not isinstance(error, OfflineModeIsEnabled)
 
 
-def _revisions(repo: str) -> list[str]:
+def _revisions(repo: str, kind: str) -> list[str]:
     """Branches and tags; empty if the hub does not answer, for this only improves an error message."""
     try:
-        refs = HfApi().list_repo_refs(repo)
+        refs = HfApi().list_repo_refs(repo, repo_type=kind)
     except (HTTPError, OSError):
         return []
     return [ref.name for ref in [*refs.branches, *refs.tags]]

@@ -17,7 +17,7 @@ from crosstime.lm.load import load_config, load_tokenizer
 from crosstime.lm.nearest import nearest
 from crosstime.lm.tokenizer import deciding_files, difference, same_files
 from crosstime.lm.tokens_seen import tokens_seen
-from crosstime.lm.weights import find_weights, has_weights
+from crosstime.lm.weights import find_weights
 
 Tokens = Mapping[str, int] | Sequence[int] | None
 """Tokens seen, from the user: by checkpoint name, or one for each checkpoint, or nothing."""
@@ -51,14 +51,15 @@ class Place:
         return hub.fetch_weights(self.source, self.commit, self.folder) if self.commit else find_weights(self.folder)
 
     def weights_to_download(self) -> int | None:
-        """Bytes that `weights` would download; None if there are no weights.
+        """Bytes that `weights` would download; None if the hub lists no weights.
 
         Raises:
-            ValueError: the hub cannot be reached, and the cache does not hold them.
+            ValueError: a folder holds no weights; or the hub cannot be reached and the cache does not hold them.
         """
         if self.commit:
             return hub.weights_to_download(self.source, self.commit, self.folder)
-        return 0 if has_weights(self.folder) else None
+        find_weights(self.folder)
+        return 0
 
 
 @dataclass(frozen=True)

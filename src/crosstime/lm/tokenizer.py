@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import filecmp
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,18 @@ def difference(a: PreTrainedTokenizerBase, b: PreTrainedTokenizerBase) -> str | 
         if ours != theirs:
             return f"{name} is {ours!r} and {theirs!r}"
     return _definition_difference(_definition(a), _definition(b)) or _probe_difference(a, b)
+
+
+def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """A hash that is equal where two tokenizers do not differ (see `difference`), and else is another."""
+    definition = _definition(tokenizer)
+    decides = {
+        "vocabulary": sorted(tokenizer.get_vocab().items()),
+        "special tokens": {name: str(token) for name, token in tokenizer.special_tokens_map.items()},
+        "definition": {part: definition.get(part) for part in DECIDING_PARTS},
+        "probe": tokenizer.encode(PROBE),
+    }
+    return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
 
 
 def _vocabulary_difference(a: dict[str, int], b: dict[str, int]) -> str | None:

@@ -21,6 +21,7 @@ from crosstime.run.cost import H100, Cost, estimate
 from crosstime.run.screen import columns, gigabytes, hours
 from crosstime.run.stage import states
 from crosstime.run.stages import stages
+from crosstime.run.tokens import check_texts
 from crosstime.run.values import Run
 
 WIDTH = 100
@@ -36,6 +37,7 @@ def dry_run(run: Run) -> str:
         ValueError: something in run.toml, or what it names, is wrong.
     """
     run.check_inputs()
+    check_texts(run)
     shape = Shape.of(run.metadata.config, trust_remote_code=run.metadata.trust_remote_code)
     cost = estimate(run.config, shape)
     download = _download(run.metadata.places, shape)
@@ -99,9 +101,9 @@ def _download(places: Sequence[Place], shape: Shape) -> int:
     """Bytes of weights that are not here yet; by the model's shape where the hub does not say."""
     with ThreadPoolExecutor(REQUESTS) as pool:
         sizes = list(pool.map(Place.weights_to_download, places))
-    for place, size in zip(places, sizes, strict=True):
-        if size is None:
-            warnings.warn(f"{place.source} lists no weights of {place.name}", stacklevel=1)
+    if missing := [place.name for place, size in zip(places, sizes, strict=True) if size is None]:
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        warnings.warn(f"{places[0].source} lists no weights of {', '.join(missing[:3])}{more}", stacklevel=1)
     return sum(2 * shape.parameters if size is None else size for size in sizes)
 
 

@@ -54,12 +54,12 @@ _PAPER = ("l1", "batchtopk")
 
 
 def _family(
-    name: str, part: str, repo: str, layer: int, shape: Shape, weight_bytes: int, comparisons: dict[str, list[str]]
+    name: str, repo: str, layer: int, shape: Shape, weight_bytes: int, comparisons: dict[str, list[str]]
 ) -> dict[str, Preset]:
     """The paper's crosscoders over one model: a comparison is named by the tokens that its checkpoints have seen."""
     return {
         f"{name}-{comparison}": Preset(
-            repo, layer, shape, weight_bytes, tuple(steps), ("header", part, "paper"), _PAPER
+            repo, layer, shape, weight_bytes, tuple(steps), ("header", name, "paper"), _PAPER
         )
         for comparison, steps in comparisons.items()
     }
@@ -91,7 +91,6 @@ PRESETS: dict[str, Preset] = {
     ),
     **_family(
         "pythia-1b",
-        "pythia",
         repo="EleutherAI/pythia-1b",
         layer=8,
         shape=Shape(layers=16, width=2048, vocabulary=50_304, block=50_358_272, parameters=1_011_781_632),
@@ -105,7 +104,6 @@ PRESETS: dict[str, Preset] = {
     ),
     **_family(
         "olmo-1b",
-        "olmo-1b",
         repo="allenai/OLMo-1B-0724-hf",
         layer=8,
         shape=Shape(layers=16, width=2048, vocabulary=50_304, block=67_108_864, parameters=1_279_787_008),
@@ -116,7 +114,6 @@ PRESETS: dict[str, Preset] = {
         },
     ),
     **_family(
-        "bloom-1b1",
         "bloom-1b1",
         repo="bigscience/bloom-1b1-intermediate",
         layer=12,
@@ -136,7 +133,7 @@ PRESETS: dict[str, Preset] = {
         shape=Shape(layers=12, width=768, vocabulary=50_304, block=7_087_872, parameters=162_322_944),
         weight_bytes=2,
         checkpoints=tuple(f"step{step}" for step in _SNAPSHOTS),
-        parts=("header", "pythia", "snapshots"),
+        parts=("header", "pythia-160m"),
         rules=("jumprelu",),
     ),
 }

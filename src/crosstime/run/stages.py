@@ -25,8 +25,10 @@ from crosstime.analysis.quality import Quality, evaluate
 from crosstime.analysis.survey import survey
 from crosstime.analysis.validation import TOP_K, validate
 from crosstime.data.task import Task
+from crosstime.lm.tokenizer import fingerprint
 from crosstime.report.build import build_report
 from crosstime.report.data import ReportData, RunFacts, TaskEffects, TaskGroup, TrainingPoint
+from crosstime.run import tokens
 from crosstime.run.annotations import annotations_hash, read_annotations
 from crosstime.run.config import RunConfig
 from crosstime.run.stage import Stage
@@ -40,8 +42,11 @@ TRAINING_LOG = "training/log.jsonl"
 
 
 def write_suite(run: Run, draft: Path) -> None:
-    """checkpoints.json: what decides the activations, by hash. sources.json: what is only told about them."""
+    """checkpoints.json: what decides the activations, by hash. tokenizer.json: what decides the tokens, by hash.
+    sources.json: what is only told about the checkpoints.
+    """
     _write_json(draft / "checkpoints.json", run.fingerprints())
+    _write_json(draft / "tokenizer.json", {"sha256": fingerprint(run.tokenizer)})
     told = ("name", "tokens", "source", "revision", "commit")
     _write_json(draft / "sources.json", [{key: getattr(c, key) for key in told} for c in run.suite])
 
@@ -272,18 +277,13 @@ def _tasks(run: Run) -> dict[str, Any]:
     return facts
 
 
-def _tasks_and_mean_text(run: Run) -> dict[str, Any]:
-    """What the effects depend on: how the text is cut into blocks, the crosscoder depends on as well."""
-    return _tasks(run) | (run.heldout_facts() if run.config.effects.baseline == "mean" else {})
-
-
 def _sets(run: Run) -> list[Task]:
     """The sets that the survey reads, each once."""
     return list({part.name: part for parts in run.surveyed.values() for part in parts}.values())
 
 
 def _surveyed(run: Run) -> dict[str, Any]:
-    return {f"task {part.name}": part.sha256 for part in _sets(run)} | run.heldout_facts()
+    return {f"task {part.name}": part.sha256 for part in _sets(run)}
 
 
 def _tasks_and_groups(run: Run) -> dict[str, Any]:
@@ -301,7 +301,8 @@ def _write_json(path: Path, value: Any) -> None:
 
 
 _MODELS = ("compute.dtype", "positions", "crosscoder.layer")
-_BLOCKS = ("text.context", "text.heldout_share", "text.limit_tokens")
+_TEXT = ("context", "column", "limit_tokens", "heldout_share", "hub")
+_PACKING = ("packing", "min_tokens", "min_characters", "shuffle_seed")
 
 _STAGES: tuple[Stage[Run], ...] = (
     Stage(
@@ -314,11 +315,22 @@ _STAGES: tuple[Stage[Run], ...] = (
         settle=Run.check_suite,
     ),
     Stage(
+        "tokens",
+        "tokens",
+        "reading the text",
+        settings=("positions.bos", *(f"text.{key}" for key in (*_TEXT, *_PACKING))),
+        inputs=("suite/tokenizer.json",),
+        facts=tokens.text_facts,
+        work=tokens.write_tokens,
+        settle=tokens.drop_state,
+        seconds_before=tokens.unfinished_seconds,
+    ),
+    Stage(
         "survey",
         "survey",
         "every checkpoint on every task",
-        settings=(*_MODELS, *_BLOCKS, "survey"),
-        inputs=("suite/checkpoints.json",),
+        settings=(*_MODELS, "survey"),
+        inputs=("suite/checkpoints.json", "tokens/heldout.npy"),
         facts=_surveyed,
         work=write_survey,
     ),
@@ -334,9 +346,8 @@ _STAGES: tuple[Stage[Run], ...] = (
         "train",
         "crosscoder",
         "training the crosscoder",
-        settings=("positions", *_BLOCKS, "crosscoder", "sparsity", "training"),
-        inputs=("compare/checkpoints.json",),
-        facts=Run.train_facts,
+        settings=("positions", "crosscoder", "sparsity", "training"),
+        inputs=("compare/checkpoints.json", "tokens/train.npy"),
         work=write_crosscoder,
         settle=drop_training_state,
         seconds_before=unfinished_seconds,
@@ -345,18 +356,16 @@ _STAGES: tuple[Stage[Run], ...] = (
         "evaluate",
         "evaluation",
         "the crosscoder on held-out text",
-        settings=(*_MODELS, *_BLOCKS, "evaluation"),
-        inputs=("compare/checkpoints.json", "crosscoder"),
-        facts=Run.heldout_facts,
+        settings=(*_MODELS, "evaluation"),
+        inputs=("compare/checkpoints.json", "tokens/heldout.npy", "crosscoder"),
         work=write_evaluation,
     ),
     Stage(
         "diagnose",
         "diagnostics",
         "every feature's decoder against the data",
-        settings=(*_MODELS, *_BLOCKS, "diagnostics"),
-        inputs=("compare/checkpoints.json", "crosscoder"),
-        facts=Run.heldout_facts,
+        settings=(*_MODELS, "diagnostics"),
+        inputs=("compare/checkpoints.json", "tokens/heldout.npy", "crosscoder"),
         work=write_diagnostics,
     ),
     Stage(
@@ -365,7 +374,7 @@ _STAGES: tuple[Stage[Run], ...] = (
         "indirect effects of every feature",
         settings=(*_MODELS, "effects"),
         inputs=("compare/checkpoints.json", "crosscoder", "evaluation/frequency.parquet"),
-        facts=_tasks_and_mean_text,
+        facts=_tasks,
         work=write_effects,
     ),
     Stage(
@@ -381,9 +390,8 @@ _STAGES: tuple[Stage[Run], ...] = (
         "contexts",
         "contexts",
         "where the strongest features fire",
-        settings=(*_MODELS, *_BLOCKS, "report.top_k", "report.contexts", "report.blocks"),
-        inputs=("compare/checkpoints.json", "crosscoder", "effects"),
-        facts=Run.heldout_facts,
+        settings=(*_MODELS, "report.top_k", "report.contexts", "report.blocks"),
+        inputs=("compare/checkpoints.json", "tokens/heldout.npy", "crosscoder", "effects"),
         work=write_contexts,
     ),
     Stage(
@@ -412,7 +420,7 @@ def stages(config: RunConfig) -> tuple[Stage[Run], ...]:
     """The stages in order.
 
     Where the user names the checkpoints, comparing them waits for no survey; where he names a crosscoder, none is
-    trained.
+    trained; and where the baseline of the effects is the mean activation, they read the text that it is measured on.
     """
     changes: dict[str, dict[str, Any]] = {}
     if config.compare.checkpoints:
@@ -421,8 +429,12 @@ def stages(config: RunConfig) -> tuple[Stage[Run], ...]:
         changes["train"] = {
             "doing": "importing the crosscoder",
             "settings": ("positions", "crosscoder"),
+            "inputs": ("compare/checkpoints.json",),
             "facts": Run.imported_facts,
             "work": write_imported_crosscoder,
             "seconds_before": lambda _: 0.0,
         }
+    if config.effects.baseline == "mean":
+        attribute = next(stage for stage in _STAGES if stage.name == "attribute")
+        changes["attribute"] = {"inputs": (*attribute.inputs, "tokens/heldout.npy")}
     return tuple(replace(stage, **changes.get(stage.name, {})) for stage in _STAGES)

@@ -60,15 +60,7 @@ def build(kind: type[T], table: Mapping[str, Any], section: str = "") -> T:
 
 def write(value: Any) -> str:
     """TOML of a dataclass of sections; keys that are not set are left out, since TOML knows no null."""
-    lines = []
-    for field in fields(value):
-        content = getattr(value, field.name)
-        if is_dataclass(content):
-            lines += [f"[{field.name}]", *_pairs(content), ""]
-        elif isinstance(content, tuple):
-            for item in content:
-                lines += [f"[[{field.name}]]", *_pairs(item), ""]
-    return "\n".join(lines)
+    return "\n".join(_sections(value, ""))
 
 
 def settings(value: Any, name: str) -> dict[str, Any]:
@@ -111,9 +103,10 @@ def _value(hint: Any, value: Any, section: str, key: str) -> Any:
             raise ValueError(f"`{name}` must be a section, [{name}], with keys of its own")
         return build(hint, value, name)
     if get_origin(hint) is tuple and is_dataclass(get_args(hint)[0]):
+        name = f"{section}.{key}" if section else key
         if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
-            raise ValueError(f"`{key}` must be a list of sections: write [[{key}]] over each")
-        return tuple(build(get_args(hint)[0], item, f"{key} {n}") for n, item in enumerate(value, 1))
+            raise ValueError(f"`{name}` must be a list of sections: write [[{name}]] over each")
+        return tuple(build(get_args(hint)[0], item, f"{name} {n}") for n, item in enumerate(value, 1))
     try:
         return _plain(hint, value)
     except TypeError:
@@ -178,9 +171,30 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
+def _sections(value: Any, name: str) -> list[str]:
+    """The lines of a section's own sections; its other keys stand in it."""
+    lines = []
+    for field in fields(value):
+        content, inner = getattr(value, field.name), f"{name}.{field.name}" if name else field.name
+        if is_dataclass(content):
+            lines += [f"[{inner}]", *_pairs(content), "", *_sections(content, inner)]
+        elif _is_list_of_sections(content):
+            for item in content:
+                lines += [f"[[{inner}]]", *_pairs(item), "", *_sections(item, inner)]
+    return lines
+
+
 def _pairs(value: Any) -> list[str]:
     pairs = ((_key(field), getattr(value, field.name)) for field in fields(value))
-    return [f"{name} = {_toml(content)}" for name, content in pairs if content is not None]
+    return [
+        f"{name} = {_toml(content)}"
+        for name, content in pairs
+        if content is not None and not is_dataclass(content) and not _is_list_of_sections(content)
+    ]
+
+
+def _is_list_of_sections(value: Any) -> bool:
+    return isinstance(value, tuple) and bool(value) and is_dataclass(value[0])
 
 
 def _toml(value: Any) -> str:
@@ -201,7 +215,7 @@ def _flat(value: Any, name: str) -> list[tuple[str, Any]]:
             for field in fields(value)
             if field.metadata.get("matters", True)
         ]
-    elif isinstance(value, tuple) and value and is_dataclass(value[0]):
+    elif _is_list_of_sections(value):
         inner = [(f"{name}.{n}", item) for n, item in enumerate(value, 1)]
     else:
         return [(name, json.loads(json.dumps(value)))]

@@ -123,39 +123,23 @@ class Run(Workspace):
 
     @cached_property
     def train_files(self) -> list[Path]:
-        """Files of the training text."""
-        return [demo.TRAIN_TEXT] if self.config.text.demo else self._paths(self.config.text.train)
+        """Files of the training text; none where it is on the hub."""
+        return [demo.TRAIN_TEXT] if self.config.text.demo else self._text_paths(self.config.text.train)
 
     @cached_property
     def heldout_files(self) -> list[Path]:
-        """Files of the held-out text; none where a part of the training text is held out."""
-        return [demo.HELDOUT_TEXT] if self.config.text.demo else self._paths(self.config.text.heldout)
+        """Files of the held-out text; none where it is no text of its own, or on the hub."""
+        return [demo.HELDOUT_TEXT] if self.config.text.demo else self._text_paths(self.config.text.heldout)
 
     @cached_property
     def train_text(self) -> Corpus:
         """The training text, as blocks of tokens."""
-        return self._whole_text if self.heldout_files else self._split_text[0]
+        return Corpus.open(self.folder / "tokens" / "train.npy", bos=self.config.positions.bos)
 
     @cached_property
     def heldout_text(self) -> Corpus:
         """Text that training never sees, as blocks of tokens."""
-        return self._corpus(self.heldout_files, None) if self.heldout_files else self._split_text[1]
-
-    @cached_property
-    def _whole_text(self) -> Corpus:
-        return self._corpus(self.train_files, self.config.text.limit_tokens)
-
-    @cached_property
-    def _split_text(self) -> tuple[Corpus, Corpus]:
-        return self._whole_text.split(self.config.text.heldout_share)
-
-    def train_facts(self) -> dict[str, Any]:
-        """What the training blocks depend on besides settings: the text, and whether a part of it is held out."""
-        return {"text.train": _hashes(self.train_files), "text.heldout is given": bool(self.heldout_files)}
-
-    def heldout_facts(self) -> dict[str, Any]:
-        """What the held-out blocks depend on besides settings."""
-        return {"text.heldout": _hashes(self.heldout_files)} if self.heldout_files else self.train_facts()
+        return Corpus.open(self.folder / "tokens" / "heldout.npy", bos=self.config.positions.bos)
 
     @cached_property
     def tasks(self) -> dict[str, Task]:
@@ -320,14 +304,13 @@ class Run(Workspace):
     def _paths(self, paths: str | Sequence[str]) -> list[Path]:
         return [self._path(path) for path in ([paths] if isinstance(paths, str) else paths)]
 
-    def _corpus(self, files: list[Path], limit_tokens: int | None) -> Corpus:
-        return Corpus.from_text(
-            files,
-            self.tokenizer,
-            context=self.config.text.context,
-            positions=self.config.positions,
-            limit_tokens=limit_tokens,
-        )
+    def _text_paths(self, stated: str | Sequence[str]) -> list[Path]:
+        """Files of text; a name with * or ? that is no file stands for all files that it fits, in order."""
+        found = []
+        for path in self._paths(stated):
+            fitting = sorted(path.parent.glob(path.name)) if not path.exists() and set("*?") & set(path.name) else []
+            found += fitting or [path]
+        return found
 
     def _task(self, config: TaskConfig) -> Task:
         task = read_task(config, self._path)
