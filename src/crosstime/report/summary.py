@@ -239,7 +239,7 @@ class ExactTable:
 
 def exact_table(exact: Exact, tasks: Sequence[str]) -> ExactTable:
     """Spearman's rank correlations for those of the tasks on which features were ablated one by one."""
-    found = {(row["task"], row["checkpoint"]): row for row in exact.correlations}
+    found: dict[tuple[Any, Any], Any] = {(row["task"], row["checkpoint"]): row for row in exact.correlations}
     known = [task for task in tasks if task in exact.tasks]
     rows = []
     for name in exact.checkpoints:

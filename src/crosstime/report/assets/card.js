@@ -34,27 +34,27 @@
 
   function gauges(card, effects) {
     const { checkpoints } = crosstime.report;
-    const ie = effects && span([...effects.ie, ...effects.ie_low, ...effects.ie_high, ...(effects.exact || []), ...(effects.exact_low || []), ...(effects.exact_high || [])]);
+    const exact = effects && effects.exact ? effects : null;
+    const ie = effects && span(["ie", "ie_low", "ie_high", ...(exact ? ["exact", "exact_low", "exact_high"] : [])].flatMap((name) => effects[name]));
     const norm = span(card.norm);
-    const exact = effects && effects.exact;
-    const known = (values, word) => (values ? word : null);
-    const head = [
-      "Checkpoint", known(effects, "IE (95 % interval)"), known(exact, "Exact effect"), known(effects, "RelIE (95 % interval)"), known(exact, "Exact RelIE"), "Decoder norm",
-      known(effects && effects.sign, "Sign consistency"), known(card.nu_error, "ν error"), known(card.nu_reconstruction, "ν reconstruction"),
-    ];
-    const plain = (value) => element("td", { class: "number" }, crosstime.number(value, 2));
-    const rows = checkpoints.map((checkpoint, m) => element("tr", {},
-      element("th", { scope: "row" }, crosstime.checkpoint(checkpoint)),
-      effects ? element("td", {}, gauge(effects.ie[m], [effects.ie_low[m], effects.ie_high[m]], ie, checkpoint.colour, 3)) : null,
-      exact ? element("td", {}, gauge(effects.exact[m], [effects.exact_low[m], effects.exact_high[m]], ie, checkpoint.colour, 3)) : null,
-      effects ? element("td", {}, gauge(effects.rel[m], [effects.rel_low[m], effects.rel_high[m]], { low: 0, high: 1 }, checkpoint.colour, 2)) : null,
-      exact ? element("td", {}, gauge(effects.rel_exact[m], [effects.rel_exact_low[m], effects.rel_exact_high[m]], { low: 0, high: 1 }, checkpoint.colour, 2)) : null,
-      element("td", {}, gauge(card.norm[m], null, norm, checkpoint.colour, 2, `RelDec ${crosstime.share(card.rel_dec[m])}`)),
-      effects && effects.sign ? element("td", { class: "number" }, crosstime.share(effects.sign[m])) : null,
-      card.nu_error ? plain(card.nu_error[m]) : null,
-      card.nu_reconstruction ? plain(card.nu_reconstruction[m]) : null));
+    const share = { low: 0, high: 1 };
+    /** The gauge of a measure at a checkpoint, with its interval; the exact one is said to be so. */
+    const measured = (name, m, scale, digits, word) =>
+      gauge(effects[name][m], [effects[`${name}_low`][m], effects[`${name}_high`][m]], scale, checkpoints[m].colour, digits, word);
+    const below = exact ? ", below it the exact one" : "";
+    const columns = [
+      ["Checkpoint", (m) => element("th", { scope: "row" }, crosstime.checkpoint(checkpoints[m]))],
+      effects && [`IE (95 % interval)${below}`, (m) => element("td", {}, measured("ie", m, ie, 3), exact && measured("exact", m, ie, 3, "exact"))],
+      effects && [`RelIE (95 % interval)${below}`, (m) => element("td", {}, measured("rel", m, share, 2), exact && measured("rel_exact", m, share, 2, "exact"))],
+      ["Decoder norm", (m) => element("td", {}, gauge(card.norm[m], null, norm, checkpoints[m].colour, 2, `RelDec ${crosstime.share(card.rel_dec[m])}`))],
+      effects && effects.sign && ["Sign consistency", (m) => element("td", { class: "number" }, crosstime.share(effects.sign[m]))],
+      card.nu_error && ["ν error", (m) => element("td", { class: "number" }, crosstime.number(card.nu_error[m], 2))],
+      card.nu_reconstruction && ["ν recon­struction", (m) => element("td", { class: "number" }, crosstime.number(card.nu_reconstruction[m], 2))],
+    ].filter(Boolean);
+    const head = columns.map(([title]) => title);
+    const rows = checkpoints.map((_, m) => element("tr", {}, ...columns.map(([, cell]) => cell(m))));
     const table = element("div", { class: "scroll" }, element("table", { class: "gauges" },
-      element("thead", {}, element("tr", {}, ...head.filter(Boolean).map((text) => element("th", { scope: "col" }, text)))),
+      element("thead", {}, element("tr", {}, ...head.map((text) => element("th", { scope: "col" }, text)))),
       element("tbody", {}, ...rows)));
     return checkpoints.length > MANY ? element("details", {}, element("summary", {}, "All numbers, by checkpoint"), table) : table;
   }

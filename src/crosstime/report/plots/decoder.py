@@ -38,7 +38,7 @@ def dec_against_ie(features: TaskFeatures, chosen: Mapping[str, str], notes: Map
         )
         for m, name in enumerate(names)
     ]
-    top = max([0.1, *(max(trace.x, default=0) for trace in traces)])
+    top = float(features.rel_dec[rows].max(initial=0.1))
     line = {"type": "line", "x0": 0, "y0": 0, "x1": top, "y1": top, "layer": "below"}
     figure = styled(
         traces,

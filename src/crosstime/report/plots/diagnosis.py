@@ -58,7 +58,7 @@ def latent_scaling(found: Diagnostics) -> Figure:
     figure = styled(
         traces,
         xaxis={"range": [LOW - 0.04, HIGH + 0.04], "nticks": 6}
-        | {"title": {"text": f"{NU_ERROR}: the feature in what its decoder leaves unexplained"}},
+        | {"title": {"text": f"{NU_ERROR}: the feature in what all others leave unexplained"}},
         yaxis={"range": [LOW - 0.04, HIGH + 0.04], "nticks": 6}
         | {"title": {"text": f"{NU_RECONSTRUCTION}: the feature in what the crosscoder reconstructs"}},
         shapes=[

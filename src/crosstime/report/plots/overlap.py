@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import plotly.graph_objects as go
 
@@ -72,7 +73,7 @@ def _map(found: Overlap, m: int) -> go.Figure:
     )
 
 
-def _axis(names: Sequence[str]) -> dict[str, object]:
+def _axis(names: Sequence[str]) -> dict[str, Any]:
     every = math.ceil(len(names) / 24)
     ticks = {
         "tickvals": list(range(0, len(names), every)),
