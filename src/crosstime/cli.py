@@ -288,8 +288,10 @@ def export(
     from crosstime.run import config
 
     write = {"saelens": export_saelens}[format]
-    is_run = (Path(source) / config.FILE).exists()
-    for folder in write(import_crosscoder(Path(source) / "crosscoder" if is_run else source), out_dir):
+    is_run, trained = (Path(source) / config.FILE).exists(), Path(source) / "crosscoder"
+    if is_run and artifact.read_manifest(trained) is None:
+        raise ValueError(f"{source} has no crosscoder yet: `crosstime train {source}` makes it")
+    for folder in write(import_crosscoder(trained if is_run else source), out_dir):
         print(folder)
 
 
@@ -304,7 +306,7 @@ def annotate_export(
 
     Args:
         run_dir: A folder with a finished run.
-        out: The sheet: a .csv file for a spreadsheet, or a .json file.
+        out: The new sheet: a .csv file for a spreadsheet, or a .json file.
         top: Features of each task and checkpoint, by |IE|.
         blind: Hide task, class and RelIE, and shuffle.
         seed: Of the shuffling.

@@ -95,6 +95,10 @@ def test_mistakes_are_one_line(run_dir, tmp_path, capfd):
     assert "name the sheets" in capfd.readouterr().err
     assert cli.main(["annotate", "import", str(run_dir), str(tmp_path / "no.csv")]) == 2
     assert "no.csv: No such file" in capfd.readouterr().err
+    sheet.write_text("filled in")
+    assert cli.main(["annotate", "export", str(run_dir), str(sheet)]) == 2
+    assert "is already there, and may have been filled in" in capfd.readouterr().err
+    assert sheet.read_text() == "filled in"
     assert read_annotations(run_dir) == []
 
 
