@@ -28,7 +28,7 @@ from crosstime.lm.nearest import nearest
 STDOUT = 1
 DONE, FAULT, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
-RunDir = tyro.conf.Positional[Path]
+RunDir = tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="RUN_DIR")]]
 
 # What a user can put right: paths, permissions, space, network. Any other OSError is a fault of ours.
 _USER_ERRORS = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError)
@@ -201,7 +201,7 @@ def show(run_dir: RunDir, json: tyro.conf.FlagCreatePairsOff[bool] = False) -> N
 
 
 def table(
-    run_dirs: tyro.conf.Positional[tuple[Path, ...]],
+    run_dirs: tyro.conf.Positional[Annotated[tuple[Path, ...], tyro.conf.arg(metavar="RUN_DIR ...")]],
     json: tyro.conf.FlagCreatePairsOff[bool] = False,
     markdown: tyro.conf.FlagCreatePairsOff[bool] = False,
     match: tyro.conf.FlagCreatePairsOff[bool] = False,
@@ -226,16 +226,16 @@ def table(
 
 
 def import_(
-    source: tyro.conf.Positional[str],
-    out_dir: tyro.conf.Positional[Path],
-    format: str | None = None,
-    checkpoints: tuple[str, ...] | None = None,
-    layer: int | None = None,
-    scale: tuple[float, ...] | None = None,
-    tokens: tuple[int, ...] | None = None,
-    bos: bool | None = None,
-    encode_first: bool | None = None,
-    revision: str | None = None,
+    source: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="SOURCE")]],
+    out_dir: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="OUT_DIR")]],
+    format: Annotated[str | None, tyro.conf.arg(metavar="FORMAT")] = None,
+    checkpoints: Annotated[tuple[str, ...] | None, tyro.conf.arg(metavar="NAME ...")] = None,
+    layer: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None,
+    scale: Annotated[tuple[float, ...] | None, tyro.conf.arg(metavar="FLOAT ...")] = None,
+    tokens: Annotated[tuple[int, ...] | None, tyro.conf.arg(metavar="INT ...")] = None,
+    bos: Annotated[bool | None, tyro.conf.arg(metavar="True|False")] = None,
+    encode_first: Annotated[bool | None, tyro.conf.arg(metavar="True|False")] = None,
+    revision: Annotated[str | None, tyro.conf.arg(metavar="REVISION")] = None,
 ) -> None:
     """Turn another project's crosscoder into one of ours (docs/formats.md).
 
@@ -274,7 +274,9 @@ def import_(
 
 
 def export(
-    source: tyro.conf.Positional[str], out_dir: tyro.conf.Positional[Path], format: Literal["saelens"] = "saelens"
+    source: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="SOURCE")]],
+    out_dir: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="OUT_DIR")]],
+    format: Literal["saelens"] = "saelens",
 ) -> None:
     """Write a crosscoder for another project: for SAELens, an autoencoder a checkpoint (docs/formats.md).
 
@@ -297,7 +299,7 @@ def export(
 
 def annotate_export(
     run_dir: RunDir,
-    out: tyro.conf.Positional[Path],
+    out: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="SHEET")]],
     top: int = 10,
     blind: tyro.conf.FlagCreatePairsOff[bool] = False,
     seed: int = 0,
@@ -317,7 +319,9 @@ def annotate_export(
     print(f"{out}: fill it in, then `crosstime annotate import {run_dir} {out}`")
 
 
-def annotate_import(run_dir: RunDir, files: tyro.conf.Positional[tuple[Path, ...]]) -> None:
+def annotate_import(
+    run_dir: RunDir, files: tyro.conf.Positional[Annotated[tuple[Path, ...], tyro.conf.arg(metavar="SHEET ...")]]
+) -> None:
     """Take filled-in sheets into the run, in place of earlier ones, and say how far the annotators agree.
 
     Args:
@@ -462,17 +466,13 @@ def _dispatch(arguments: Sequence[str]) -> None:
     if arguments == ["--version"]:
         print(f"crosstime {version('crosstime')}")
         return
-    commands, prog = COMMANDS, "crosstime"
-    if arguments and arguments[0] in GROUPS:
-        commands, prog, arguments = GROUPS[arguments[0]], f"crosstime {arguments[0]}", arguments[1:]
+    commands, prog, description = COMMANDS, "crosstime", "When did this model learn that, and which feature carries it?"
+    if arguments and (group := arguments[0]) in GROUPS:
+        description = str(COMMANDS[group].__doc__).splitlines()[0]
+        commands, prog, arguments = GROUPS[group], f"crosstime {group}", arguments[1:]
     if arguments and not arguments[0].startswith("-") and arguments[0] not in commands:
         raise ValueError(f"there is no command `{arguments[0]}`{nearest(arguments[0], commands)}")
-    tyro.extras.subcommand_cli_from_dict(
-        commands,
-        prog=prog,
-        description="When did this model learn that, and which feature carries it?",
-        args=arguments,
-    )
+    tyro.extras.subcommand_cli_from_dict(commands, prog=prog, description=description, args=arguments)
 
 
 def _users_line(error: Exception) -> str | None:

@@ -113,6 +113,8 @@ def test_the_commands_within_annotate(capfd):
         with pytest.raises(SystemExit) as end:
             cli.main(arguments)
         assert end.value.code == 0
-        assert arguments[-2] in capfd.readouterr().out
+        shown = capfd.readouterr().out
+        assert arguments[-2] in shown
+        assert "annotators" in shown
     assert cli.main(["annotate", "exprt"]) == 2
     assert "there is no command `exprt`; the nearest is 'export'" in capfd.readouterr().err
