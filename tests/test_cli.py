@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from crosstime import artifact, cli
+from crosstime import artifact, cli, terminal
 from crosstime.run import config, preset
 
 
@@ -143,7 +143,7 @@ def test_a_terminal_of_unknown_size_still_shows_progress(monkeypatch):
     monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
     monkeypatch.setattr("sys.stderr.fileno", lambda: 2, raising=False)
     monkeypatch.setattr("os.get_terminal_size", lambda _: os.terminal_size((0, 0)))
-    cli._mend_terminal()
+    terminal.mend_terminal()
     assert os.environ.pop("TQDM_NCOLS") == "80"
 
 
