@@ -182,7 +182,9 @@ class Sparsity(ABC):
         settings = dict(settings)
         name, known = settings.pop("rule"), cls.variants()
         if name not in known:
-            raise ValueError(f"there is no sparsity rule {name!r}{nearest(name, known)}")
+            raise ValueError(
+                f"there is no sparsity rule {name!r}{nearest(name, known)} (yours is there once it is imported)"
+            )
         return known[name](**settings)
 
     def to_dict(self) -> dict[str, Any]:
