@@ -16,6 +16,9 @@ from crosstime.crosscoder.sparsity.rule import Progress, fires
 from crosstime.crosscoder.sparsity.topk import Reviving
 from crosstime.training.auxiliary import add_auxiliary_gradients
 
+SMALLEST_NORM = 1e-12
+"""What stands for the norm of a decoder vector of less, by which a gradient is divided."""
+
 
 @dataclass
 class StepStats:
@@ -79,7 +82,7 @@ def gradients(
     crosscoder.W_dec.grad = w_dec_gradient.unflatten(1, shape)
     if norms_gradient is not None:
         # A penalty on norms pulls each decoder vector along itself; a vector of norm 0 has no such direction.
-        pull = norms_gradient / norms.clamp_min(torch.finfo(norms.dtype).tiny)
+        pull = norms_gradient / norms.clamp_min(SMALLEST_NORM)
         crosscoder.W_dec.grad.addcmul_(crosscoder.W_dec, pull[:, :, None])
     if threshold_gradient is not None and crosscoder.threshold is not None:
         crosscoder.threshold.grad = threshold_gradient
@@ -88,18 +91,7 @@ def gradients(
     idle += batch
     idle[active.any(0)] = 0
     crosscoder.measure_threshold(codes.shared, progress)
-    auxiliary = error.new_zeros(())
-    if isinstance(rule, Reviving) and rule.aux_weight:
-        auxiliary = add_auxiliary_gradients(
-            crosscoder,
-            x,
-            -error,
-            h,
-            idle >= rule.dead_tokens,
-            k=rule.aux_k or crosscoder.config.width // 2,
-            weight=rule.aux_weight,
-            products=products,
-        )
+    auxiliary = _revive(crosscoder, x, -error, h, idle, products)
     return StepStats(
         squared_error=error.square().sum(0).unflatten(0, shape).sum(1) / batch,
         variance=x.var(0, correction=0).unflatten(0, shape).sum(1),
@@ -107,6 +99,22 @@ def gradients(
         auxiliary=auxiliary,
         l0=active.sum() / batch,
     )
+
+
+def _revive(
+    crosscoder: Crosscoder,
+    x: Float[Tensor, "B W"],
+    left_over: Float[Tensor, "B W"],
+    h: Float[Tensor, "B F"],
+    idle: Int[Tensor, " F"],
+    products: torch.dtype,
+) -> Float[Tensor, ""]:
+    """The auxiliary loss, its gradients added, where the rule has one."""
+    rule = crosscoder.config.sparsity
+    if not isinstance(rule, Reviving) or not rule.aux_weight:
+        return left_over.new_zeros(())
+    dead, k = idle >= rule.dead_tokens, rule.aux_k or crosscoder.config.width // 2
+    return add_auxiliary_gradients(crosscoder, x, left_over, h, dead, k=k, weight=rule.aux_weight, products=products)
 
 
 def _product(
