@@ -78,12 +78,12 @@ def gradients(
     )
     h_gradient = h_gradient.to(products)
 
-    crosscoder.b_dec.grad = (error.sum(0) * (2 / batch)).unflatten(0, shape)
-    crosscoder.b_enc.grad = h_gradient.sum(0).float()
-    crosscoder.W_enc.grad = (x_low.T @ h_gradient).float().unflatten(0, shape)
-    w_dec_gradient = _side_by_side([f.T @ e for f, e in zip(written, error_columns, strict=True)]).float()
-    crosscoder.W_dec.grad = w_dec_gradient.unflatten(1, shape)
-    if norms_gradient is not None:
+    _set_gradient(crosscoder.b_dec, error.sum(0) * (2 / batch))
+    _set_gradient(crosscoder.b_enc, h_gradient.sum(0))
+    _set_gradient(crosscoder.W_enc, x_low.T @ h_gradient)
+    w_dec_gradient = _side_by_side([f.T @ e for f, e in zip(written, error_columns, strict=True)])
+    _set_gradient(crosscoder.W_dec, w_dec_gradient)
+    if norms_gradient is not None and crosscoder.W_dec.grad is not None:
         # A penalty on norms pulls each decoder vector along itself; a vector of norm 0 has no such direction.
         pull = norms_gradient / norms.clamp_min(torch.finfo(norms.dtype).tiny)
         crosscoder.W_dec.grad.addcmul_(crosscoder.W_dec, pull[:, :, None])
@@ -125,6 +125,13 @@ def _product(
 def _mean_square(values: Float[Tensor, "B W"], shape: torch.Size) -> Float[Tensor, " M"]:
     """Mean over rows of the squared norm at each checkpoint."""
     return values.unflatten(1, shape).norm(dim=-1).square().mean(0)
+
+
+def _set_gradient(parameter: Tensor, gradient: Tensor) -> None:
+    """Into the memory of the gradient before it: on a CPU, to get memory anew costs more than to write into it."""
+    if parameter.grad is None:
+        parameter.grad = torch.empty_like(parameter)
+    parameter.grad.copy_(gradient.view_as(parameter))
 
 
 def _side_by_side(parts: list[Tensor]) -> Tensor:

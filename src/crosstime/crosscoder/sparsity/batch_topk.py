@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import threshold as replace_up_to
 
@@ -100,7 +101,7 @@ def keep_largest(
 
     Args:
         values: of the dtype of `sizes`, not negative.
-        sizes: by which they are compared, not negative; overwritten.
+        sizes: by which they are compared, not negative; overwritten by the result.
         n: how many are kept; where fewer sizes are positive, all of those.
     """
     order = bits(sizes)
@@ -108,14 +109,22 @@ def keep_largest(
     least = largest.min().clamp_min(1)  # 1 is the smallest positive float
     room = (largest == least).sum()
     equal = order == least
-    seen = equal.sum(1).cumsum(0)
+    seen = _count_rows(equal).cumsum(0)
     # In the first rows all that equal the least are kept, in the last ones none, and in one row perhaps some.
     whole = seen <= room
     row = whole.sum().clamp_max(len(whole) - 1).view(1)
-    in_row = seen[row] - equal[row].sum() + equal[row].cumsum(1)
-    kept = (order[row] > least) | (equal[row] & (in_row <= room))
+    equal_here = equal.index_select(0, row)
+    seen_here = seen.index_select(0, row) - equal_here.sum() + equal_here.cumsum(1)
+    kept_here = (order.index_select(0, row) > least) | (equal_here & (seen_here <= room))
     below = (least - whole.to(least.dtype)).view(sizes.dtype)
-    return where_positive(values, sizes.sub_(below[:, None])).index_copy_(0, row, values[row] * kept)
+    kept = where_positive(values, sizes.sub_(below[:, None]), out=sizes)
+    return kept.index_copy_(0, row, values.index_select(0, row) * kept_here)
+
+
+def _count_rows(where: Bool[Tensor, "B F"]) -> Int[Tensor, " B"]:
+    """How many are true in each row: as bytes in groups that fit one, because to add up booleans first widens them."""
+    group = math.gcd(where.shape[1], 128)
+    return where.view(torch.uint8).unflatten(1, (-1, group)).sum(-1, dtype=torch.uint8).sum(1)
 
 
 def _largest(order: Int[Tensor, " N"], n: int) -> Int[Tensor, " n"]:

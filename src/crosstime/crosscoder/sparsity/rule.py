@@ -73,11 +73,11 @@ def bits(values: Float[Tensor, "*b"]) -> Int[Tensor, "*b"]:
     return values.view({2: torch.int16, 4: torch.int32, 8: torch.int64}[values.dtype.itemsize])
 
 
-def where_positive(a: Float[Tensor, "B F"], b: Float[Tensor, "B F"], *, in_place: bool = False) -> Float[Tensor, "B F"]:
-    """a where b > 0, else 0, in one pass; the way that torch goes back through a ReLU."""
-    if in_place:
-        return torch.ops.aten.threshold_backward.grad_input(a, b, 0, grad_input=a)
-    return torch.ops.aten.threshold_backward(a, b, 0)
+def where_positive(
+    a: Float[Tensor, "B F"], b: Float[Tensor, "B F"], *, out: Float[Tensor, "B F"]
+) -> Float[Tensor, "B F"]:
+    """a where b > 0, else 0, in one pass: what torch does to go back through a ReLU. `out` may be a or b."""
+    return torch.ops.aten.threshold_backward.grad_input(a, b, 0, grad_input=out)
 
 
 class MaskedCodes(Codes):
@@ -98,7 +98,7 @@ class MaskedCodes(Codes):
     def backward(
         self, gradients: Sequence[Float[Tensor, "B F"]]
     ) -> tuple[Float[Tensor, "B F"], Float[Tensor, "F M"] | None, Float[Tensor, " F"] | None]:
-        gradient = where_positive(gradients[0], self.shared, in_place=True)
+        gradient = where_positive(gradients[0], self.shared, out=gradients[0])
         norms_gradient = (self._price * self.sums)[:, None].expand(self._shape) if self._price else None
         return gradient, norms_gradient, None
 
