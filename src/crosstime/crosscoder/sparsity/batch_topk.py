@@ -69,7 +69,8 @@ class BatchTopK(Reviving):
     def select_in_training(
         self, h: Float[Tensor, "B F"], norms: Float[Tensor, "F M"], threshold: Tensor | None, progress: Progress
     ) -> Float[Tensor, "B F"]:
-        return keep_largest(h, h * total_norms(norms).to(h.dtype), self.k_at(progress) * len(h))
+        sizes = (h * total_norms(norms).to(h.dtype)).detach()
+        return keep_largest(h, sizes, self.k_at(progress) * len(h))
 
     def measured_threshold(
         self, threshold: Tensor | None, f: Float[Tensor, "B F"], norms: Float[Tensor, "F M"], progress: Progress

@@ -76,8 +76,12 @@ def bits(values: Float[Tensor, "*b"]) -> Int[Tensor, "*b"]:
 def where_positive(
     a: Float[Tensor, "B F"], b: Float[Tensor, "B F"], *, out: Float[Tensor, "B F"]
 ) -> Float[Tensor, "B F"]:
-    """a where b > 0, else 0, in one pass: what torch does to go back through a ReLU. `out` may be a or b."""
-    return torch.ops.aten.threshold_backward.grad_input(a, b, 0, grad_input=out)
+    """a where b > 0, else 0, in one pass: what torch does to go back through a ReLU.
+
+    It is written into `out`, which may be a or b, unless gradients are to flow back to a.
+    """
+    kernel = torch.ops.aten.threshold_backward
+    return kernel(a, b, 0) if a.requires_grad else kernel.grad_input(a, b, 0, grad_input=out)
 
 
 class MaskedCodes(Codes):
