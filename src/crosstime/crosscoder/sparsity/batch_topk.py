@@ -92,9 +92,7 @@ class BatchTopK(Reviving):
         return {"k": self.k_at(progress)}
 
 
-def keep_largest(
-    values: Float[Tensor, "B F"], sizes: Float[Tensor, "B F"], n: int
-) -> Float[Tensor, "B F"]:
+def keep_largest(values: Float[Tensor, "B F"], sizes: Float[Tensor, "B F"], n: int) -> Float[Tensor, "B F"]:
     """Each value whose size is among the n largest positive ones of the matrix, else 0.
 
     Of equal sizes those that come first, row by row, so the choice does not depend on the device. Nothing is sorted,
