@@ -179,6 +179,9 @@ class Sparsity(ABC):
     def check(self, features: int) -> None:  # noqa: B027 (most rules fit any dictionary)
         """Raises ValueError where the rule does not fit a dictionary of so many features."""
 
+    def check_trainable(self) -> None:  # noqa: B027 (all but imported rules are)
+        """Raises ValueError where nothing can be learnt under the rule."""
+
     @classmethod
     def variants(cls) -> dict[str, type[Sparsity]]:
         """All rules that have been imported, by name."""
