@@ -24,10 +24,11 @@ from crosstime.analysis.intervention import intervene
 
 CHECKPOINTS = ["step256", "step1000", "step3786"]
 METHODS = {
-    "gradient x activation": {"method": "gradient"},
-    "left, 10": {"rule": "left", "steps": 10},
-    "Gauss-Legendre, 16": {"rule": "gauss-legendre", "steps": 16},
+    "gradient x activation": {"method": "integrated", "rule": "left", "steps": 1},
+    "left, 10": {"method": "integrated", "rule": "left", "steps": 10},
+    "Gauss-Legendre, 16": {"method": "integrated", "rule": "gauss-legendre", "steps": 16},
 }
+"""Each by one gradient for features and error alike, where "gradient" would take the error's from the integral."""
 BEST_RULE = "Gauss-Legendre, 16"
 """Whose ends of the path, which all methods share, are read."""
 TOP = 100

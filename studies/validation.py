@@ -20,7 +20,7 @@ from crosstime.analysis.effects import CompletenessWarning
 CHECKPOINTS = ["step256", "step1000", "step3786"]
 METHODS = {
     "gradient x activation": {"method": "gradient"},
-    "Gauss-Legendre, 16": {"rule": "gauss-legendre", "steps": 16},
+    "Gauss-Legendre, 16": {"method": "integrated", "rule": "gauss-legendre", "steps": 16},
 }
 
 

@@ -423,6 +423,7 @@ class RunConfig:
         if not any(task.attribute for task in self.task):
             raise ValueError("at least one [[task]] must have `attribute = true` (which is the default)")
         self.sparsity.check(self.crosscoder.features)
+        self.sparsity.check_trainable()
 
 
 def load(run_dir: Path) -> RunConfig:

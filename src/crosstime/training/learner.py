@@ -18,6 +18,7 @@ class Learner:
     """Takes optimisation steps on batches of scaled activations, wherever these come from."""
 
     def __init__(self, crosscoder: Crosscoder, config: TrainConfig) -> None:
+        crosscoder.config.sparsity.check_trainable()
         self.crosscoder, self.config = crosscoder, config
         self.step = 0
         self.idle = torch.zeros(crosscoder.config.features, dtype=torch.long, device=crosscoder.W_enc.device)

@@ -16,6 +16,9 @@ from crosstime.crosscoder.sparsity.rule import Progress, count_active
 from crosstime.crosscoder.sparsity.topk import Reviving
 from crosstime.training.auxiliary import add_auxiliary_gradients
 
+SMALLEST_NORM = 1e-12
+"""What stands for the norm of a decoder vector of less, by which a gradient is divided."""
+
 
 @dataclass
 class StepStats:
@@ -85,25 +88,14 @@ def gradients(
     _set_gradient(crosscoder.W_dec, w_dec_gradient)
     if norms_gradient is not None and crosscoder.W_dec.grad is not None:
         # A penalty on norms pulls each decoder vector along itself; a vector of norm 0 has no such direction.
-        pull = norms_gradient / norms.clamp_min(torch.finfo(norms.dtype).tiny)
+        pull = norms_gradient / norms.clamp_min(SMALLEST_NORM)
         crosscoder.W_dec.grad.addcmul_(crosscoder.W_dec, pull[:, :, None])
     if threshold_gradient is not None and crosscoder.threshold is not None:
         crosscoder.threshold.grad = threshold_gradient
 
     idle.add_(batch).masked_fill_(codes.sums > 0, 0)
     crosscoder.measure_threshold(codes.shared, progress)
-    auxiliary = error.new_zeros(())
-    if isinstance(rule, Reviving) and rule.aux_weight and rule.dead_tokens <= (progress.step + 1) * batch:
-        auxiliary = add_auxiliary_gradients(
-            crosscoder,
-            x,
-            -error,
-            h,
-            idle >= rule.dead_tokens,
-            k=rule.aux_k or crosscoder.config.width // 2,
-            weight=rule.aux_weight,
-            products=products,
-        )
+    auxiliary = _revive(crosscoder, x, -error, h, idle, progress, products)
     return StepStats(
         squared_error=_mean_square(error, shape),
         # About b_dec, which is near the mean, so that nothing is lost in the difference.
@@ -113,6 +105,23 @@ def gradients(
         l0=count_active(codes.shared) / batch,
         taken=torch.ones_like(codes.penalty),
     )
+
+
+def _revive(
+    crosscoder: Crosscoder,
+    x: Float[Tensor, "B W"],
+    left_over: Float[Tensor, "B W"],
+    h: Float[Tensor, "B F"],
+    idle: Int[Tensor, " F"],
+    progress: Progress,
+    products: torch.dtype,
+) -> Float[Tensor, ""]:
+    """The auxiliary loss, its gradients added, where the rule has one and there was time to die."""
+    rule, rows = crosscoder.config.sparsity, (progress.step + 1) * len(x)
+    if not isinstance(rule, Reviving) or not rule.aux_weight or rule.dead_tokens > rows:
+        return left_over.new_zeros(())
+    dead, k = idle >= rule.dead_tokens, rule.aux_k or crosscoder.config.width // 2
+    return add_auxiliary_gradients(crosscoder, x, left_over, h, dead, k=k, weight=rule.aux_weight, products=products)
 
 
 def _product(

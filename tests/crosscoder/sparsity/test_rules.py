@@ -67,6 +67,13 @@ def test_batch_topk_at_inference_is_a_threshold_that_no_other_row_moves(x):
     torch.testing.assert_close(torch.cat([crosscoder.encode(row[None]) for row in x]), f)
 
 
+@pytest.mark.parametrize("rule", RULES, ids=str)
+def test_a_row_may_stand_alone_in_either_mode(rule, x):
+    crosscoder = _crosscoder(rule)
+    for mode in ("inference", "training"):
+        assert torch.equal(crosscoder.encode(x[0], mode), crosscoder.encode(x[:1], mode)[0])
+
+
 def test_jumprelu_gates_each_checkpoint_by_itself(x):
     crosscoder = _crosscoder(JumpReLU(threshold=0.5))
     f, (h, _) = crosscoder.encode(x), _scaled(crosscoder, x)

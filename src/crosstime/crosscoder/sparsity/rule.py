@@ -179,6 +179,9 @@ class Sparsity(ABC):
     def check(self, features: int) -> None:  # noqa: B027 (most rules fit any dictionary)
         """Raises ValueError where the rule does not fit a dictionary of so many features."""
 
+    def check_trainable(self) -> None:  # noqa: B027 (all but imported rules are)
+        """Raises ValueError where nothing can be learnt under the rule."""
+
     @classmethod
     def variants(cls) -> dict[str, type[Sparsity]]:
         """All rules that have been imported, by name."""
@@ -200,7 +203,9 @@ class Sparsity(ABC):
         settings = dict(settings)
         name, known = settings.pop("rule"), cls.variants()
         if name not in known:
-            raise ValueError(f"there is no sparsity rule {name!r}{nearest(name, known)}")
+            raise ValueError(
+                f"there is no sparsity rule {name!r}{nearest(name, known)} (yours is there once it is imported)"
+            )
         return known[name](**settings)
 
     def to_dict(self) -> dict[str, Any]:
