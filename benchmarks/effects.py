@@ -67,7 +67,9 @@ def main() -> None:
     found = {}
 
     def ours() -> None:
-        found["ours"] = attribute(crosscoder, lms, prompts, rule="left", steps=POINTS, bootstrap=0).ie
+        found["ours"] = attribute(
+            crosscoder, lms, prompts, method="integrated", rule="left", steps=POINTS, bootstrap=0
+        ).ie
 
     def peer() -> None:
         found["peer"] = by_definition(crosscoder, lms, prompts)

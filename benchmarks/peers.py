@@ -18,18 +18,16 @@ from unittest.mock import MagicMock
 import torch
 from torch import Tensor
 
-UNUSED = {"IPython", "circuitsvis", "matplotlib", "nnsight", "sae_lens", "sae_vis", "seaborn"} | {
-    "transformer_lens",
-    "umap",
-    "wandb",
-    "zstandard",
+UNUSED = {
+    *("IPython", "circuitsvis", "matplotlib", "nnsight", "sae_lens", "sae_vis", "seaborn"),
+    *("transformer_lens", "umap", "wandb", "zstandard"),
 }
 
 
 class _StandIns(MetaPathFinder, Loader):
     """Finds a module of stand-ins where one of `UNUSED` is not installed."""
 
-    def find_spec(self, name: str, path: object, target: object = None) -> ModuleSpec | None:
+    def find_spec(self, name: str, *_: object) -> ModuleSpec | None:
         return ModuleSpec(name, self, is_package=True) if name.split(".")[0] in UNUSED else None
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
@@ -75,7 +73,7 @@ def paper(folder: Path, x: Tensor, features: int, k: int | None) -> Callable[[],
     one.cfg = cfg
     one.crosscoder = trainer.CrossCoder(cfg) if k is None else trainer.BatchTopKCrossCoder(cfg)
     one.optimizer = torch.optim.Adam(one.crosscoder.parameters(), lr=5e-5, betas=(0.9, 0.999))
-    one.scheduler = torch.optim.lr_scheduler.LambdaLR(one.optimizer, lambda step: 1.0)
+    one.scheduler = torch.optim.lr_scheduler.LambdaLR(one.optimizer, lambda _: 1.0)
     one.train_buffer = SimpleNamespace(next=lambda: x)
     one.total_steps, one.step_counter, one.top_k_aux = 100_000, 1, x.shape[2] // 2
     one.num_tokens_since_fired_train = torch.zeros(features, dtype=torch.long, device=x.device)

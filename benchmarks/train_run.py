@@ -60,7 +60,7 @@ def main() -> None:
     trainer._refill = harvest.around(trainer._refill)
     trainer.learner.learn = step.around(trainer.learner.learn)
     begin = time.perf_counter()
-    trainer.run([lambda record: None])
+    trainer.run([lambda _: None])
     whole = time.perf_counter() - begin
     case = {"benchmark": "train_run", **{key: getattr(sizes, key) for key in ("checkpoints", "width", "features")}}
     report(
