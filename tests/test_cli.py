@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from crosstime import artifact, cli
+from crosstime import artifact, cli, terminal
 from crosstime.run import config, preset
 
 
@@ -43,20 +43,8 @@ def errors(capfd):
 def test_help_and_version_are_complete():
     shown = crosstime("--help")
     assert shown.returncode == 0
-    for command in (
-        "demo",
-        "new",
-        "run",
-        "survey",
-        "train",
-        "evaluate",
-        "diagnose",
-        "attribute",
-        "ablate",
-        "report",
-        "show",
-    ):
-        assert command in shown.stdout
+    for command in cli.COMMANDS:
+        assert f"• {command} " in shown.stdout
     assert crosstime("--version").stdout.startswith("crosstime ")
 
 
@@ -80,7 +68,7 @@ def test_a_mistyped_command_is_told_the_nearest(errors):
 
 
 @pytest.mark.parametrize(
-    "command", ["run", "survey", "train", "evaluate", "diagnose", "attribute", "ablate", "report", "show"]
+    "command", ["run", "tokens", "survey", "train", "evaluate", "diagnose", "attribute", "ablate", "report", "show"]
 )
 def test_a_folder_that_is_no_run(tmp_path, errors, command):
     assert "make one with `crosstime new demo" in errors(command, tmp_path / "nothing")
@@ -155,7 +143,7 @@ def test_a_terminal_of_unknown_size_still_shows_progress(monkeypatch):
     monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
     monkeypatch.setattr("sys.stderr.fileno", lambda: 2, raising=False)
     monkeypatch.setattr("os.get_terminal_size", lambda _: os.terminal_size((0, 0)))
-    cli._mend_terminal()
+    terminal.mend_terminal()
     assert os.environ.pop("TQDM_NCOLS") == "80"
 
 

@@ -19,6 +19,8 @@ ORDER = [
     "annotation",
     "report",
     "run",
+    "errors",
+    "terminal",
     "cli",
     "__main__",
 ]

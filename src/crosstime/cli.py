@@ -6,33 +6,27 @@ asked for goes to stdout; everything else goes to stderr.
 
 from __future__ import annotations
 
-import dis
-import errno
 import os
-import signal
 import sys
-import threading
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import tyro
 
 from crosstime import artifact
+from crosstime.errors import users_line
 from crosstime.lm.nearest import nearest
+from crosstime.terminal import INTERRUPTED, mend_terminal, quiet, quiet_libraries, say, signals
 
 STDOUT = 1
-DONE, FAULT, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+DONE, FAULT, BAD_INPUT = 0, 1, 2
 
-RunDir = tyro.conf.Positional[Path]
-
-# What a user can put right: paths, permissions, space, network. Any other OSError is a fault of ours.
-_USER_ERRORS = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError)
-_USER_ERRORS += (ConnectionError, TimeoutError)
+RunDir = tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="RUN_DIR")]]
 
 
 def demo(out: Path = Path("runs/demo")) -> None:
@@ -201,7 +195,7 @@ def show(run_dir: RunDir, json: tyro.conf.FlagCreatePairsOff[bool] = False) -> N
 
 
 def table(
-    run_dirs: tyro.conf.Positional[tuple[Path, ...]],
+    run_dirs: tyro.conf.Positional[Annotated[tuple[Path, ...], tyro.conf.arg(metavar="RUN_DIR ...")]],
     json: tyro.conf.FlagCreatePairsOff[bool] = False,
     markdown: tyro.conf.FlagCreatePairsOff[bool] = False,
     match: tyro.conf.FlagCreatePairsOff[bool] = False,
@@ -226,16 +220,16 @@ def table(
 
 
 def import_(
-    source: tyro.conf.Positional[str],
-    out_dir: tyro.conf.Positional[Path],
-    format: str | None = None,
-    checkpoints: tuple[str, ...] | None = None,
-    layer: int | None = None,
-    scale: tuple[float, ...] | None = None,
-    tokens: tuple[int, ...] | None = None,
-    bos: bool | None = None,
-    encode_first: bool | None = None,
-    revision: str | None = None,
+    source: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="SOURCE")]],
+    out_dir: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="OUT_DIR")]],
+    format: Annotated[str | None, tyro.conf.arg(metavar="FORMAT")] = None,
+    checkpoints: Annotated[tuple[str, ...] | None, tyro.conf.arg(metavar="NAME ...")] = None,
+    layer: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None,
+    scale: Annotated[tuple[float, ...] | None, tyro.conf.arg(metavar="FLOAT ...")] = None,
+    tokens: Annotated[tuple[int, ...] | None, tyro.conf.arg(metavar="INT ...")] = None,
+    bos: Annotated[bool | None, tyro.conf.arg(metavar="True|False")] = None,
+    encode_first: Annotated[bool | None, tyro.conf.arg(metavar="True|False")] = None,
+    revision: Annotated[str | None, tyro.conf.arg(metavar="REVISION")] = None,
 ) -> None:
     """Turn another project's crosscoder into one of ours (docs/formats.md).
 
@@ -274,7 +268,9 @@ def import_(
 
 
 def export(
-    source: tyro.conf.Positional[str], out_dir: tyro.conf.Positional[Path], format: Literal["saelens"] = "saelens"
+    source: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="SOURCE")]],
+    out_dir: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="OUT_DIR")]],
+    format: Literal["saelens"] = "saelens",
 ) -> None:
     """Write a crosscoder for another project: for SAELens, an autoencoder a checkpoint (docs/formats.md).
 
@@ -288,14 +284,16 @@ def export(
     from crosstime.run import config
 
     write = {"saelens": export_saelens}[format]
-    is_run = (Path(source) / config.FILE).exists()
-    for folder in write(import_crosscoder(Path(source) / "crosscoder" if is_run else source), out_dir):
+    is_run, trained = (Path(source) / config.FILE).exists(), Path(source) / "crosscoder"
+    if is_run and artifact.read_manifest(trained) is None:
+        raise ValueError(f"{source} has no crosscoder yet: `crosstime train {source}` makes it")
+    for folder in write(import_crosscoder(trained if is_run else source), out_dir):
         print(folder)
 
 
 def annotate_export(
     run_dir: RunDir,
-    out: tyro.conf.Positional[Path],
+    out: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="SHEET")]],
     top: int = 10,
     blind: tyro.conf.FlagCreatePairsOff[bool] = False,
     seed: int = 0,
@@ -304,7 +302,7 @@ def annotate_export(
 
     Args:
         run_dir: A folder with a finished run.
-        out: The sheet: a .csv file for a spreadsheet, or a .json file.
+        out: The new sheet: a .csv file for a spreadsheet, or a .json file.
         top: Features of each task and checkpoint, by |IE|.
         blind: Hide task, class and RelIE, and shuffle.
         seed: Of the shuffling.
@@ -315,7 +313,9 @@ def annotate_export(
     print(f"{out}: fill it in, then `crosstime annotate import {run_dir} {out}`")
 
 
-def annotate_import(run_dir: RunDir, files: tyro.conf.Positional[tuple[Path, ...]]) -> None:
+def annotate_import(
+    run_dir: RunDir, files: tyro.conf.Positional[Annotated[tuple[Path, ...], tyro.conf.arg(metavar="SHEET ...")]]
+) -> None:
     """Take filled-in sheets into the run, in place of earlier ones, and say how far the annotators agree.
 
     Args:
@@ -363,9 +363,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        with _signals(), warnings.catch_warnings():
-            _quiet()
-            _mend_terminal()
+        with signals(), warnings.catch_warnings():
+            quiet()
+            mend_terminal()
             _dispatch(arguments)
             if sys.stdout is not None:  # a shell may have closed it
                 sys.stdout.flush()
@@ -374,17 +374,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), STDOUT)
         return DONE
     except KeyboardInterrupt as interrupt:
-        _say(" ".join(["interrupted", *map(str, interrupt.args)]))
+        say(" ".join(["interrupted", *map(str, interrupt.args)]))
         return INTERRUPTED
     except _Fault as fault:
-        _say(f"fault: {fault}")
+        say(f"fault: {fault}")
         return FAULT
     except Exception as error:
-        line = _users_line(error)
+        line = users_line(error)
         if line is None:
             traceback.print_exception(error)
             return FAULT
-        _say(f"error: {line}")
+        say(f"error: {line}")
         return BAD_INPUT
     return DONE
 
@@ -404,9 +404,9 @@ def _bring_up_to_date(run_dir: Path, last: str | None) -> None:
         from crosstime.run.stages import stages
         from crosstime.run.values import Run
 
-        _quiet_libraries()
+        quiet_libraries()
         artifact.write_text(run_dir / "resolved.toml", config.resolved(configuration))
-        bring_up_to_date(Run(run_dir, configuration), stages(configuration), _say, last=last)
+        bring_up_to_date(Run(run_dir, configuration), stages(configuration), say, last=last)
 
 
 def _rehearse(run_dir: Path) -> None:
@@ -417,7 +417,7 @@ def _rehearse(run_dir: Path) -> None:
     from crosstime.run.dry_run import dry_run
     from crosstime.run.values import Run
 
-    _quiet_libraries()
+    quiet_libraries()
     print(dry_run(Run(run_dir, configuration)))
 
 
@@ -429,7 +429,7 @@ def _on_record(run_dir: Path) -> Iterator[None]:
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"- go on with `crosstime run {run_dir}`") from None
     except Exception as error:
-        if _users_line(error) is not None:
+        if users_line(error) is not None:
             raise
         path = run_dir / "error.log"
         try:
@@ -460,103 +460,10 @@ def _dispatch(arguments: Sequence[str]) -> None:
     if arguments == ["--version"]:
         print(f"crosstime {version('crosstime')}")
         return
-    commands, prog = COMMANDS, "crosstime"
-    if arguments and arguments[0] in GROUPS:
-        commands, prog, arguments = GROUPS[arguments[0]], f"crosstime {arguments[0]}", arguments[1:]
+    commands, prog, description = COMMANDS, "crosstime", "When did this model learn that, and which feature carries it?"
+    if arguments and (group := arguments[0]) in GROUPS:
+        description = str(COMMANDS[group].__doc__).splitlines()[0]
+        commands, prog, arguments = GROUPS[group], f"crosstime {group}", arguments[1:]
     if arguments and not arguments[0].startswith("-") and arguments[0] not in commands:
         raise ValueError(f"there is no command `{arguments[0]}`{nearest(arguments[0], commands)}")
-    tyro.extras.subcommand_cli_from_dict(
-        commands,
-        prog=prog,
-        description="When did this model learn that, and which feature carries it?",
-        args=arguments,
-    )
-
-
-def _users_line(error: Exception) -> str | None:
-    """One line about an error that the user can put right; None for a fault of ours."""
-    if artifact.disk_full(error):
-        path = getattr(error, "filename", None)
-        return f"the disk is full{f' (writing {path})' if path else ''}: make room, then run the same command again"
-    if isinstance(error, _USER_ERRORS) or (isinstance(error, OSError) and error.errno == errno.EROFS):
-        where = f"{error.filename}: " if getattr(error, "filename", None) else ""
-        return where + (error.strerror or str(error) or type(error).__name__)
-    if isinstance(error, MemoryError) or "out of memory" in str(error) or "allocate memory" in str(error):
-        return (
-            "there is not enough memory: make crosscoder.features, training.ring_rows, training.batch_size or a "
-            f"stage's batch_size smaller ({' '.join(str(error).split())[:200]})"
-        )
-    if isinstance(error, ValueError) and _is_raised_here(error):
-        return " ".join(str(error).split())
-    return None
-
-
-def _is_raised_here(error: Exception) -> bool:
-    """Whether a `raise` in this package made the error.
-
-    Every ValueError about the user's input is ours. One of numpy's (shapes that do not fit), of a builtin (`zip` of
-    different lengths) or of a library that got past us says nothing to a user: there the innermost frame is not in this
-    package, or it stands at a call and not at a `raise`.
-    """
-    frame = error.__traceback__
-    if frame is None:
-        return False
-    while frame.tb_next is not None:
-        frame = frame.tb_next
-    code = frame.tb_frame.f_code
-    ours = Path(code.co_filename).is_relative_to(Path(__file__).parent)
-    return ours and code.co_code[frame.tb_lasti] == dis.opmap["RAISE_VARARGS"]
-
-
-def _say(line: str) -> None:
-    print(f"crosstime: {line}", file=sys.stderr, flush=True)
-
-
-def _quiet() -> None:
-    """Leaves stderr to our own lines: of all warnings only ours are shown, in one line each."""
-
-    def show_warning(message: Warning | str, category: type[Warning], filename: str, *_: Any) -> None:
-        if issubclass(category, UserWarning) and Path(filename).is_relative_to(Path(__file__).parent):
-            _say(f"warning: {' '.join(str(message).split())}")
-
-    warnings.simplefilter("default")
-    warnings.showwarning = show_warning
-
-
-def _mend_terminal() -> None:
-    """Lets progress bars show on a terminal that does not know its size; there tqdm would write empty lines."""
-    if sys.stderr is not None and sys.stderr.isatty() and os.get_terminal_size(sys.stderr.fileno()).columns == 0:
-        os.environ.setdefault("TQDM_NCOLS", "80")
-
-
-def _quiet_libraries() -> None:
-    """No progress bars and advice of libraries; what is an error in them is raised."""
-    from huggingface_hub.utils import logging as hub_logging
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")  # read when `datasets` is imported
-    hub_logging.set_verbosity_error()
-
-
-@contextmanager
-def _signals() -> Iterator[None]:
-    """Ctrl-C and SIGTERM raise KeyboardInterrupt, once; the second of them ends the process at once."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    seen: list[int] = []
-
-    def interrupt(number: int, _frame: Any) -> None:
-        if seen:
-            os._exit(INTERRUPTED)
-        seen.append(number)
-        raise KeyboardInterrupt
-
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    tyro.extras.subcommand_cli_from_dict(commands, prog=prog, description=description, args=arguments)

@@ -95,6 +95,10 @@ def test_mistakes_are_one_line(run_dir, tmp_path, capfd):
     assert "name the sheets" in capfd.readouterr().err
     assert cli.main(["annotate", "import", str(run_dir), str(tmp_path / "no.csv")]) == 2
     assert "no.csv: No such file" in capfd.readouterr().err
+    sheet.write_text("filled in")
+    assert cli.main(["annotate", "export", str(run_dir), str(sheet)]) == 2
+    assert "is already there, and may have been filled in" in capfd.readouterr().err
+    assert sheet.read_text() == "filled in"
     assert read_annotations(run_dir) == []
 
 
@@ -109,6 +113,8 @@ def test_the_commands_within_annotate(capfd):
         with pytest.raises(SystemExit) as end:
             cli.main(arguments)
         assert end.value.code == 0
-        assert arguments[-2] in capfd.readouterr().out
+        shown = capfd.readouterr().out
+        assert arguments[-2] in shown
+        assert "annotators" in shown
     assert cli.main(["annotate", "exprt"]) == 2
     assert "there is no command `exprt`; the nearest is 'export'" in capfd.readouterr().err

@@ -95,6 +95,27 @@ def test_checkpoints_must_be_named(inputs, tmp_path, capfd):
     assert "compare.checkpoints names none: put the former there" in capfd.readouterr().err
 
 
+def test_a_run_without_a_crosscoder_has_nothing_to_export(inputs, tmp_path, capfd):
+    assert cli.main(["export", str(inputs), str(tmp_path / "columns")]) == 2
+    assert f"{inputs} has no crosscoder yet: `crosstime train {inputs}` makes it" in capfd.readouterr().err
+
+
+def test_a_dry_run_looks_at_it(inputs, tmp_path, capfd):
+    _ours(tmp_path / "ours")
+    edit(inputs, "features = 64", 'from = "ours"')
+    assert cli.main(["run", str(inputs), "--dry-run"]) == 0
+    assert "that of ours, 40 features; after block 2" in capfd.readouterr().out
+    _ours(tmp_path / "ours", layer=3)
+    assert cli.main(["run", str(inputs), "--dry-run"]) == 2
+    assert "set crosscoder.layer = 3" in capfd.readouterr().err
+    edit(inputs, 'from = "ours"', 'from = "text ü.txt"')
+    assert cli.main(["run", str(inputs), "--dry-run"]) == 2
+    assert "holds no crosscoder of a known format" in capfd.readouterr().err
+    edit(inputs, 'from = "text ü.txt"', 'from = "owner/name"')
+    assert cli.main(["run", str(inputs), "--dry-run"]) == 0
+    assert "that of owner/name, on the hub, not looked at; after" in capfd.readouterr().out
+
+
 def test_mistakes_of_the_commands_are_one_line(foreign, tmp_path, capfd):
     assert cli.main(["import", str(foreign), str(tmp_path / "ours")]) == 2
     assert "its files do not say which checkpoints it reads" in capfd.readouterr().err

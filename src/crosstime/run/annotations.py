@@ -25,8 +25,11 @@ def export_sheet(run_dir: Path, out: Path, *, top: int, blind: bool, seed: int) 
     """Write the sheet that annotators fill in (see `annotation.choice.rows`).
 
     Raises:
-        ValueError: the run is not so far, or `top` exceeds the features that have contexts.
+        ValueError: the run is not so far, `top` exceeds the features that have contexts, or the sheet is there already:
+            it may hold somebody's work.
     """
+    if out.exists():
+        raise ValueError(f"{out} is already there, and may have been filled in: choose another name")
     known = config.load(run_dir).report.top_k
     if top > known:
         raise ValueError(f"--top {top} asks for more features than have contexts: make report.top_k ({known}) larger")

@@ -18,6 +18,7 @@ from crosstime.data.task import Task
 from crosstime.lm.metadata import REQUESTS, Place
 from crosstime.lm.shape import Shape
 from crosstime.run.cost import H100, Cost, estimate
+from crosstime.run.imported import check_fit
 from crosstime.run.screen import columns, gigabytes, hours
 from crosstime.run.stage import states
 from crosstime.run.stages import stages
@@ -39,6 +40,8 @@ def dry_run(run: Run) -> str:
     run.check_inputs()
     check_texts(run)
     shape = Shape.of(run.metadata.config, trust_remote_code=run.metadata.trust_remote_code)
+    if run.config.crosscoder.from_ and isinstance(run.foreign_place, Path):
+        check_fit(run.foreign.config, run.config, run.layer, shape.width)
     cost = estimate(run.config, shape)
     download = _download(run.metadata.places, shape)
     facts = [
@@ -78,7 +81,9 @@ def _model(run: Run, shape: Shape) -> str:
 def _crosscoder(run: Run, cost: Cost) -> str:
     config, where = run.config, f"after block {run.layer} of 0 to {run.metadata.n_layers - 1}"
     if config.crosscoder.from_:
-        return f"that of {config.crosscoder.from_}; {where}"
+        place = run.foreign_place
+        what = f"{run.foreign.config.features:,} features" if isinstance(place, Path) else "on the hub, not looked at"
+        return f"that of {config.crosscoder.from_}, {what}; {where}"
     return (
         f"{config.crosscoder.features:,} features, {cost.weights / 1e6:,.1f}M weights, {config.sparsity.rule}; {where}"
     )

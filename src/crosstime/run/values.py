@@ -176,18 +176,30 @@ class Run(Workspace):
         """The trained crosscoder."""
         return Crosscoder.from_pretrained(self.folder / "crosscoder").to(self.device)
 
-    @cached_property
-    def imported(self) -> Crosscoder:
-        """The crosscoder that `crosscoder.from` names, for this run's checkpoints (see `imported.fitted`).
-
-        Raises:
-            ValueError: there is none, it cannot be read, or it does not fit this run.
-        """
+    @property
+    def foreign_place(self) -> Path | str:
+        """Where the crosscoder lies that `crosscoder.from` names: a path, or a place on the hub if there is no such."""
         source = self.config.crosscoder.from_
         assert source is not None
-        local = self._path(source)
-        read = import_crosscoder(local if local.exists() else source)
-        return fitted(read, self.suite, self.config, self.layer)
+        return self._path(source) if self._path(source).exists() else source
+
+    @cached_property
+    def foreign(self) -> Crosscoder:
+        """That crosscoder, as it was found.
+
+        Raises:
+            ValueError: there is none, or it cannot be read.
+        """
+        return import_crosscoder(self.foreign_place)
+
+    @cached_property
+    def imported(self) -> Crosscoder:
+        """That crosscoder for this run's checkpoints (see `imported.fitted`).
+
+        Raises:
+            ValueError: as for `foreign`, or it does not fit this run.
+        """
+        return fitted(self.foreign, self.suite, self.config, self.layer)
 
     def imported_facts(self) -> dict[str, Any]:
         """What an imported crosscoder depends on besides settings: the files that it is read from, if they are here."""
