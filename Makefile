@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint slow clean
+.PHONY: demo test lint slow bench clean
 
 demo: $(VENV)/.installed
 	$(BIN)/crosstime demo --out runs/demo
@@ -13,6 +13,10 @@ test: $(VENV)/.installed
 
 slow: $(VENV)/.installed
 	$(BIN)/python -m pytest -m slow
+
+# BENCH holds flags for the benchmarks: where the code of others lies, another device.
+bench: $(VENV)/.installed
+	$(BIN)/python benchmarks/results.py $(BENCH)
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

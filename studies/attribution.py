@@ -28,8 +28,7 @@ METHODS = {
     "left, 10": {"method": "integrated", "rule": "left", "steps": 10},
     "Gauss-Legendre, 16": {"method": "integrated", "rule": "gauss-legendre", "steps": 16},
 }
-"""Each takes the error's effect and those of features from the same gradient: one left step is that at the clean point.
-(The method "gradient" takes the error's from the integral.)"""
+"""Each by one gradient for features and error alike, where "gradient" would take the error's from the integral."""
 BEST_RULE = "Gauss-Legendre, 16"
 """Whose ends of the path, which all methods share, are read."""
 TOP = 100

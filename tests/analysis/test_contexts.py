@@ -1,5 +1,7 @@
 """Contexts against planted worlds, and token texts against real tokenizers."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,8 @@ from tokenizers import Tokenizer, decoders, models, normalizers
 from transformers import PreTrainedTokenizerFast
 
 from crosstime.analysis.contexts import contexts, load_contexts, save_contexts, token_text, token_texts
+from crosstime.crosscoder.crosscoder import Crosscoder
+from crosstime.crosscoder.sparsity.rules import JumpReLU
 from crosstime.data.corpus import Corpus
 from planted import plant
 from tiny import make_tokenizer
@@ -95,6 +99,21 @@ def test_promoted_tokens_are_those_of_the_logit_lens(transformers_models, models
                     values, ids = (column[:10].tolist() for column in expected)
                     assert [token for token, _ in ours] == [token_text(tokenizer, token) for token in ids]
                     np.testing.assert_allclose([value for _, value in ours], values, atol=1e-5)
+
+
+def test_a_checkpoint_whose_gate_is_closed_promotes_nothing(rare_world, tokenizer, text):
+    """JumpReLU: at a checkpoint of small decoder norm the feature is not written, so it moves no logit there."""
+    plain = rare_world.crosscoder()
+    gated = Crosscoder(dataclasses.replace(plain.config, sparsity=JumpReLU(threshold=1e-3)))
+    gated.load_state_dict({**gated.state_dict(), **plain.state_dict()})
+    early, late = rare_world.names[0], rare_world.names[-1]
+    (i, *_) = (plain.decoder_norms() > 0.1).all(1).nonzero()[:, 0].tolist()
+    with torch.no_grad():
+        gated.W_dec[i, 0] *= 1e-6
+    feature = contexts(gated, rare_world.models(), text, tokenizer, [i])[i]
+    assert feature.max_activation > 0
+    assert feature.promoted[early] == feature.suppressed[early] == []
+    assert len(feature.promoted[late]) == len(feature.suppressed[late]) > 0
 
 
 def test_a_feature_that_never_fires_has_no_contexts_and_promotes_nothing(rare_world, tokenizer, text):

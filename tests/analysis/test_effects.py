@@ -518,6 +518,9 @@ def test_settings_that_make_no_sense_are_refused(crosscoder, models, prompts):
     for settings in ({"threshold": -1.0}, {"reference_batch": 0}, {"n_columns": 0}):
         with pytest.raises(ValueError, match="threshold must be at least 0, reference_batch and n_columns at least 1"):
             _effects(crosscoder, models, prompts, "released", **settings)
+    for settings in ({"batch_size": 0}, {"bootstrap": -1}):
+        with pytest.raises(ValueError, match="batch_size must be at least 1, bootstrap at least 0; got"):
+            _effects(crosscoder, models, prompts, **settings)
 
 
 def test_models_that_do_not_fit_are_refused(crosscoder, models, prompts):

@@ -155,6 +155,14 @@ def test_the_config_of_another_version_is_named(crosscoder, tmp_path, edit):
     assert "\n" not in str(error.value)
 
 
+def test_a_config_with_a_rule_that_is_not_there_is_named(crosscoder, tmp_path):
+    crosscoder.save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(path.read_text().replace('"rule": "l1"', '"rule": "mine"'))
+    with pytest.raises(ValueError, match=r"config\.json: there is no sparsity rule 'mine'.*once it is imported"):
+        Crosscoder.from_pretrained(tmp_path)
+
+
 @pytest.mark.parametrize("files_that_fit", [0, 1, 2])
 def test_a_failed_save_leaves_the_old_crosscoder_whole(crosscoder, x, tmp_path, monkeypatch, files_that_fit):
     crosscoder.save_pretrained(tmp_path)

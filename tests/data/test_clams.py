@@ -38,9 +38,15 @@ def test_the_published_form_pairs_the_nth_true_with_the_nth_false_sentence(folde
     assert task.pairs == (TALL, OLD) * 2
     assert task.sources == ("en_simple_agrmt",) * 2 + ("en_vp_coord",) * 2
     (folder / "en_evalset" / "vp_coord.txt").write_text(
-        "False\tThe Author are tall\r\nFalse\tthe author are old\nTrue\tthe author is tall\nTrue\tthe author is old \n"
+        "False\tThe author are tall\r\nFalse\tthe author are old\nTrue\tthe author is tall\nTrue\tthe author is old \n"
     )
     assert load_clams(folder, ["en"], ["vp_coord"]).pairs == (TALL, OLD)
+
+
+def test_only_the_first_letter_is_made_a_capital(tmp_path):
+    (tmp_path / "de_evalset").mkdir()
+    (tmp_path / "de_evalset" / "subj_rel.txt").write_text("True\tder Autor lacht\nFalse\tder Autor lachen\n")
+    assert load_clams(tmp_path, ["de"], ["subj_rel"]).pairs[0].sentences == (" Der Autor lacht", " Der Autor lachen")
 
 
 def test_jsonl_is_cut_at_words_not_at_the_pieces_of_one_tokenizer(folder):

@@ -215,3 +215,12 @@ def test_a_text_that_was_too_short_may_grow(tmp_path, tokenizer):
     path.write_text("\n\n".join(DOCUMENTS))
     corpus = Corpus.from_text(path, tokenizer, context=16, folder=tmp_path / "tokens")
     assert np.array_equal(corpus.blocks, Corpus.from_strings(DOCUMENTS, tokenizer, context=16).blocks)
+
+
+def test_a_text_that_was_removed_is_named(tmp_path, tokenizer):
+    text = tmp_path / "a.txt"
+    text.write_text("\n\n".join(DOCUMENTS))
+    Corpus.from_text(text, tokenizer, context=16, folder=tmp_path / "tokens")
+    text.unlink()
+    with pytest.raises(ValueError, match=r"a\.txt does not exist"):
+        Corpus.from_text(text, tokenizer, context=16, folder=tmp_path / "tokens")

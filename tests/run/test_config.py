@@ -165,6 +165,7 @@ def test_a_sparsity_rule_is_named_with_keys_of_its_own(tmp_path, section, rule):
 @pytest.mark.parametrize(
     ("section", "message"),
     [
+        ('rule = "fixed"', r'sparsity.rule "fixed" is that of imported crosscoders'),
         ("weight = 1.0", r"\[sparsity\] `rule` must be one of .* it is missing"),
         ('rule = "batch-topk"', "the nearest is 'batchtopk'"),
         ("rule = 3", "it is 3"),

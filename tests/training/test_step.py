@@ -9,7 +9,7 @@ from crosstime.crosscoder.sparsity.rules import L1, BatchTopK, JumpReLU, TopK
 from crosstime.training.step import gradients
 
 M, D, F, B = 3, 6, 11, 16
-RULES = [L1(0.0), L1(0.7), TopK(3), BatchTopK(3), JumpReLU(0.2, threshold=0.3, window=0.5)]
+RULES = [L1(0.0), L1(0.7), L1(30.0), TopK(3), BatchTopK(3), JumpReLU(0.2, threshold=0.3, window=0.5)]
 
 
 def _crosscoder(rule):

@@ -51,7 +51,7 @@ class FeatureContexts:
     promoted: dict[str, list[tuple[str, float]]]
     """For each checkpoint, the tokens whose logits grow most, with the growth, by the logit lens: final norm and
     unembedding of the checkpoint's bias plus the feature at its mean activation, less those of the bias alone. Empty
-    where the feature never fires in the corpus."""
+    where the feature never fires in the corpus, or where the checkpoint does not write it at that activation."""
     suppressed: dict[str, list[tuple[str, float]]]
     """The same for the tokens whose logits fall most."""
     max_activation: float
@@ -225,17 +225,20 @@ def _promotions(
     """For each feature and checkpoint, the tokens whose logits grow most and those whose logits fall most."""
     promoted: Promotions = [{} for _ in features]
     suppressed: Promotions = [{} for _ in features]
-    sizes = torch.tensor(activation, dtype=crosscoder.W_enc.dtype, device=crosscoder.W_enc.device)
+    mean = torch.zeros_like(crosscoder.b_enc)
+    mean[features] = torch.tensor(activation).to(mean.dtype).to(mean.device)
     for m, (name, model) in enumerate(zip(crosscoder.config.checkpoints, models, strict=True)):
         bias = crosscoder.raw_bias()[m].to(model.device)
+        sizes = crosscoder.at(mean, m)[features]
         moves = (sizes[:, None] * crosscoder.raw_decoder(m)[features]).to(model.device)
+        written = (sizes > 0).tolist()
         for start in range(0, len(features), FEATURES_AT_ONCE):
             change = model.head(bias + moves[start : start + FEATURES_AT_ONCE]).float() - model.head(bias).float()
             change = change[:, : len(tokenizer)]  # embeddings may be padded beyond the vocabulary
             for end, sign in ((promoted, 1), (suppressed, -1)):
                 values, ids = (sign * change).topk(min(PROMOTED, change.shape[1]))
                 for k, row in enumerate(zip(ids.tolist(), (sign * values).tolist(), strict=True), start):
-                    tokens = zip(*row, strict=True) if activation[k] > 0 else ()
+                    tokens = zip(*row, strict=True) if written[k] else ()
                     end[k][name] = [(token_text(tokenizer, token), value) for token, value in tokens]
     return promoted, suppressed
 

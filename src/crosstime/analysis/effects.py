@@ -32,7 +32,7 @@ from crosstime.analysis.aggregation import Aggregation
 from crosstime.analysis.baselines import ends, points
 from crosstime.analysis.effect_sums import EffectSums
 from crosstime.analysis.path_rules import Baseline, Method, PathRule
-from crosstime.analysis.relative import NoEffect, relative
+from crosstime.analysis.relative import NoEffect, relative, share_of_no_effect
 from crosstime.crosscoder.crosscoder import Crosscoder
 from crosstime.data.corpus import Corpus
 from crosstime.data.task import Prompts
@@ -185,8 +185,9 @@ def attribute(
         seed: of the resampling.
 
     Raises:
-        ValueError: the models do not fit the crosscoder, an unknown method, baseline or rule, the baseline "patch" for
-            prompts without second prefixes, "mean" without a text, or activations not finite.
+        ValueError: the models do not fit the crosscoder, an unknown method, baseline, rule or `no_effect`, a number of
+            prompts or resamples that cannot be, the baseline "patch" for prompts without second prefixes, "mean"
+            without a text, or activations not finite.
 
     Warns:
         CompletenessWarning: the completeness gap exceeds 5 % at some checkpoint; not under "released", whose one
@@ -194,6 +195,9 @@ def attribute(
     """
     check_models(crosscoder, models)
     crosscoder.config.positions.check(prompts.bos, "the task")
+    if batch_size < 1 or bootstrap < 0:
+        raise ValueError(f"batch_size must be at least 1, bootstrap at least 0; got {batch_size} and {bootstrap}")
+    share_of_no_effect(no_effect)  # before the long work
     path = _path(method, rule, steps)
     aggregation = (
         Aggregation.released(prompts, threshold, reference_batch, n_columns)

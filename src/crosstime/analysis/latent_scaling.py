@@ -105,17 +105,16 @@ class _Sums:
         <y, d> is taken for all features in one product, so no feature's own target is ever formed.
         """
         x_hat, bias = self.crosscoder.decode(f), self.crosscoder.raw_bias()
-        codes = [self.crosscoder.at(f, m) for m in range(x.shape[1])]
-        g = codes[0]
-        for m, code in enumerate(codes[1:], 1):
-            g = torch.where(self.reference == m, code, g)
+        g = f
+        for m in range(x.shape[1]):  # one checkpoint's codes at a time, which with JumpReLU are many
+            g = torch.where(self.reference == m, self.crosscoder.at(f, m), g)
         self.n_tokens += len(x)
         self.fired += (g > 0).sum(0).cpu()
         self.squares += _dot(g, g)
-        for m, code in enumerate(codes):
+        for m in range(x.shape[1]):
             missed = (x[:, m] - x_hat[:, m]) * self.units[m] @ self.direction.T
             written = (x_hat[:, m] - bias[m]) * self.units[m] @ self.direction.T
-            self.error[:, m] += _dot(g, missed) + _dot(g, code) * self.own[:, m]
+            self.error[:, m] += _dot(g, missed) + _dot(g, self.crosscoder.at(f, m)) * self.own[:, m]
             self.reconstruction[:, m] += _dot(g, written)
 
     def scaling(self) -> Scaling:

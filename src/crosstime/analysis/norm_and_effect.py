@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
-from scipy.stats import rankdata
 
+from crosstime.analysis.correlation import spearman
 from crosstime.analysis.relative import relative
 
 
@@ -28,8 +28,8 @@ class NormAndEffect:
 
         Of two checkpoints both give the same number.
         """
-        pairs = zip(self.rel_dec.T, self.rel_ie.T, strict=True)
-        return np.array([_spearman(dec, ie) for dec, ie in pairs])
+        known = ~np.isnan(self.rel_dec + self.rel_ie).any(1)
+        return spearman(self.rel_dec[known].T, self.rel_ie[known].T)
 
 
 def norm_and_effect(
@@ -51,11 +51,3 @@ def norm_and_effect(
     strong = np.argsort(-size, axis=1, kind="stable")[:, :k]
     features = np.intersect1d(strong, np.flatnonzero(size.any(0)))
     return NormAndEffect(features, rel_dec[features], relative(ie[:, features]))
-
-
-def _spearman(a: Float[np.ndarray, " N"], b: Float[np.ndarray, " N"]) -> float:
-    known = ~np.isnan(a) & ~np.isnan(b)
-    a, b = a[known], b[known]
-    if len(a) < 2 or np.ptp(a) == 0 or np.ptp(b) == 0:
-        return float("nan")
-    return float(np.corrcoef(rankdata(a), rankdata(b))[0, 1])

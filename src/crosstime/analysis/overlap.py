@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from scipy.stats import hypergeom
 
 
@@ -51,11 +51,12 @@ def overlap(ie: Mapping[str, Float[np.ndarray, "M F"]], checkpoints: Sequence[st
     size = np.abs(np.stack(list(ie.values()), 1))  # [M, T, F]
     # The ranks of the features by |IE|, largest first; equal effects by number.
     rank = np.argsort(np.argsort(-size, axis=-1, kind="stable"), axis=-1)
-    top, active = ((size > 0) & (rank < k)).astype(np.int64), size > 0
-    n_top, shared = top.sum(-1), top @ top.swapaxes(1, 2)
-    either = (active[:, :, None] | active[:, None]).sum(-1)
+    active = size > 0
+    top = active & (rank < k)
+    shared, union = _counts(top)
+    _, either = _counts(active)
+    n_top = top.sum(-1)
     ours, theirs = n_top[:, :, None], n_top[:, None]
-    union = ours + theirs - shared
     itself = np.eye(len(ie), dtype=bool)
     return Overlap(
         checkpoints=list(checkpoints),
@@ -66,6 +67,14 @@ def overlap(ie: Mapping[str, Float[np.ndarray, "M F"]], checkpoints: Sequence[st
         expected=np.where(itself, np.nan, _share(ours * theirs, either, none=0.0)),
         p_value=np.where(itself, np.nan, hypergeom.sf(shared - 1, np.maximum(either, 1), ours, theirs)),
     )
+
+
+def _counts(sets: Bool[np.ndarray, "M T F"]) -> tuple[Int[np.ndarray, "M T T"], Int[np.ndarray, "M T T"]]:
+    """How many features are in both of two sets, and how many in either."""
+    members = sets.astype(np.float32)  # whose products are fast, and exact for counts
+    both = np.rint(members @ members.swapaxes(1, 2)).astype(np.int64)
+    size = sets.sum(-1)
+    return both, size[:, :, None] + size[:, None] - both
 
 
 def _share(

@@ -23,6 +23,21 @@ LIFECYCLES = ("emerged", "maintained", "dropped", "transient", "negligible", "un
 """What `lifecycle` may say of a feature."""
 
 
+def share_of_no_effect(no_effect: NoEffect) -> float:
+    """The share that stands for that of a feature without effect.
+
+    Raises:
+        ValueError: an unknown word.
+    """
+    match no_effect:
+        case "undefined":
+            return np.nan
+        case "shared":
+            return 0.5
+        case _:
+            raise ValueError(f"unknown no_effect {no_effect!r}: choose undefined or shared")
+
+
 def relative(values: Float[np.ndarray, "M F"], no_effect: NoEffect = "undefined") -> Float[np.ndarray, "F M"]:
     """|v_m| / sum over checkpoints of |v|: rows sum to 1.
 
@@ -33,7 +48,7 @@ def relative(values: Float[np.ndarray, "M F"], no_effect: NoEffect = "undefined"
     size = np.abs(values).T
     with np.errstate(invalid="ignore", divide="ignore"):
         share = size / size.sum(1, keepdims=True)
-    share[~size.any(1)] = _OF_NO_EFFECT[no_effect]
+    share[~size.any(1)] = share_of_no_effect(no_effect)
     return share
 
 
@@ -50,7 +65,7 @@ def pairwise(
     for m, n in combinations(range(len(size)), 2):
         with np.errstate(invalid="ignore", divide="ignore"):
             shares[m, n] = size[n] / (size[m] + size[n])
-        shares[m, n][nowhere] = _OF_NO_EFFECT[no_effect]
+        shares[m, n][nowhere] = share_of_no_effect(no_effect)
     return shares
 
 
@@ -103,6 +118,3 @@ def lifecycle(rel: Float[np.ndarray, "F M"], no_class: Bool[np.ndarray, " F"]) -
     found[no_class] = "negligible"
     found[np.isnan(rel).any(1)] = "undefined"
     return found.tolist()
-
-
-_OF_NO_EFFECT: dict[NoEffect, float] = {"undefined": np.nan, "shared": 0.5}

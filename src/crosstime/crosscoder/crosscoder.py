@@ -99,11 +99,11 @@ class Crosscoder(nn.Module):
         rule, norms = self.config.sparsity, self.decoder_norms()
         if mode == "inference":
             return rule.select(h, norms, self.threshold)
-        return rule.select_in_training(h.flatten(0, -2), norms, self.threshold, END).reshape(h.shape)
+        return rule.select_in_training(h.reshape(-1, h.shape[-1]), norms, self.threshold, END).reshape(h.shape)
 
     def at(self, f: Float[Tensor, "*b F"], m: int) -> Float[Tensor, "*b F"]:
         """The features as checkpoint m writes them: f itself, but for rules that gate each checkpoint by itself."""
-        return self.config.sparsity.at(f, self.decoder_norms()[:, m], self.threshold)
+        return self.config.sparsity.at(f, self.W_dec[:, m].norm(dim=-1) * self.unit[m], self.threshold)
 
     def decode(self, f: Float[Tensor, "*b F"]) -> Float[Tensor, "*b M D"]:
         """The raw activations of all checkpoints that the features stand for."""

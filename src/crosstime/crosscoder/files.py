@@ -69,6 +69,8 @@ def load(
             f"{folder / CONFIG} is damaged or of another version of crosstime ({error!r}): update crosstime, or train "
             "the crosscoder again"
         ) from None
+    except ValueError as error:
+        raise ValueError(f"{folder / CONFIG}: {error}") from None
     return described, _verified_tensors(folder / WEIGHTS, expected)
 
 

@@ -78,7 +78,8 @@ def _from_evalset(path: Path) -> Iterator[Pair]:
         truth, _, sentence = line.partition("\t")
         if truth not in found or not sentence.strip():
             raise ValueError(f"{path}:{number}: expected True or False, a tab and a sentence, got {line[:40]!r}")
-        found[truth].append(sentence.strip().capitalize())
+        sentence = sentence.strip()
+        found[truth].append(sentence[0].upper() + sentence[1:])  # not capitalize(): German nouns have capitals
     n_true, n_false = len(found["True"]), len(found["False"])
     if n_true != n_false:
         raise ValueError(f"{path} holds {n_true} true and {n_false} false sentences: there must be as many")

@@ -57,7 +57,14 @@ class Files(Source):
         return sum(path.stat().st_size for path in self.paths if path.is_file())
 
     def identity(self) -> dict[str, Any]:
-        """The hash of each file, and the column."""
+        """The hash of each file, and the column.
+
+        Raises:
+            ValueError: a file does not exist.
+        """
+        for path in self.paths:
+            if not path.exists():
+                raise ValueError(f"{path} does not exist")
         stats = [path.stat() for path in self.paths]
         hashes = [_hash(path, stat.st_size, stat.st_mtime_ns) for path, stat in zip(self.paths, stats, strict=True)]
         return {"files": hashes, "column": self.column}

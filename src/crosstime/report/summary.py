@@ -144,7 +144,7 @@ def completeness_rows(task: TaskEffects) -> list[tuple[str, list[Cell]]]:
     rows = []
     for m, name in enumerate(task.checkpoints):
         share, total, error = task.feature_share[m], task.total[m], task.error[m]
-        part = error / total if total else math.nan
+        part = 1 - share
         warn = not task.gap[m] <= LARGE_GAP
         note = "Above 5 %: the attribution misses part of the effect. Use more integration steps" if warn else ""
         rows.append(

@@ -425,6 +425,7 @@ class RunConfig:
         if isinstance(self.sparsity, FixedThresholds):
             raise ValueError('[sparsity] rule "fixed" is that of imported crosscoders and cannot be trained')
         self.sparsity.check(self.crosscoder.features)
+        self.sparsity.check_trainable()
 
 
 def load(run_dir: Path) -> RunConfig:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from crosstime.crosscoder.crosscoder import Crosscoder
 from crosstime.crosscoder.sparsity.rule import Progress
+from crosstime.training.clipped_adam import ClippedAdam
 from crosstime.training.config import TrainConfig
 from crosstime.training.state import optimiser_tensors, restore_optimiser
 from crosstime.training.step import StepStats, gradients
@@ -17,12 +18,13 @@ class Learner:
     """Takes optimisation steps on batches of scaled activations, wherever these come from."""
 
     def __init__(self, crosscoder: Crosscoder, config: TrainConfig) -> None:
+        crosscoder.config.sparsity.check_trainable()
         self.crosscoder, self.config = crosscoder, config
         self.step = 0
         self.idle = torch.zeros(crosscoder.config.features, dtype=torch.long, device=crosscoder.W_enc.device)
         """Rows since each feature last fired."""
         self.products = getattr(torch, config.products)
-        self.optimiser = torch.optim.Adam(self._groups(), lr=config.lr, fused=True)
+        self.optimiser = ClippedAdam(self._groups(), lr=config.lr, clip=config.clip)
 
     @property
     def progress(self) -> Progress:
@@ -30,14 +32,16 @@ class Learner:
         return Progress(self.step, self.config.steps)
 
     def learn(self, batch: Float[Tensor, "B W"]) -> StepStats:
-        """Take one step on scaled activations of all checkpoints side by side, W = M D."""
+        """Take one step on scaled activations of all checkpoints side by side, W = M D.
+
+        Where the gradient is not finite, weights and optimiser stay as they are.
+        """
         stats = gradients(self.crosscoder, batch, self.progress, self.products, self.idle)
-        nn.utils.clip_grad_norm_(self.crosscoder.parameters(), self.config.clip)
         for group in self.optimiser.param_groups:
             group["lr"] = self.config.lr_at(self.step) * group["lr_share"]
-        self.optimiser.step()
+        taken = self.optimiser.clipped_step()
         self.step += 1
-        return stats
+        return stats.only_if(taken)
 
     def logged(self) -> dict[str, float | int]:
         """What the last step's schedules said, and the threshold where the sparsity rule measures one."""

@@ -5,16 +5,19 @@ Writing them by hand keeps only the codes and their gradient in memory, and make
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from crosstime.crosscoder.crosscoder import Crosscoder
-from crosstime.crosscoder.sparsity.rule import Progress, fires
+from crosstime.crosscoder.sparsity.rule import Progress, count_active
 from crosstime.crosscoder.sparsity.topk import Reviving
 from crosstime.training.auxiliary import add_auxiliary_gradients
+
+SMALLEST_NORM = 1e-12
+"""What stands for the norm of a decoder vector of less, by which a gradient is divided."""
 
 
 @dataclass
@@ -31,6 +34,12 @@ class StepStats:
     """What dead features add to the loss."""
     l0: Float[Tensor, ""]
     """Mean over rows of the number of features that fire."""
+    taken: Float[Tensor, ""]
+    """1; or 0 where the step was not taken because its gradient was not finite, and then all else is 0 too."""
+
+    def only_if(self, taken: Bool[Tensor, ""]) -> StepStats:
+        """These, or zeros where no step was taken."""
+        return StepStats(**{f.name: torch.where(taken, getattr(self, f.name), 0.0) for f in fields(self)})
 
 
 @torch.no_grad()
@@ -56,63 +65,82 @@ def gradients(
     w_enc = crosscoder.W_enc.flatten(0, 1).to(products)
     w_dec = crosscoder.W_dec.flatten(1).to(products)
 
-    h = torch.addmm(crosscoder.b_enc.to(products), x_low, w_enc).relu_()
+    h = _product(x_low, w_enc, crosscoder.b_enc.to(products)).relu_()
     codes = rule.codes(h, norms, crosscoder.threshold, progress)
     # One group of columns of the decoder a matrix of codes: all checkpoints together, or each by itself.
     written = [f.to(products) for f in codes.written]
     columns = w_dec.chunk(len(written), dim=1)
-    error = _side_by_side([f @ w for f, w in zip(written, columns, strict=True)]).float()
-    error += crosscoder.b_dec.flatten() - x
+    centred = x - crosscoder.b_dec.flatten()
+    error = _side_by_side([f @ w for f, w in zip(written, columns, strict=True)]) - centred
 
     error_gradient = (error * (2 / batch)).to(products)
     error_columns = error_gradient.chunk(len(written), dim=1)
     slope = None if codes.slope is None else codes.slope.to(products)
     h_gradient, norms_gradient, threshold_gradient = codes.backward(
-        [_product(slope, e, w.T) for e, w in zip(error_columns, columns, strict=True)]
+        [_product(e, w.T, slope) for e, w in zip(error_columns, columns, strict=True)]
     )
     h_gradient = h_gradient.to(products)
 
-    crosscoder.b_dec.grad = error_gradient.sum(0, dtype=torch.float32).unflatten(0, shape)
-    crosscoder.b_enc.grad = h_gradient.sum(0, dtype=torch.float32)
-    crosscoder.W_enc.grad = (x_low.T @ h_gradient).float().unflatten(0, shape)
-    w_dec_gradient = _side_by_side([f.T @ e for f, e in zip(written, error_columns, strict=True)]).float()
-    crosscoder.W_dec.grad = w_dec_gradient.unflatten(1, shape)
-    if norms_gradient is not None:
+    _set_gradient(crosscoder.b_dec, error.sum(0) * (2 / batch))
+    _set_gradient(crosscoder.b_enc, h_gradient.sum(0))
+    _set_gradient(crosscoder.W_enc, x_low.T @ h_gradient)
+    w_dec_gradient = _side_by_side([f.T @ e for f, e in zip(written, error_columns, strict=True)])
+    _set_gradient(crosscoder.W_dec, w_dec_gradient)
+    if norms_gradient is not None and crosscoder.W_dec.grad is not None:
         # A penalty on norms pulls each decoder vector along itself; a vector of norm 0 has no such direction.
-        pull = norms_gradient / norms.clamp_min(torch.finfo(norms.dtype).tiny)
+        pull = norms_gradient / norms.clamp_min(SMALLEST_NORM)
         crosscoder.W_dec.grad.addcmul_(crosscoder.W_dec, pull[:, :, None])
     if threshold_gradient is not None and crosscoder.threshold is not None:
         crosscoder.threshold.grad = threshold_gradient
 
-    active = fires(codes.shared)
-    idle += batch
-    idle[active.any(0)] = 0
+    idle.add_(batch).masked_fill_(codes.sums > 0, 0)
     crosscoder.measure_threshold(codes.shared, progress)
-    auxiliary = error.new_zeros(())
-    if isinstance(rule, Reviving) and rule.aux_weight:
-        auxiliary = add_auxiliary_gradients(
-            crosscoder,
-            x,
-            -error,
-            h,
-            idle >= rule.dead_tokens,
-            k=rule.aux_k or crosscoder.config.width // 2,
-            weight=rule.aux_weight,
-            products=products,
-        )
+    auxiliary = _revive(crosscoder, x, -error, h, idle, progress, products)
     return StepStats(
-        squared_error=error.square().sum(0).unflatten(0, shape).sum(1) / batch,
-        variance=x.var(0, correction=0).unflatten(0, shape).sum(1),
+        squared_error=_mean_square(error, shape),
+        # About b_dec, which is near the mean, so that nothing is lost in the difference.
+        variance=_mean_square(centred, shape) - centred.mean(0).unflatten(0, shape).square().sum(1),
         penalty=codes.penalty,
         auxiliary=auxiliary,
-        l0=active.sum() / batch,
+        l0=count_active(codes.shared) / batch,
+        taken=torch.ones_like(codes.penalty),
     )
 
 
+def _revive(
+    crosscoder: Crosscoder,
+    x: Float[Tensor, "B W"],
+    left_over: Float[Tensor, "B W"],
+    h: Float[Tensor, "B F"],
+    idle: Int[Tensor, " F"],
+    progress: Progress,
+    products: torch.dtype,
+) -> Float[Tensor, ""]:
+    """The auxiliary loss, its gradients added, where the rule has one and there was time to die."""
+    rule, rows = crosscoder.config.sparsity, (progress.step + 1) * len(x)
+    if not isinstance(rule, Reviving) or not rule.aux_weight or rule.dead_tokens > rows:
+        return left_over.new_zeros(())
+    dead, k = idle >= rule.dead_tokens, rule.aux_k or crosscoder.config.width // 2
+    return add_auxiliary_gradients(crosscoder, x, left_over, h, dead, k=k, weight=rule.aux_weight, products=products)
+
+
 def _product(
-    bias: Float[Tensor, " F"] | None, a: Float[Tensor, "B W"], b: Float[Tensor, "W F"]
+    a: Float[Tensor, "B W"], b: Float[Tensor, "W F"], bias: Float[Tensor, " F"] | None
 ) -> Float[Tensor, "B F"]:
-    return a @ b if bias is None else torch.addmm(bias, a, b)
+    # Adding in place is cheaper than addmm, which first fills its output with the bias.
+    return a @ b if bias is None else (a @ b).add_(bias)
+
+
+def _mean_square(values: Float[Tensor, "B W"], shape: torch.Size) -> Float[Tensor, " M"]:
+    """Mean over rows of the squared norm at each checkpoint."""
+    return values.unflatten(1, shape).norm(dim=-1).square().mean(0)
+
+
+def _set_gradient(parameter: Tensor, gradient: Tensor) -> None:
+    """Into the memory of the gradient before it: on a CPU, to get memory anew costs more than to write into it."""
+    if parameter.grad is None:
+        parameter.grad = torch.empty_like(parameter)
+    parameter.grad.copy_(gradient.view_as(parameter))
 
 
 def _side_by_side(parts: list[Tensor]) -> Tensor:

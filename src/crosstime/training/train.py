@@ -204,8 +204,9 @@ class Trainer:
         """What happened since the last record, means over its steps.
 
         Keys: step, rows, loss, squared_error, penalty and auxiliary (what sparsity and dead features add to the loss),
-        l0, explained_variance (all checkpoints together, ratio of sums), explained_variance_by_checkpoint, lr, what the
-        sparsity rule schedules (its penalty_weight, k or threshold), rows_per_second, harvest_share (of the time).
+        l0, skipped_steps (whose gradient was not finite; they are in no mean), explained_variance (all checkpoints
+        together, ratio of sums), explained_variance_by_checkpoint, lr, what the sparsity rule schedules (its
+        penalty_weight, k or threshold), rows_per_second, harvest_share (of the time).
         """
         interval, self.interval = self.interval, _Interval()
         names = self.crosscoder.config.checkpoints
@@ -240,12 +241,15 @@ class _Interval:
         assert self.sums is not None
         error, variance = self.sums.squared_error.cpu(), self.sums.variance.cpu()
         explained = 1 - error / variance
+        taken = int(self.sums.taken)
+        share = 1 / taken if taken else math.nan
         return {
-            "loss": float(error.sum() + self.sums.penalty.cpu() + self.sums.auxiliary.cpu()) / self.steps,
-            "squared_error": float(error.sum()) / self.steps,
-            "penalty": float(self.sums.penalty) / self.steps,
-            "auxiliary": float(self.sums.auxiliary) / self.steps,
-            "l0": float(self.sums.l0) / self.steps,
+            "loss": float(error.sum() + self.sums.penalty.cpu() + self.sums.auxiliary.cpu()) * share,
+            "squared_error": float(error.sum()) * share,
+            "penalty": float(self.sums.penalty) * share,
+            "auxiliary": float(self.sums.auxiliary) * share,
+            "l0": float(self.sums.l0) * share,
+            "skipped_steps": self.steps - taken,
             "explained_variance": float(1 - error.sum() / variance.sum()),
             "explained_variance_by_checkpoint": dict(zip(checkpoints, explained.tolist(), strict=True)),
         }

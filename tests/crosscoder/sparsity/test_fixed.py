@@ -3,8 +3,11 @@
 import pytest
 import torch
 
+from crosstime.crosscoder.crosscoder import Crosscoder, CrosscoderConfig
 from crosstime.crosscoder.sparsity.fixed import FixedThresholds
-from crosstime.crosscoder.sparsity.rule import END, Sparsity
+from crosstime.crosscoder.sparsity.rule import Sparsity
+from crosstime.training.config import TrainConfig
+from crosstime.training.learner import Learner
 
 
 def test_codes_above_their_threshold_are_kept():
@@ -16,5 +19,6 @@ def test_codes_above_their_threshold_are_kept():
 
 
 def test_it_cannot_be_trained():
+    crosscoder = Crosscoder(CrosscoderConfig(("a", "b"), 0, 4, 3, sparsity=FixedThresholds()))
     with pytest.raises(ValueError, match="is that of imported crosscoders and cannot be trained"):
-        FixedThresholds().codes(torch.ones(2, 3), torch.ones(3, 2), torch.zeros(3), END)
+        Learner(crosscoder, TrainConfig())

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crosstime.crosscoder.crosscoder import Crosscoder, CrosscoderConfig
-from crosstime.crosscoder.sparsity.batch_topk import largest_of_all
+from crosstime.crosscoder.sparsity.batch_topk import keep_largest
 from crosstime.crosscoder.sparsity.rule import END, Progress, Sparsity
 from crosstime.crosscoder.sparsity.rules import L1, BatchTopK, JumpReLU, TopK
 from crosstime.crosscoder.sparsity.topk import largest_per_row
@@ -65,6 +65,13 @@ def test_batch_topk_at_inference_is_a_threshold_that_no_other_row_moves(x):
     f, (h, g) = crosscoder.encode(x), _scaled(crosscoder, x)
     torch.testing.assert_close(f, h * (g > 4.0))
     torch.testing.assert_close(torch.cat([crosscoder.encode(row[None]) for row in x]), f)
+
+
+@pytest.mark.parametrize("rule", RULES, ids=str)
+def test_a_row_may_stand_alone_in_either_mode(rule, x):
+    crosscoder = _crosscoder(rule)
+    for mode in ("inference", "training"):
+        assert torch.equal(crosscoder.encode(x[0], mode), crosscoder.encode(x[:1], mode)[0])
 
 
 def test_jumprelu_gates_each_checkpoint_by_itself(x):
@@ -134,9 +141,9 @@ def test_a_crosscoder_comes_back_from_its_files(rule, x, tmp_path):
 @given(st.lists(st.lists(st.integers(0, 4), min_size=5, max_size=5), min_size=1, max_size=5), st.integers(1, 20))
 def test_the_largest_of_a_batch_are_exactly_so_many_and_the_first_of_equals(rows, n):
     values = torch.tensor(rows, dtype=torch.float32)
-    kept = largest_of_all(values, n)
+    kept = keep_largest(values, values.clone(), n)
     positive = int((values > 0).sum())
-    assert kept.sum() == min(n, positive)
+    assert (kept > 0).sum() == min(n, positive)
     order = sorted(range(values.numel()), key=lambda i: (-values.view(-1)[i].item(), i))
     expected = {i for i in order[:n] if values.view(-1)[i] > 0}
     assert set(kept.view(-1).nonzero()[:, 0].tolist()) == expected

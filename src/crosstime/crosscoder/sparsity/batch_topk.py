@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn.functional import threshold as replace_up_to
 
-from crosstime.crosscoder.sparsity.rule import Progress, fires, total_norms
+from crosstime.crosscoder.sparsity.rule import Progress, bits, total_norms, where_positive
 from crosstime.crosscoder.sparsity.topk import Reviving
 
 
@@ -66,7 +69,8 @@ class BatchTopK(Reviving):
     def select_in_training(
         self, h: Float[Tensor, "B F"], norms: Float[Tensor, "F M"], threshold: Tensor | None, progress: Progress
     ) -> Float[Tensor, "B F"]:
-        return h * largest_of_all(h * total_norms(norms), self.k_at(progress) * len(h))
+        sizes = (h * total_norms(norms).to(h.dtype)).detach()
+        return keep_largest(h, sizes, self.k_at(progress) * len(h))
 
     def measured_threshold(
         self, threshold: Tensor | None, f: Float[Tensor, "B F"], norms: Float[Tensor, "F M"], progress: Progress
@@ -74,10 +78,11 @@ class BatchTopK(Reviving):
         assert threshold is not None
         if progress.step <= min(self.threshold_start, progress.steps // 2):
             return threshold
-        least = (f * total_norms(norms)).masked_fill(~fires(f), torch.inf).min()
+        sizes = f * total_norms(norms).to(f.dtype)
+        least = replace_up_to(sizes, 0, torch.inf, inplace=True).min().float()
         moved = self.threshold_decay * threshold + (1 - self.threshold_decay) * least
         # The first measurement replaces the start value; a batch in which nothing fires says nothing.
-        return torch.where(least.isinf(), threshold, torch.where(threshold < 0, least, moved))
+        return torch.where(least.isfinite(), torch.where(threshold < 0, least, moved), threshold)
 
     def least_code(self, norms: Float[Tensor, "F M"], m: int, threshold: Tensor | None) -> Float[Tensor, " F"]:
         assert threshold is not None
@@ -87,16 +92,42 @@ class BatchTopK(Reviving):
         return {"k": self.k_at(progress)}
 
 
-def largest_of_all(values: Float[Tensor, "B F"], n: int) -> Bool[Tensor, "B F"]:
-    """Where the n largest positive values of a matrix are, or all positive ones if they are fewer.
+def keep_largest(values: Float[Tensor, "B F"], sizes: Float[Tensor, "B F"], n: int) -> Float[Tensor, "B F"]:
+    """Each value whose size is among the n largest positive ones of the matrix, else 0.
 
-    Of equal values those that come first, row by row, so the choice does not depend on the device.
+    Of equal sizes those that come first, row by row, so the choice does not depend on the device. Nothing is sorted,
+    and nothing waits for the device.
+
+    Args:
+        values: of the dtype of `sizes`, not negative.
+        sizes: by which they are compared, not negative; overwritten by the result.
+        n: how many are kept; where fewer sizes are positive, all of those.
     """
-    positive = values[values > 0]
-    if len(positive) <= n:
-        return values > 0
-    least = positive.kthvalue(len(positive) - n + 1).values
-    kept = values > least
-    room = n - int(kept.sum())
-    kept.view(-1)[(values == least).view(-1).nonzero()[:room, 0]] = True
-    return kept
+    order = bits(sizes)
+    largest = _largest(order.flatten(), min(n, order.numel()))
+    least = largest.min().clamp_min(1)  # 1 is the smallest positive float
+    room = (largest == least).sum()
+    equal = order == least
+    seen = _count_rows(equal).cumsum(0)
+    # In the first rows all that equal the least are kept, in the last ones none, and in one row perhaps some.
+    whole = seen <= room
+    row = whole.sum().clamp_max(len(whole) - 1).view(1)
+    equal_here = equal.index_select(0, row)
+    seen_here = seen.index_select(0, row) - equal_here.sum() + equal_here.cumsum(1)
+    kept_here = (order.index_select(0, row) > least) | (equal_here & (seen_here <= room))
+    below = (least - whole.to(least.dtype)).view(sizes.dtype)
+    kept = where_positive(values, sizes.sub_(below[:, None]), out=sizes)
+    return kept.index_copy_(0, row, values.index_select(0, row) * kept_here)
+
+
+def _count_rows(where: Bool[Tensor, "B F"]) -> Int[Tensor, " B"]:
+    """How many are true in each row: as bytes in groups that fit one, because to add up booleans first widens them."""
+    group = math.gcd(where.shape[1], 128)
+    return where.view(torch.uint8).unflatten(1, (-1, group)).sum(-1, dtype=torch.uint8).sum(1)
+
+
+def _largest(order: Int[Tensor, " N"], n: int) -> Int[Tensor, " n"]:
+    """The n largest integers, in any order."""
+    if order.device.type != "cpu":
+        return order.topk(n, sorted=False).values
+    return torch.from_numpy(np.partition(order.numpy(), len(order) - n)[len(order) - n :])

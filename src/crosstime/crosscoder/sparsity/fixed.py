@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import NoReturn
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from crosstime.crosscoder.sparsity.rule import Progress, Sparsity
+from crosstime.crosscoder.sparsity.rule import Sparsity
 
 
 @dataclass(frozen=True)
@@ -32,8 +31,6 @@ class FixedThresholds(Sparsity):
         assert threshold is not None
         return threshold
 
-    def codes(
-        self, h: Float[Tensor, "B F"], norms: Float[Tensor, "F M"], threshold: Tensor | None, progress: Progress
-    ) -> NoReturn:
+    def check_trainable(self) -> None:
         """Raises ValueError: nothing here is learnt."""
         raise ValueError('sparsity.rule "fixed" is that of imported crosscoders and cannot be trained: choose another')

@@ -115,6 +115,7 @@ class _GatedCodes(Codes):
         self._gated, self.written = gated, [f.detach() for f in gated]
         self.penalty = self._penalty.detach()
         self.shared = torch.stack(self.written).amax(0)
+        self.sums = self.shared.sum(0)
 
     def backward(
         self, gradients: Sequence[Float[Tensor, "B F"]]

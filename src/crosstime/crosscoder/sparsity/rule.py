@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from crosstime.lm.nearest import nearest
@@ -39,6 +39,8 @@ class Codes(ABC):
 
     shared: Float[Tensor, "B F"]
     """The features of each row; zero where one does not fire."""
+    sums: Float[Tensor, " F"]
+    """Those of each feature, added over the rows: 0 for one that fires in no row."""
     written: Sequence[Float[Tensor, "B F"]]
     """What the decoder reads: one matrix for all checkpoints, or one for each where the rule gates them apart."""
     penalty: Float[Tensor, ""]
@@ -61,9 +63,25 @@ def total_norms(norms: Float[Tensor, "F M"]) -> Float[Tensor, " F"]:
     return norms.sum(1)
 
 
-def fires(f: Float[Tensor, "*b F"]) -> Bool[Tensor, "*b F"]:
-    """Where features are active."""
-    return f > 0
+def count_active(f: Float[Tensor, "B F"]) -> Int[Tensor, ""]:
+    """How many codes are active. Those that are not are all zero bits, and integers are counted many times faster."""
+    return torch.count_nonzero(bits(f))
+
+
+def bits(values: Float[Tensor, "*b"]) -> Int[Tensor, "*b"]:
+    """The bits of floats as integers. Where no float is negative, the integers are in the order of the floats."""
+    return values.view({2: torch.int16, 4: torch.int32, 8: torch.int64}[values.dtype.itemsize])
+
+
+def where_positive(
+    a: Float[Tensor, "B F"], b: Float[Tensor, "B F"], *, out: Float[Tensor, "B F"]
+) -> Float[Tensor, "B F"]:
+    """a where b > 0, else 0, in one pass: what torch does to go back through a ReLU.
+
+    It is written into `out`, which may be a or b, unless gradients are to flow back to a.
+    """
+    kernel = torch.ops.aten.threshold_backward
+    return kernel(a, b, 0) if a.requires_grad else kernel.grad_input(a, b, 0, grad_input=out)
 
 
 class MaskedCodes(Codes):
@@ -75,17 +93,17 @@ class MaskedCodes(Codes):
     def __init__(self, f: Float[Tensor, "B F"], norms: Float[Tensor, "F M"], weight: float) -> None:
         self.shared, self.written = f, (f,)
         self._price = weight / len(f)
-        self._f_sum = f.sum(0, dtype=torch.float32)
+        # Added up in float32 and rounded once, at the end: to ask for float32 would first copy the codes to it.
+        self.sums = f.sum(0).float()
         self._shape = norms.shape
-        self.penalty = self._price * (self._f_sum @ total_norms(norms))
+        self.penalty = self._price * (self.sums @ total_norms(norms))
         self.slope = self._price * total_norms(norms) if weight else None
 
     def backward(
         self, gradients: Sequence[Float[Tensor, "B F"]]
     ) -> tuple[Float[Tensor, "B F"], Float[Tensor, "F M"] | None, Float[Tensor, " F"] | None]:
-        (gradient,) = gradients
-        gradient *= fires(self.shared)
-        norms_gradient = (self._price * self._f_sum)[:, None].expand(self._shape) if self._price else None
+        gradient = where_positive(gradients[0], self.shared, out=gradients[0])
+        norms_gradient = (self._price * self.sums)[:, None].expand(self._shape) if self._price else None
         return gradient, norms_gradient, None
 
 
@@ -161,6 +179,9 @@ class Sparsity(ABC):
     def check(self, features: int) -> None:  # noqa: B027 (most rules fit any dictionary)
         """Raises ValueError where the rule does not fit a dictionary of so many features."""
 
+    def check_trainable(self) -> None:  # noqa: B027 (all but imported rules are)
+        """Raises ValueError where nothing can be learnt under the rule."""
+
     @classmethod
     def variants(cls) -> dict[str, type[Sparsity]]:
         """All rules that have been imported, by name."""
@@ -182,7 +203,9 @@ class Sparsity(ABC):
         settings = dict(settings)
         name, known = settings.pop("rule"), cls.variants()
         if name not in known:
-            raise ValueError(f"there is no sparsity rule {name!r}{nearest(name, known)}")
+            raise ValueError(
+                f"there is no sparsity rule {name!r}{nearest(name, known)} (yours is there once it is imported)"
+            )
         return known[name](**settings)
 
     def to_dict(self) -> dict[str, Any]:

@@ -192,7 +192,8 @@
     return [
       element("h3", {}, "What its decoder does to the next token"),
       element("div", { class: "changes" }, ...columns),
-      element("p", { class: "caption" }, "Change of the logit through the final norm and the unembedding alone, when the feature is added to the mean activation."),
+      element("p", { class: "caption" }, "Change of the logit through the final norm and the unembedding alone, when the feature is added to the mean activation.",
+        shown.length < crosstime.report.checkpoints.length ? ` Shown are ${shown.length} of the ${crosstime.report.checkpoints.length} checkpoints.` : null),
     ];
   }
 

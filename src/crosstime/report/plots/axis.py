@@ -15,7 +15,8 @@ from crosstime.report.plots.figure import clipped, escaped
 from crosstime.report.trajectory import positions
 
 FEW = 4
-"""So many checkpoints are marked with a full line each; more of them with a finer one."""
+"""So many checkpoints are marked with a full line each; more of them with a finer one, up to `LINED`."""
+LINED = 12
 
 
 @dataclass(frozen=True)
@@ -56,17 +57,17 @@ class TokenAxis:
         }
 
     def layout(self, chosen: Mapping[str, str]) -> dict[str, Any]:
-        """The axis, a line for each chosen checkpoint, and a label for those that have room for one."""
+        """The axis, a line for each of a few chosen checkpoints, and a label for those that have room for one."""
         marked = [(x, name) for x, name in zip(self.positions, self.names, strict=True) if name in chosen]
         shapes = [
             {"type": "line", "x0": x, "x1": x, "y0": 0, "y1": 1, "yref": "paper", "layer": "below"}
             | {"line": {"color": chosen[name], "width": 1.25 if len(marked) <= FEW else 0.75, "dash": "dot"}}
-            for x, name in marked
+            for x, name in (marked if len(marked) <= LINED else [])
         ]
         labels = [
             {"x": x, "y": 1, "yref": "paper", "yanchor": "bottom", "showarrow": False, "yshift": 2 + 12 * line}
             | {"text": escaped(clipped(name, 18)), "font": {"size": 10.5, "color": SOFT}}
-            for x, name, line in _lines(marked, 0.24 * self.span)
+            for x, name, line in _lines(marked, (0.24 if len(marked) <= LINED else 0.34) * self.span)
         ]
         return {"xaxis": self.xaxis(), "shapes": shapes, "annotations": labels, "margin": {"t": 34}}
 

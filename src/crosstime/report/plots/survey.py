@@ -13,7 +13,7 @@ from crosstime.analysis.survey import Survey
 from crosstime.report import words
 from crosstime.report.colour import FAINT, INK, PALE, SOFT
 from crosstime.report.data import TaskGroup
-from crosstime.report.plots.axis import TokenAxis, log_axis
+from crosstime.report.plots.axis import LINED, TokenAxis, log_axis
 from crosstime.report.plots.figure import CENTRE, Figure, clipped, end_notes, escaped, floats, padded, styled
 from crosstime.report.plots.matrix import triangle
 from crosstime.report.trajectory import CHANCE, chance_band, pooled
@@ -123,7 +123,12 @@ def _line(axis: TokenAxis, values: np.ndarray, name: str, colour: str, width: fl
 
 def _chosen_points(axis: TokenAxis, values: np.ndarray, chosen: Mapping[str, str]) -> list[go.Scatter]:
     index = [i for i, name in enumerate(axis.names) if name in chosen]
-    marker = {"size": 11, "color": [chosen[axis.names[i]] for i in index], "line": {"color": "#fff", "width": 1.75}}
+    size = 11 if len(index) <= LINED else 6
+    marker = {
+        "size": size,
+        "color": [chosen[axis.names[i]] for i in index],
+        "line": {"color": "#fff", "width": size / 6},
+    }
     points = {"x": [axis.positions[i] for i in index], "y": floats(values[index])}
     return [go.Scatter(**points, mode="markers", marker=marker, hoverinfo="skip")]
 

@@ -1,0 +1,75 @@
+"""Checkpoints of random weights, and random text: the sizes decide the speed, and the values do not."""
+
+from __future__ import annotations
+
+import argparse
+
+import numpy as np
+import torch
+from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+
+from crosstime.crosscoder.crosscoder import Crosscoder, CrosscoderConfig
+from crosstime.data.corpus import Corpus
+from crosstime.lm.split import SplitLM
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """The sizes, by default those of three checkpoints of Pythia-70M."""
+    parser.add_argument("--checkpoints", type=int, default=3)
+    parser.add_argument("--width", type=int, default=512)
+    parser.add_argument("--blocks", type=int, default=6)
+    parser.add_argument("--heads", type=int, default=8)
+    parser.add_argument("--layer", type=int, default=3)
+    parser.add_argument("--vocabulary", type=int, default=50_304)
+    parser.add_argument("--context", type=int, default=256)
+    parser.add_argument("--features", type=int, default=8192)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--device", type=torch.device, default="cpu")
+
+
+def config(sizes: argparse.Namespace, blocks: int) -> GPTNeoXConfig:
+    """A GPT-NeoX of so many blocks."""
+    return GPTNeoXConfig(
+        vocab_size=sizes.vocabulary,
+        hidden_size=sizes.width,
+        num_hidden_layers=blocks,
+        num_attention_heads=sizes.heads,
+        intermediate_size=4 * sizes.width,
+        max_position_embeddings=max(2048, sizes.context),
+    )
+
+
+def checkpoints(sizes: argparse.Namespace, dtype: torch.dtype) -> list[SplitLM]:
+    """Models cut after the layer."""
+    made = []
+    for seed in range(sizes.checkpoints):
+        torch.manual_seed(seed)
+        model = GPTNeoXForCausalLM(config(sizes, sizes.blocks)).eval().to(sizes.device, dtype)
+        made.append(SplitLM(model, sizes.layer, f"step{seed}"))
+    return made
+
+
+def text(sizes: argparse.Namespace, blocks: int) -> Corpus:
+    """Random tokens."""
+    tokens = np.random.default_rng(0).integers(sizes.vocabulary, size=(blocks, sizes.context), dtype=np.uint16)
+    return Corpus(tokens, "random")
+
+
+def crosscoder_config(sizes: argparse.Namespace) -> CrosscoderConfig:
+    """L1, with the paper's settings."""
+    return CrosscoderConfig(
+        tuple(f"step{m}" for m in range(sizes.checkpoints)), sizes.layer, sizes.width, sizes.features
+    )
+
+
+def crosscoder(sizes: argparse.Namespace) -> Crosscoder:
+    """One at its start values."""
+    made = Crosscoder(crosscoder_config(sizes))
+    made.initialise(
+        torch.zeros(sizes.checkpoints, sizes.width),
+        torch.ones(sizes.checkpoints),
+        decoder_norm=0.08,
+        tied=True,
+        generator=torch.Generator().manual_seed(0),
+    )
+    return made.to(sizes.device)

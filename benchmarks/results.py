@@ -1,0 +1,97 @@
+"""Runs all benchmarks and writes what they print into RESULTS.md: a section a device, replaced when it is run again."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "RESULTS.md"
+PAPER = "--width 2048 --features 16384"
+WIDE = "--checkpoints 8 --features 65536"
+SIZES = {
+    "cpu": [
+        "train_step.py --repeats 5",
+        "train_step.py --width 128 --features 2048 --batch 1024 --repeats 9",
+        "harvest.py",
+        "train_run.py",
+        "effects.py --prompts 16",
+        "memory.py --rule l1",
+        "memory.py --rule batchtopk",
+    ],
+    "cuda": [
+        f"train_step.py {PAPER} --k 200 --repeats 20",
+        f"train_step.py {WIDE} --repeats 20",
+        "train_step.py --repeats 20",
+        "harvest.py --width 2048 --blocks 16 --layer 8 --context 1024 --harvest-blocks 32",
+        f"train_run.py {PAPER} --blocks 16 --layer 8 --context 1024 --ring-rows 131072 --steps 200",
+        "effects.py --prompts 256",
+        f"memory.py {PAPER} --rule l1",
+        f"memory.py {PAPER} --rule batchtopk",
+    ],
+}
+"""What suits each kind of device: minutes in all. The last sizes on a GPU are the paper's and wider ones."""
+
+
+def run(command: str, device: str, peers: list[str]) -> list[dict[str, Any]]:
+    """The lines that one benchmark prints."""
+    script, *flags = command.split()
+    more = ["--device", device, *(peers if script == "train_step.py" else [])]
+    done = subprocess.run([sys.executable, HERE / script, *flags, *more], stdout=subprocess.PIPE, text=True, check=True)
+    print(done.stdout, end="", flush=True)
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def section(commands: list[str], lines: list[list[dict[str, Any]]]) -> str:
+    """The text of one device."""
+    first = lines[0][0]
+    versions = ", ".join(f"{name} {version}" for name, version in first["versions"].items())
+    load = f"; load {os.getloadavg()[1]:.1f}, the mean of the last 5 minutes" if hasattr(os, "getloadavg") else ""
+    parts = [f"## {first['device']}", f"{datetime.now(UTC):%Y-%m-%d}; {versions}{load}."]
+    for command, printed in zip(commands, lines, strict=True):
+        parts.append(f"`{command}`")
+        rows = [_row(line) for line in printed]
+        names = list(dict.fromkeys(name for row in rows for name in row))
+        table = [names, ["---"] * len(names), *([row.get(name, "") for name in names] for row in rows)]
+        parts.append("\n".join(f"| {' | '.join(row)} |" for row in table))
+    return "\n\n".join(parts) + "\n"
+
+
+def _row(line: dict[str, Any]) -> dict[str, str]:
+    """One line, without what stands above its table, as the cells of one."""
+    plain = {key: value for key, value in line.items() if key not in ("case", "device", "versions", "unit", "peers")}
+    ratios = plain.pop("times_peer", {})
+    unit = line["unit"]
+    cells = {"": line["case"].get("rule", line["case"]["benchmark"])}
+    for key, value in plain.items():
+        cells[f"{key} ({unit})" if key in ("ours", "roofline", "must") else key.replace("_", " ")] = f"{value:.4g}"
+    return cells | {f"times {peer}": f"{ratio:.3g}" for peer, ratio in ratios.items()}
+
+
+def main() -> None:
+    """Run, print, and write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--reference", help="as for train_step.py")
+    parser.add_argument("--dictionary-learning", help="as for train_step.py")
+    flags = parser.parse_args()
+    peers = []
+    for name in ("reference", "dictionary_learning"):
+        if folder := getattr(flags, name):
+            peers += [f"--{name.replace('_', '-')}", folder]
+    commands = SIZES[flags.device.split(":")[0]]
+    text = section(commands, [run(command, flags.device, peers) for command in commands])
+    title = text.splitlines()[0]
+    before, *sections = RESULTS.read_text(encoding="utf-8").split("\n## ")
+    others = [f"## {other.rstrip()}\n" for other in sections if f"## {other}".splitlines()[0] != title]
+    RESULTS.write_text("\n".join([before.rstrip() + "\n", *others, text]), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

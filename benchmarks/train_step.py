@@ -1,0 +1,97 @@
+"""Rows a second of a whole optimisation step, against its matrix products alone and against other trainers.
+
+The step is everything between a batch and the next: loss, gradients, clipping, Adam, and what is logged.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+import peers
+import torch
+from measure import report, seconds
+
+from crosstime.crosscoder.crosscoder import Crosscoder, CrosscoderConfig
+from crosstime.crosscoder.sparsity.rules import L1, BatchTopK, Sparsity
+from crosstime.training.config import TrainConfig
+from crosstime.training.learner import Learner
+
+STEPS = 10_000
+
+
+def learner(checkpoints: int, width: int, features: int, batch: int, rule: Sparsity, device: torch.device) -> Learner:
+    """Ours, at its start values, with the schedules behind it."""
+    names = tuple(f"step{i}" for i in range(checkpoints))
+    crosscoder = Crosscoder(CrosscoderConfig(names, 0, width, features, sparsity=rule))
+    crosscoder.initialise(
+        torch.zeros(checkpoints, width),
+        torch.ones(checkpoints),
+        decoder_norm=rule.decoder_norm,
+        tied=True,
+        generator=torch.Generator().manual_seed(0),
+    )
+    made = Learner(crosscoder.to(device), TrainConfig(rows=batch * STEPS, batch_size=batch, ring_rows=batch))
+    made.step = STEPS // 2  # so that BatchTopK measures its threshold, as it does in all but the first steps
+    return made
+
+
+def products(x: torch.Tensor, features: int) -> Callable[[], object]:
+    """The five matrix products of a step, in bfloat16."""
+    a, codes = x.bfloat16(), torch.rand(len(x), features, device=x.device).bfloat16()
+    encoder = torch.randn(a.shape[1], features, device=x.device).bfloat16()
+    decoder = torch.randn(features, a.shape[1], device=x.device).bfloat16()
+
+    def run() -> None:
+        a @ encoder
+        codes @ decoder
+        a @ decoder.T
+        a.T @ codes
+        codes.T @ a
+
+    return run
+
+
+def main() -> None:
+    """Measure each rule at one size."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--checkpoints", type=int, default=3)
+    parser.add_argument("--width", type=int, default=512)
+    parser.add_argument("--features", type=int, default=8192)
+    parser.add_argument("--batch", type=int, default=4096)
+    parser.add_argument("--rule", nargs="+", choices=("l1", "batchtopk"), default=["l1", "batchtopk"])
+    parser.add_argument("--k", type=int, default=100)
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--device", type=torch.device, default="cpu")
+    parser.add_argument("--reference", type=Path, help="checkout of the code of arXiv 2509.05291")
+    parser.add_argument("--dictionary-learning", type=Path, help="checkout of science-of-finetuning's trainers")
+    sizes = parser.parse_args()
+    torch.manual_seed(0)
+    x = torch.randn(sizes.batch, sizes.checkpoints, sizes.width, device=sizes.device)
+    cases: dict[str, Callable[[], object] | None] = {"roofline": products(x.flatten(1), sizes.features)}
+    for name in sizes.rule:
+        k = None if name == "l1" else sizes.k
+        rule = L1() if k is None else BatchTopK(k, k_start=k)
+        ours = learner(sizes.checkpoints, sizes.width, sizes.features, sizes.batch, rule, sizes.device)
+        cases[f"{name} ours"] = lambda ours=ours: ours.learn(x.flatten(1))
+        if sizes.reference:
+            cases[f"{name} paper"] = peers.paper(sizes.reference, x, sizes.features, k)
+        if sizes.dictionary_learning:
+            cases[f"{name} dictionary_learning"] = peers.dictionary_learning(
+                sizes.dictionary_learning, x, sizes.features, k
+            )
+    there = {name: run for name, run in cases.items() if run is not None}
+    taken = seconds(there, repeats=sizes.repeats, device=sizes.device)
+    for name in sizes.rule:
+        of_rule = {key.removeprefix(f"{name} "): value for key, value in taken.items() if key.startswith(f"{name} ")}
+        case = {"benchmark": "train_step", "rule": name}
+        case |= {key: getattr(sizes, key) for key in ("checkpoints", "width", "features", "batch")}
+        if name != "l1":
+            case["k"] = sizes.k
+        also = {"times_l1": round(taken["l1 ours"] / of_rule["ours"], 3)} if name != "l1" and "l1 ours" in taken else {}
+        report(case, "rows", sizes.batch, {**of_rule, "roofline": taken["roofline"]}, sizes.device, **also)
+
+
+if __name__ == "__main__":
+    main()

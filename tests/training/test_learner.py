@@ -1,0 +1,92 @@
+"""Many steps: as a plain trainer takes them, whatever the precision; and over batches that are not finite."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from crosstime.crosscoder.crosscoder import Crosscoder, CrosscoderConfig
+from crosstime.crosscoder.sparsity.rules import L1, BatchTopK
+from crosstime.training.config import TrainConfig
+from crosstime.training.learner import Learner
+
+M, D, F, B, STEPS = 3, 16, 64, 128, 500
+RULES = [L1(0.3), BatchTopK(8, k_start=16, k_steps=100)]
+
+
+def _config(products="bfloat16"):
+    return TrainConfig(rows=B * STEPS, batch_size=B, ring_rows=B, lr=1e-3, products=products, harvest="float32")
+
+
+def _crosscoder(rule):
+    made = Crosscoder(CrosscoderConfig(("a", "b", "c"), 0, D, F, sparsity=rule))
+    generator = torch.Generator().manual_seed(0)
+    made.initialise(torch.zeros(M, D), torch.ones(M), decoder_norm=rule.decoder_norm, tied=True, generator=generator)
+    return made
+
+
+@pytest.fixture(scope="module")
+def batches():
+    """Sparse combinations of twice as many directions as there are dimensions, and noise."""
+    generator = torch.Generator().manual_seed(1)
+    directions = nn.functional.normalize(torch.randn(2 * D, M, D, generator=generator), dim=-1)
+    codes = torch.rand(STEPS, B, 2 * D, generator=generator)
+    codes *= torch.rand(codes.shape, generator=generator) < 0.1
+    x = torch.einsum("sbf,fmd->sbmd", codes, directions)
+    x = x * D**0.5 / x.norm(dim=-1).mean() + 0.3 * torch.randn(x.shape, generator=generator)
+    return x.flatten(2)
+
+
+def _plain_steps(crosscoder, batches):
+    """Autograd in float32, clipping, unfused Adam: the loss and the explained variance of every step."""
+    config, rule = _config("float32"), crosscoder.config.sparsity
+    optimiser = torch.optim.Adam(crosscoder.parameters(), lr=config.lr)
+    learner = Learner(crosscoder, config)  # only for its schedules
+    for step, x in enumerate(batches):
+        learner.step = step
+        norms = crosscoder.decoder_norms()
+        h = torch.relu(x @ crosscoder.W_enc.flatten(0, 1) + crosscoder.b_enc)
+        f = rule.select_in_training(h, norms, crosscoder.threshold, learner.progress)
+        error = (f @ crosscoder.W_dec.flatten(1) + crosscoder.b_dec.flatten() - x).square().sum(1).mean()
+        loss = error + rule.weight_at(learner.progress) * (f @ norms.sum(1)).mean()
+        optimiser.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(crosscoder.parameters(), config.clip)
+        for group in optimiser.param_groups:
+            group["lr"] = config.lr_at(step)
+        optimiser.step()
+        yield loss.item(), (1 - error / x.var(0, correction=0).sum()).item()
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.rule)
+def test_low_precision_learns_what_a_plain_trainer_learns(rule, batches):
+    learner = Learner(_crosscoder(rule), _config())
+    ours = []
+    for x in batches:
+        stats = learner.learn(x)
+        loss = stats.squared_error.sum() + stats.penalty
+        ours.append((float(loss), float(1 - stats.squared_error.sum() / stats.variance.sum())))
+    loss, explained = torch.tensor(ours).T
+    plain_loss, plain_explained = torch.tensor(list(_plain_steps(_crosscoder(rule), batches))).T
+    assert explained[-50:].mean() > explained[:50].mean() + 0.1, "nothing was learnt"
+    # Twenty steps a point: where a choice of features falls otherwise, a single batch may differ more.
+    curve, plain_curve = (values.view(-1, 20).mean(1) for values in (loss, plain_loss))
+    torch.testing.assert_close(curve, plain_curve, rtol=0.01, atol=0)
+    assert abs(explained[-50:].mean() - plain_explained[-50:].mean()) < 0.002
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.rule)
+def test_a_batch_that_is_not_finite_leaves_the_crosscoder_as_it_is(rule, batches):
+    learner = Learner(_crosscoder(rule), _config())
+    assert learner.learn(batches[0]).taken == 1
+    before = {name: tensor.clone() for name, tensor in learner.tensors().items() if name != "idle"}
+    bad = batches[1].clone()
+    bad[3, 5] = math.nan
+    stats = learner.learn(bad)
+    assert learner.step == 2
+    for value in vars(stats).values():
+        assert (value == 0).all()
+    for name, tensor in before.items():
+        assert torch.equal(learner.tensors()[name], tensor), name
+    assert learner.learn(batches[2]).taken == 1
