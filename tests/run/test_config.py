@@ -170,7 +170,6 @@ def test_a_sparsity_rule_is_named_with_keys_of_its_own(tmp_path, section, rule):
         ('rule = "batch-topk"', "the nearest is 'batchtopk'"),
         ("rule = 3", "it is 3"),
         ('rule = "topk"\nweight = 1.0', r"\[sparsity\] unknown key `weight`"),
-        ('rule = "fixed"', 'rule "fixed" is that of imported crosscoders and cannot be trained'),
         ('rule = "topk"\nk = 100000', "a dictionary of 16384 features has not so many"),
     ],
 )

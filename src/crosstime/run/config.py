@@ -12,7 +12,7 @@ from typing import Literal
 
 from crosstime.analysis.path_rules import Baseline, Method, PathRule
 from crosstime.analysis.relative import NoEffect
-from crosstime.crosscoder.sparsity.rules import L1, FixedThresholds, Sparsity
+from crosstime.crosscoder.sparsity.rules import L1, Sparsity
 from crosstime.data.cut import Cut
 from crosstime.data.positions import Positions
 from crosstime.run import toml
@@ -422,8 +422,6 @@ class RunConfig:
                 raise ValueError(f"two tasks are called {name!r}: every [[task]] needs a name of its own")
         if not any(task.attribute for task in self.task):
             raise ValueError("at least one [[task]] must have `attribute = true` (which is the default)")
-        if isinstance(self.sparsity, FixedThresholds):
-            raise ValueError('[sparsity] rule "fixed" is that of imported crosscoders and cannot be trained')
         self.sparsity.check(self.crosscoder.features)
         self.sparsity.check_trainable()
 
