@@ -9,7 +9,7 @@ demo: $(VENV)/.installed
 	$(BIN)/crosstime demo --out runs/demo
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto
 
 slow: $(VENV)/.installed
 	$(BIN)/python -m pytest -m slow
