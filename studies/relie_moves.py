@@ -24,8 +24,8 @@ CHECKPOINTS = ["step1000", "step3786"]
 METHODS = {
     "released": "released code",
     "paper": "paper's text",
-    "integrated": "our integral",
-    "gradient": "our gradient",
+    "integrated": "integral, 16 points",
+    "gradient": "gradient, the default",
 }
 TOP = 100
 SIDE, LEFT, TOP_EDGE, GAP = 220, 58, 46, 34
