@@ -247,7 +247,12 @@ def import_(
     """
     from crosstime.crosscoder.formats.importing import import_crosscoder
     from crosstime.data.positions import Positions
+    from crosstime.run import config as run_config
 
+    if (out_dir / run_config.FILE).exists():
+        raise ValueError(
+            f"{out_dir} is a run folder: choose another one, and name it there as `from` under [crosscoder]"
+        )
     policy = {name: value for name, value in (("bos", bos), ("encode_first", encode_first)) if value is not None}
     crosscoder = import_crosscoder(
         source,

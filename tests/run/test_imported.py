@@ -119,6 +119,11 @@ def test_a_dry_run_looks_at_it(inputs, tmp_path, capfd):
 def test_mistakes_of_the_commands_are_one_line(foreign, tmp_path, capfd):
     assert cli.main(["import", str(foreign), str(tmp_path / "ours")]) == 2
     assert "its files do not say which checkpoints it reads" in capfd.readouterr().err
+    (tmp_path / "a run").mkdir()
+    (tmp_path / "a run" / "run.toml").write_text("")
+    assert cli.main(["import", str(foreign), str(tmp_path / "a run"), *STATED]) == 2
+    assert "is a run folder: choose another one" in capfd.readouterr().err
+    assert [path.name for path in (tmp_path / "a run").iterdir()] == ["run.toml"]
     assert cli.main(["import", str(tmp_path / "nothing"), str(tmp_path / "ours")]) == 2
     assert "is neither a file or folder nor a place on the hub" in capfd.readouterr().err
     assert not (tmp_path / "ours").exists()
