@@ -14,6 +14,7 @@ from importlib.resources import files
 from string import Template
 
 from crosstime.analysis.numbers import token_count
+from crosstime.crosscoder.sparsity.rules import Sparsity
 from crosstime.lm.nearest import nearest
 from crosstime.lm.shape import Shape
 from crosstime.run import toml
@@ -23,9 +24,6 @@ from crosstime.run.screen import columns, gigabytes, hours
 
 SEED = 124
 """The seed by which the paper interprets its crosscoders; 153 and 6582 are its others."""
-
-DECODER_NORMS = {"l1": 0.08, "batchtopk": 1.0, "jumprelu": 0.08}
-"""Norm of the decoder vectors at the start, by sparsity rule (arXiv 2509.05291 for the first two)."""
 
 
 @dataclass(frozen=True)
@@ -163,7 +161,7 @@ def text(name: str, rule: str | None = None, seed: int = SEED) -> str:
         "sparsity": _part(rule),
         "checkpoints": _listed(preset.checkpoints),
         "layer": preset.layer,
-        "decoder_norm": DECODER_NORMS[rule],
+        "decoder_norm": Sparsity.variants()[rule]().decoder_norm,
         "seed": seed,
         "title": f"{name}, {rule}, seed {seed}",
     }
