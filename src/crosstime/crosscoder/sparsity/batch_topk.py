@@ -24,8 +24,6 @@ class BatchTopK(Reviving):
     """
 
     rule: str = field(default="batchtopk", init=False)
-    k: int = 200
-    """Features that fire on a row, on average, once k has come down."""
     k_start: int = 1000
     """k at the first step; it falls linearly to `k`."""
     k_steps: int = 5000
@@ -38,16 +36,11 @@ class BatchTopK(Reviving):
     def __post_init__(self) -> None:
         """Raises ValueError for settings that cannot be."""
         super().__post_init__()
-        for name, least in (("k", 1), ("k_start", 1), ("k_steps", 0), ("threshold_start", 0)):
+        for name, least in (("k_start", 1), ("k_steps", 0), ("threshold_start", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"sparsity.{name} must be at least {least}; got {getattr(self, name)}")
         if not 0 <= self.threshold_decay < 1:
             raise ValueError(f"sparsity.threshold_decay must be from 0 up to, but below 1; got {self.threshold_decay}")
-
-    def check(self, features: int) -> None:
-        """Raises ValueError where k exceeds the number of features."""
-        if self.k > features:
-            raise ValueError(f"sparsity.k is {self.k}: a dictionary of {features} features has not so many")
 
     def k_at(self, progress: Progress) -> int:
         """k at a step, a whole number."""

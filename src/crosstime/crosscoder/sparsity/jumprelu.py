@@ -11,12 +11,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from crosstime.crosscoder.sparsity.l1 import warmed
-from crosstime.crosscoder.sparsity.rule import Codes, Progress, Sparsity
+from crosstime.crosscoder.sparsity.l1 import Penalised
+from crosstime.crosscoder.sparsity.rule import Codes, Progress
 
 
 @dataclass(frozen=True)
-class JumpReLU(Sparsity):
+class JumpReLU(Penalised):
     """Checkpoint m writes f_i where f_i ||d_i,m|| > theta_i: a feature whose decoder is small there stays silent there.
 
     The penalty is the tanh-quadratic one of Ge et al. 2025 (arXiv 2509.17196): with
@@ -26,9 +26,7 @@ class JumpReLU(Sparsity):
 
     rule: str = field(default="jumprelu", init=False)
     weight: float = 0.3
-    """Weight of the penalty once it is warm."""
     warmup: float = 0.1
-    """Share of the steps, at the start, over which the weight rises linearly from 0."""
     stretch: float = 4.0
     """Steepness of the tanh: above it, a feature pays for firing and not for how strongly."""
     frequency: float = 0.01
@@ -42,17 +40,10 @@ class JumpReLU(Sparsity):
 
     def __post_init__(self) -> None:
         """Raises ValueError for settings that cannot be."""
-        if not self.weight >= 0:
-            raise ValueError(f"sparsity.weight must not be negative; got {self.weight}")
-        if not 0 <= self.warmup <= 1:
-            raise ValueError(f"sparsity.warmup is a share of the steps, from 0 to 1; got {self.warmup}")
+        super().__post_init__()
         for name in ("stretch", "frequency", "threshold", "window", "threshold_lr"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"sparsity.{name} must be positive; got {getattr(self, name)}")
-
-    def weight_at(self, progress: Progress) -> float:
-        """The penalty's weight at a step."""
-        return warmed(self.weight, self.warmup, progress)
 
     @property
     def gated(self) -> bool:
@@ -87,9 +78,6 @@ class JumpReLU(Sparsity):
     ) -> Codes:
         assert threshold is not None
         return _GatedCodes(self, h.float(), norms, threshold, self.weight_at(progress))
-
-    def logged(self, progress: Progress) -> dict[str, float | int]:
-        return {"penalty_weight": self.weight_at(progress)}
 
 
 class _GatedCodes(Codes):

@@ -12,10 +12,9 @@ from crosstime.crosscoder.sparsity.rule import Progress, Sparsity
 
 
 @dataclass(frozen=True)
-class L1(Sparsity):
-    """f = h, at a price of weight * sum_i f_i sum_m ||d_i,m||. The defaults are those of arXiv 2509.05291."""
+class Penalised(Sparsity):
+    """A rule that adds a penalty to the loss, whose weight rises from 0 at the start."""
 
-    rule: str = field(default="l1", init=False)
     weight: float = 2.0
     """Weight of the penalty once it is warm: larger means fewer features at a time."""
     warmup: float = 0.05
@@ -28,14 +27,25 @@ class L1(Sparsity):
         if not 0 <= self.warmup <= 1:
             raise ValueError(f"sparsity.warmup is a share of the steps, from 0 to 1; got {self.warmup}")
 
+    def weight_at(self, progress: Progress) -> float:
+        """The penalty's weight at a step."""
+        warm = self.warmup * progress.steps
+        return self.weight if progress.step >= warm else self.weight * progress.step / warm
+
+    def logged(self, progress: Progress) -> dict[str, float | int]:
+        return {"penalty_weight": self.weight_at(progress)}
+
+
+@dataclass(frozen=True)
+class L1(Penalised):
+    """f = h, at a price of weight * sum_i f_i sum_m ||d_i,m||. The defaults are those of arXiv 2509.05291."""
+
+    rule: str = field(default="l1", init=False)
+
     @property
     def decoder_norm(self) -> float:
         """The paper's: small, so that the first codes cost little."""
         return 0.08
-
-    def weight_at(self, progress: Progress) -> float:
-        """The penalty's weight at a step."""
-        return warmed(self.weight, self.warmup, progress)
 
     def select(
         self, h: Float[Tensor, "*b F"], norms: Float[Tensor, "F M"], threshold: Tensor | None
@@ -44,12 +54,3 @@ class L1(Sparsity):
 
     def least_code(self, norms: Float[Tensor, "F M"], m: int, threshold: Tensor | None) -> Float[Tensor, " F"]:
         return torch.zeros_like(norms[:, m])
-
-    def logged(self, progress: Progress) -> dict[str, float | int]:
-        return {"penalty_weight": self.weight_at(progress)}
-
-
-def warmed(weight: float, warmup: float, progress: Progress) -> float:
-    """A weight that rises linearly from 0 over the first `warmup` of the steps."""
-    warm = warmup * progress.steps
-    return weight if progress.step >= warm else weight * progress.step / warm

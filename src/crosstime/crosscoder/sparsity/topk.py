@@ -13,11 +13,13 @@ from crosstime.crosscoder.sparsity.rule import Progress, Sparsity, total_norms
 
 @dataclass(frozen=True, kw_only=True)
 class Reviving(Sparsity):
-    """A rule without a penalty, under which features may die: those are trained on what the others leave over.
+    """A rule of k features a row and no penalty, under which features may die: those learn what the others leave over.
 
     The auxiliary loss is that of Gao et al. 2024, as arXiv 2509.05291 uses it (`training.auxiliary`).
     """
 
+    k: int = field(default=200, kw_only=False)
+    """Features that fire on a row: at most, or on average."""
     aux_weight: float = 1 / 32
     """Weight of the auxiliary loss; 0 for none."""
     aux_k: int | None = None
@@ -26,13 +28,18 @@ class Reviving(Sparsity):
     """Rows after which a feature that never fired counts as dead."""
 
     def __post_init__(self) -> None:
-        """Raises ValueError for an auxiliary loss that cannot be."""
+        """Raises ValueError for settings that cannot be."""
         if not self.aux_weight >= 0:
             raise ValueError(f"sparsity.aux_weight must not be negative; got {self.aux_weight}")
-        for name in ("aux_k", "dead_tokens"):
+        for name in ("k", "aux_k", "dead_tokens"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"sparsity.{name} must be at least 1; got {value}")
+
+    def check(self, features: int) -> None:
+        """Raises ValueError where k exceeds the number of features."""
+        if self.k > features:
+            raise ValueError(f"sparsity.k is {self.k}: a dictionary of {features} features has not so many")
 
 
 @dataclass(frozen=True)
@@ -40,19 +47,6 @@ class TopK(Reviving):
     """f keeps, in every row, the k largest of f_i sum_m ||d_i,m||; of equals those of lower index."""
 
     rule: str = field(default="topk", init=False)
-    k: int = 200
-    """Features that fire on a row, at most."""
-
-    def __post_init__(self) -> None:
-        """Raises ValueError for settings that cannot be."""
-        super().__post_init__()
-        if self.k < 1:
-            raise ValueError(f"sparsity.k must be at least 1; got {self.k}")
-
-    def check(self, features: int) -> None:
-        """Raises ValueError where k exceeds the number of features."""
-        if self.k > features:
-            raise ValueError(f"sparsity.k is {self.k}: a dictionary of {features} features has not so many")
 
     def select(
         self, h: Float[Tensor, "*b F"], norms: Float[Tensor, "F M"], threshold: Tensor | None
