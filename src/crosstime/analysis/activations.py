@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from crosstime.crosscoder.crosscoder import Crosscoder
+from crosstime.data.corpus import Corpus
 from crosstime.lm.finite import finite_residual
 from crosstime.lm.split import SplitLM
 
@@ -33,6 +36,35 @@ def check_models(crosscoder: Crosscoder, models: Sequence[SplitLM]) -> None:
                     f"model {model.name!r} is not checkpoint {name!r} of the crosscoder: its {what} is {found!r}, "
                     f"not {expected!r}; pass the models in the order {list(config.checkpoints)}"
                 )
+
+
+def heldout_batches(
+    crosscoder: Crosscoder,
+    models: Sequence[SplitLM],
+    heldout: Corpus,
+    *,
+    max_blocks: int,
+    batch_blocks: int,
+    wanted: Literal["encoded", "predicted"],
+) -> tuple[Int[Tensor, "B S"], ...]:
+    """The first blocks of a held-out text, some at a time, refused where they do not fit the crosscoder or hold nothing.
+
+    Args:
+        wanted: what each block must have a token for: to be encoded, or to be predicted from one that is encoded.
+
+    Raises:
+        ValueError: the models are not the crosscoder's, the text has another policy for position 0 or no such token, or
+            one of the numbers is below 1.
+    """
+    check_models(crosscoder, models)
+    crosscoder.config.positions.check(heldout.bos, "the held-out text")
+    if min(max_blocks, batch_blocks) < 1:
+        raise ValueError(f"max_blocks and batch_blocks must be at least 1; got {max_blocks} and {batch_blocks}")
+    blocks = torch.from_numpy(heldout.blocks[:max_blocks].astype(np.int64))
+    least = crosscoder.config.positions.first_encoded + (1 if wanted == "encoded" else 2)
+    if len(blocks) == 0 or blocks.shape[1] < least:
+        raise ValueError(f"held-out text {heldout.name!r} has no block in which a token is {wanted}: give more text")
+    return blocks.split(batch_blocks)
 
 
 def residuals(

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm import tqdm
 
-from crosstime.analysis.activations import check_models, encode, residuals
+from crosstime.analysis.activations import encode, heldout_batches, residuals
 from crosstime.crosscoder.crosscoder import Crosscoder
 from crosstime.data.corpus import Corpus
 from crosstime.lm.split import SplitLM
@@ -63,16 +63,12 @@ def latent_scaling(
     Raises:
         ValueError: the models are not the crosscoder's, the text holds no block, or an activation is not finite.
     """
-    check_models(crosscoder, models)
-    crosscoder.config.positions.check(heldout.bos, "the held-out text")
-    if min(max_blocks, batch_blocks) < 1:
-        raise ValueError(f"max_blocks and batch_blocks must be at least 1; got {max_blocks} and {batch_blocks}")
+    batches = heldout_batches(
+        crosscoder, models, heldout, max_blocks=max_blocks, batch_blocks=batch_blocks, wanted="encoded"
+    )
     first = crosscoder.config.positions.first_encoded
-    blocks = torch.from_numpy(heldout.blocks[:max_blocks].astype(np.int64))
-    if len(blocks) == 0 or blocks.shape[1] <= first:
-        raise ValueError(f"held-out text {heldout.name!r} has no block in which a token is encoded: give more text")
     sums = _Sums(crosscoder)
-    for tokens in tqdm(blocks.split(batch_blocks), desc="diagnose", unit="batch", leave=False, disable=None):
+    for tokens in tqdm(batches, desc="diagnose", unit="batch", leave=False, disable=None):
         x = residuals(crosscoder, models, tokens)
         sums.add(x[:, first:].flatten(0, 1), encode(crosscoder, x)[:, first:].flatten(0, 1))
     return sums.scaling()

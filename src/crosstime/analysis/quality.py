@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
-from crosstime.analysis.activations import check_models, encode, residuals
+from crosstime.analysis.activations import encode, heldout_batches, residuals
 from crosstime.analysis.cross_entropy import cross_entropy
 from crosstime.analysis.numbers import finite
 from crosstime.crosscoder.crosscoder import Crosscoder
@@ -119,19 +119,15 @@ def evaluate(
     Raises:
         ValueError: the models are not the crosscoder's, the text holds no block, or an activation is not finite.
     """
-    check_models(crosscoder, models)
-    crosscoder.config.positions.check(heldout.bos, "the held-out text")
-    if min(max_blocks, batch_blocks) < 1:
-        raise ValueError(f"max_blocks and batch_blocks must be at least 1; got {max_blocks} and {batch_blocks}")
+    batches = heldout_batches(
+        crosscoder, models, heldout, max_blocks=max_blocks, batch_blocks=batch_blocks, wanted="predicted"
+    )
     first = crosscoder.config.positions.first_encoded
-    blocks = torch.from_numpy(heldout.blocks[:max_blocks].astype(np.int64))
-    if len(blocks) == 0 or blocks.shape[1] < first + 2:
-        raise ValueError(f"held-out text {heldout.name!r} has no block in which a token is predicted: give more text")
     fired = np.zeros(crosscoder.config.features, dtype=np.int64)
     errors = np.zeros(len(models))
     spread = _Spread()
     nats = np.zeros((3, len(models)))  # clean, spliced, zero
-    for tokens in tqdm(blocks.split(batch_blocks), desc="evaluate", unit="batch", leave=False, disable=None):
+    for tokens in tqdm(batches, desc="evaluate", unit="batch", leave=False, disable=None):
         x = residuals(crosscoder, models, tokens)
         f = encode(crosscoder, x)[:, first:]
         fired += (f > 0).sum(dim=(0, 1)).cpu().numpy()
@@ -143,8 +139,9 @@ def evaluate(
             for kind, encoded in enumerate((rows[:, :, m], xhat[:, :, m], torch.zeros_like(xhat[:, :, m]))):
                 spliced = torch.cat([x[:, :first, m], encoded], dim=1)
                 nats[kind, m] += cross_entropy(model, spliced, tokens, first).double().sum().item()
-    n_tokens = len(blocks) * (blocks.shape[1] - first)
-    clean, spliced, zero = nats / (len(blocks) * (blocks.shape[1] - first - 1))
+    n_blocks, context = sum(map(len, batches)), batches[0].shape[1]
+    n_tokens = n_blocks * (context - first)
+    clean, spliced, zero = nats / (n_blocks * (context - first - 1))
     total = spread.squares
     return Quality(
         checkpoints=list(crosscoder.config.checkpoints),
