@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
+from crosstime.analysis.ablation import strongest
 from crosstime.analysis.contexts import Context, FeatureContexts
 
 CONTEXTS = 5
@@ -71,18 +72,11 @@ def _strongest(features: pa.Table, effects: Float[np.ndarray, "N M"], top: int) 
     for task in np.unique(tasks):
         own = np.flatnonzero(tasks == task)
         for column in effects[own].T:
-            best = own[_largest(column, top)]
-            chosen.update(int(row) for row in best)
-    strongest: dict[int, int] = {}
+            chosen.update(int(row) for row in own[strongest(column, top)])
+    found: dict[int, int] = {}
     for row in sorted(chosen, key=lambda row: (-effects[row].max(), ids[row], row)):
-        strongest.setdefault(int(ids[row]), row)
-    return strongest
-
-
-def _largest(values: Float[np.ndarray, " N"], top: int) -> Int[np.ndarray, " k"]:
-    """Indices of the largest values that are not zero."""
-    order = np.argsort(-values, kind="stable")[:top]
-    return order[values[order] > 0]
+        found.setdefault(int(ids[row]), row)
+    return found
 
 
 def _shown(feature: int, found: FeatureContexts | None, checkpoint: str) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from crosstime import artifact
-from crosstime.analysis.ablation import Ablation, ablate
+from crosstime.analysis.ablation import Ablation, ablate, strongest
 from crosstime.analysis.contexts import contexts, load_contexts, save_contexts
 from crosstime.analysis.diagnostics import Diagnostics, diagnose
 from crosstime.analysis.effects import Effects, attribute
@@ -207,7 +207,7 @@ def write_contexts(run: Run, draft: Path) -> None:
     features: set[int] = set()
     for n in range(1, len(run.attributed) + 1):
         effects = Effects.load(run.folder / "effects" / f"task-{n}")
-        features.update(int(i) for row in abs(effects.ie) for i in row.argsort()[::-1][: config.top_k] if row[i] > 0)
+        features.update(i for ie in effects.ie for i in strongest(ie, config.top_k))
     found = contexts(
         run.crosscoder,
         run.models,
