@@ -47,7 +47,7 @@ def heldout_batches(
     batch_blocks: int,
     wanted: Literal["encoded", "predicted"],
 ) -> tuple[Int[Tensor, "B S"], ...]:
-    """The first blocks of a held-out text, some at a time, refused where they do not fit the crosscoder or hold nothing.
+    """The first blocks of a held-out text, some at a time; refused where they cannot serve this crosscoder.
 
     Args:
         wanted: what each block must have a token for: to be encoded, or to be predicted from one that is encoded.
