@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from crosstime.crosscoder.sparsity.scratch import Scratch
 from crosstime.lm.nearest import nearest
 
 Mode = Literal["training", "inference"]
@@ -45,6 +46,8 @@ class Codes(ABC):
     """What the decoder reads: one matrix for all checkpoints, or one for each where the rule gates them apart."""
     penalty: Float[Tensor, ""]
     """What the rule adds to the loss."""
+    threshold: Tensor | None = None
+    """The crosscoder's threshold after this batch, where the rule measures it."""
     slope: Float[Tensor, " F"] | None
     """Gradient of the penalty with respect to every row's codes, where that is the same in all rows; None if zero, or
     if `backward` sees to it."""
@@ -131,9 +134,17 @@ class Sparsity(ABC):
         return 0.0
 
     def codes(
-        self, h: Float[Tensor, "B F"], norms: Float[Tensor, "F M"], threshold: Tensor | None, progress: Progress
+        self,
+        h: Float[Tensor, "B F"],
+        norms: Float[Tensor, "F M"],
+        threshold: Tensor | None,
+        progress: Progress,
+        scratch: Scratch,
     ) -> Codes:
-        """The codes of a batch in training, their price, and the way back for the gradients."""
+        """The codes of a batch in training, their price, and the way back for the gradients.
+
+        They are done with before the next batch, so they may lie in `scratch`.
+        """
         f = self.select_in_training(h, norms, threshold, progress).to(h.dtype)
         return MaskedCodes(f, norms, self.weight_at(progress))
 
@@ -165,12 +176,6 @@ class Sparsity(ABC):
     def first_threshold(self, features: int) -> Tensor | None:
         """The threshold before training: an nn.Parameter where it is learnt, a tensor where it is measured."""
         return None
-
-    def measured_threshold(
-        self, threshold: Tensor | None, f: Float[Tensor, "B F"], norms: Float[Tensor, "F M"], progress: Progress
-    ) -> Tensor | None:
-        """The threshold after a batch whose codes in training were f."""
-        return threshold
 
     def logged(self, progress: Progress) -> dict[str, float | int]:
         """The rule's scheduled values at a step, for the log."""
