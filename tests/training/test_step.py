@@ -7,6 +7,7 @@ from crosstime.crosscoder.crosscoder import Crosscoder, CrosscoderConfig
 from crosstime.crosscoder.sparsity.rule import END, Progress
 from crosstime.crosscoder.sparsity.rules import L1, BatchTopK, JumpReLU, TopK
 from crosstime.crosscoder.sparsity.scratch import Scratch
+from crosstime.training.products import SPARSE_UP_TO
 from crosstime.training.step import gradients
 
 M, D, F, B = 3, 6, 11, 16
@@ -21,6 +22,11 @@ def _crosscoder(rule):
             parameter.copy_(torch.randn(parameter.shape, generator=generator) / 2)
         made.W_dec[4, 1] = 0  # a decoder vector that a penalty has shrunk away
     return made
+
+
+@pytest.fixture(params=[0.0, 1.0], ids=["dense", "sparse"], autouse=True)
+def _products(request, monkeypatch):
+    monkeypatch.setitem(SPARSE_UP_TO, "cpu", request.param)
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from crosstime.crosscoder.sparsity.rule import Progress, count_active
 from crosstime.crosscoder.sparsity.scratch import Scratch
 from crosstime.crosscoder.sparsity.topk import Reviving
 from crosstime.training.auxiliary import add_auxiliary_gradients
+from crosstime.training.products import Products, product
 
 SMALLEST_NORM = 1e-12
 """What stands for the norm of a decoder vector of less, by which a gradient is divided."""
@@ -69,41 +70,25 @@ def gradients(
     w_dec = _low(crosscoder.W_dec.flatten(1), products, scratch, "W_dec")
 
     # To add in place is cheaper than addmm, which first fills its output with the bias.
-    h = _product(x_low, w_enc, scratch, "h").add_(crosscoder.b_enc.to(products)).relu_()
+    h = product(x_low, w_enc, scratch, "h").add_(crosscoder.b_enc.to(products)).relu_()
     codes = rule.codes(h, norms, crosscoder.threshold, progress, scratch)
-    # One group of columns of the decoder a matrix of codes: all checkpoints together, or each by itself.
-    written = [f.to(products) for f in codes.written]
-    columns = w_dec.chunk(len(written), dim=1)
+    active = count_active(codes.shared)
+    with_codes = Products.of(codes, active, w_dec, scratch)
     centred = torch.sub(x, crosscoder.b_dec.flatten(), out=scratch.empty("centred", batch, x))
-    decoded = [_product(f, w, scratch, f"decoded {n}") for n, (f, w) in enumerate(zip(written, columns, strict=True))]
-    error = torch.sub(_side_by_side(decoded), centred, out=scratch.empty("error", batch, x))
-
+    error = torch.sub(with_codes.decode(), centred, out=scratch.empty("error", batch, x))
     error_gradient = torch.mul(error, 2 / len(x), out=scratch.empty("error gradient", batch, x, products))
-    error_columns = error_gradient.chunk(len(written), dim=1)
-    code_gradients = [
-        _product(e, w.T, scratch, f"code gradient {n}")
-        for n, (e, w) in enumerate(zip(error_columns, columns, strict=True))
-    ]
-    if codes.slope is not None:
-        slope = codes.slope.to(products)
-        code_gradients = [gradient.add_(slope) for gradient in code_gradients]
-    h_gradient, norms_gradient, threshold_gradient = codes.backward(code_gradients)
-    h_gradient = h_gradient.to(products)
 
+    found = with_codes.backward(x_low, error_gradient)
     _set_gradient(crosscoder.b_dec, error.sum(0) * (2 / len(x)))
-    _set_gradient(crosscoder.b_enc, h_gradient.sum(0))
-    _set_gradient(crosscoder.W_enc, _product(x_low.T, h_gradient, scratch, "weight gradient 0"))
-    w_dec_gradients = [
-        _product(f.T, e, scratch, f"weight gradient {n}")
-        for n, (f, e) in enumerate(zip(written, error_columns, strict=True))
-    ]
-    _set_gradient(crosscoder.W_dec, _side_by_side(w_dec_gradients))
-    if norms_gradient is not None and crosscoder.W_dec.grad is not None:
+    _set_gradient(crosscoder.b_enc, found.b_enc)
+    _set_gradient(crosscoder.W_enc, found.W_enc)
+    _set_gradient(crosscoder.W_dec, found.W_dec)
+    if found.norms is not None and crosscoder.W_dec.grad is not None:
         # A penalty on norms pulls each decoder vector along itself; a vector of norm 0 has no such direction.
-        pull = norms_gradient / norms.clamp_min(SMALLEST_NORM)
+        pull = found.norms / norms.clamp_min(SMALLEST_NORM)
         crosscoder.W_dec.grad.addcmul_(crosscoder.W_dec, pull[:, :, None])
     if isinstance(crosscoder.threshold, nn.Parameter):
-        crosscoder.threshold.grad = threshold_gradient
+        crosscoder.threshold.grad = found.threshold
     elif crosscoder.threshold is not None and codes.threshold is not None:
         crosscoder.threshold.copy_(codes.threshold)
 
@@ -115,7 +100,7 @@ def gradients(
         variance=_mean_square(centred, shape) - centred.mean(0).unflatten(0, shape).square().sum(1),
         penalty=codes.penalty,
         auxiliary=auxiliary,
-        l0=count_active(codes.shared) / len(x),
+        l0=active / len(x),
         taken=torch.ones_like(codes.penalty),
     )
 
@@ -144,10 +129,6 @@ def _low(weights: Tensor, products: torch.dtype, scratch: Scratch, name: str) ->
     )
 
 
-def _product(a: Float[Tensor, "n k"], b: Float[Tensor, "k m"], scratch: Scratch, name: str) -> Float[Tensor, "n m"]:
-    return torch.mm(a, b, out=scratch.empty(name, (len(a), b.shape[1]), a))
-
-
 def _mean_square(values: Float[Tensor, "B W"], shape: torch.Size) -> Float[Tensor, " M"]:
     """Mean over rows of the squared norm at each checkpoint."""
     return values.unflatten(1, shape).norm(dim=-1).square().mean(0)
@@ -158,7 +139,3 @@ def _set_gradient(parameter: Tensor, gradient: Tensor) -> None:
     if parameter.grad is None:
         parameter.grad = torch.empty_like(parameter)
     parameter.grad.copy_(gradient.view_as(parameter))
-
-
-def _side_by_side(parts: list[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)

@@ -95,19 +95,19 @@ class MaskedCodes(Codes):
 
     def __init__(self, f: Float[Tensor, "B F"], norms: Float[Tensor, "F M"], weight: float) -> None:
         self.shared, self.written = f, (f,)
-        self._price = weight / len(f)
+        price = weight / len(f)
         # Added up in float32 and rounded once, at the end: to ask for float32 would first copy the codes to it.
         self.sums = f.sum(0).float()
-        self._shape = norms.shape
-        self.penalty = self._price * (self.sums @ total_norms(norms))
-        self.slope = self._price * total_norms(norms) if weight else None
+        self.penalty = price * (self.sums @ total_norms(norms))
+        self.slope = price * total_norms(norms) if weight else None
+        self.norms_gradient = (price * self.sums)[:, None].expand(norms.shape) if weight else None
+        """Gradient of the penalty with respect to the decoder norms [F, M]; None where there is no penalty."""
 
     def backward(
         self, gradients: Sequence[Float[Tensor, "B F"]]
     ) -> tuple[Float[Tensor, "B F"], Float[Tensor, "F M"] | None, Float[Tensor, " F"] | None]:
         gradient = where_positive(gradients[0], self.shared, out=gradients[0])
-        norms_gradient = (self._price * self.sums)[:, None].expand(self._shape) if self._price else None
-        return gradient, norms_gradient, None
+        return gradient, self.norms_gradient, None
 
 
 @dataclass(frozen=True)
