@@ -66,7 +66,11 @@ def write(make, tmp_path):
         draft.mkdir()
         run = make(**text)
         tokens.write_tokens(run, draft)
-        return run.shared.train_text.blocks, run.shared.heldout_text.blocks, json.loads((draft / "tokens.json").read_text())
+        return (
+            run.shared.train_text.blocks,
+            run.shared.heldout_text.blocks,
+            json.loads((draft / "tokens.json").read_text()),
+        )
 
     return write
 
