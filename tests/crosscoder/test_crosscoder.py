@@ -183,8 +183,8 @@ def test_a_failed_save_leaves_the_old_crosscoder_whole(crosscoder, x, tmp_path, 
 
 
 def test_what_describes_no_crosscoder_is_refused():
-    with pytest.raises(ValueError, match="at least two checkpoints"):
-        CrosscoderConfig(("a",), 0, D, F)
+    with pytest.raises(ValueError, match="needs a checkpoint to read"):
+        CrosscoderConfig((), 0, D, F)
     with pytest.raises(ValueError, match="different names"):
         CrosscoderConfig(("a", "a"), 0, D, F)
     with pytest.raises(ValueError, match="must be positive"):
