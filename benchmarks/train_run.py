@@ -15,6 +15,7 @@ import torch
 from measure import report
 
 from crosstime.training.config import TrainConfig
+from crosstime.training.learner import Learner
 from crosstime.training.train import Trainer
 
 
@@ -55,10 +56,11 @@ def main() -> None:
         log_steps=4,
     )
     lower = [model.without_upper() for model in models.checkpoints(sizes, torch.bfloat16)]
-    trainer = Trainer(models.crosscoder_config(sizes), config, lower, models.text(sizes, 1024))
+    learner = Learner(models.crosscoder(sizes), config)
+    trainer = Trainer({"": learner}, config, lower, models.text(sizes, 1024))
     harvest, step = Clock(sizes.device), Clock(sizes.device)
     trainer._refill = harvest.around(trainer._refill)
-    trainer.learner.learn = step.around(trainer.learner.learn)
+    learner.learn = step.around(learner.learn)
     begin = time.perf_counter()
     trainer.run([lambda _: None])
     whole = time.perf_counter() - begin

@@ -41,8 +41,8 @@ if TYPE_CHECKING:
     from crosstime.data.task import Pair, Prompts, Task
     from crosstime.lm.split import SplitLM
     from crosstime.lm.suite import Checkpoint, Suite
-    from crosstime.training.config import TrainConfig
-    from crosstime.training.train import train
+    from crosstime.training.config import Recipe, TrainConfig
+    from crosstime.training.train import train, train_several
 
 # Without it, on Linux, a step on a CPU spends as long on getting memory page by page as on passing over it. torch reads
 # this at its first large tensor.
@@ -69,7 +69,9 @@ _HOME = {
     "survey": "analysis.survey",
     "Survey": "analysis.survey",
     "TrainConfig": "training.config",
+    "Recipe": "training.config",
     "train": "training.train",
+    "train_several": "training.train",
     "Crosscoder": "crosscoder.crosscoder",
     "CrosscoderConfig": "crosscoder.crosscoder",
     "import_crosscoder": "crosscoder.formats.importing",
@@ -125,7 +127,9 @@ __all__ = [  # noqa: RUF022 (the order of the data's way)
     "survey",
     "Survey",
     "TrainConfig",
+    "Recipe",
     "train",
+    "train_several",
     "Crosscoder",
     "CrosscoderConfig",
     "import_crosscoder",

@@ -13,16 +13,17 @@ import torch
 
 from crosstime.analysis.effects import attribute
 from crosstime.analysis.relative import relative
-from crosstime.crosscoder.crosscoder import CrosscoderConfig
+from crosstime.crosscoder.crosscoder import Crosscoder, CrosscoderConfig
 from crosstime.crosscoder.sparsity.rules import L1, BatchTopK, JumpReLU, TopK
 from crosstime.data.corpus import Corpus
 from crosstime.data.positions import Positions
 from crosstime.data.task import Prompts
 from crosstime.lm.suite import Suite
-from crosstime.training.config import TrainConfig
+from crosstime.training.config import Recipe, TrainConfig
+from crosstime.training.learner import Learner
 from crosstime.training.log import open_log, read_log
 from crosstime.training.state import StateFolder
-from crosstime.training.train import Trainer, train
+from crosstime.training.train import Trainer, train, train_several
 from planted import RIGHT, WRONG, plant
 
 SMALL = TrainConfig(
@@ -48,13 +49,19 @@ def _trainer(world, config=SMALL, *, sparsity=L1(0.1), features=16, models=None,
     models = models or world.models()
     names = tuple(model.name for model in models)
     crosscoder = CrosscoderConfig(names, 0, models[0].width, features, sparsity=sparsity)
-    return Trainer(crosscoder, config, models, corpus or _corpus(len(world.rows)), state)
+    learners = {"": Learner(Crosscoder(crosscoder), config)}
+    return Trainer(learners, config, models, corpus or _corpus(len(world.rows)), state)
 
 
 def _trained(*args, **kwargs):
     trainer = _trainer(*args, **kwargs)
     trainer.run()
-    return trainer.crosscoder
+    return _crosscoder(trainer)
+
+
+def _crosscoder(trainer):
+    (learner,) = trainer.learners.values()
+    return learner.crosscoder
 
 
 def _equal(a, b):
@@ -174,9 +181,9 @@ def test_the_paper_trains_without_the_first_position_and_analyses_it():
     names = tuple(model.name for model in world.models())
     crosscoder = CrosscoderConfig(names, 0, 24, 16, positions=policy, sparsity=L1(0.1))
     corpus = dataclasses.replace(_corpus(len(world.rows)), bos=False)
-    trainer = Trainer(crosscoder, SMALL, world.models(), corpus)
+    trainer = Trainer({"": Learner(Crosscoder(crosscoder), SMALL)}, SMALL, world.models(), corpus)
     assert trainer.harvest.rows_per_block == corpus.context - 1
-    assert trainer.crosscoder.config.positions.first_encoded == 0
+    assert crosscoder.positions.first_encoded == 0
 
 
 class _Killed(Exception):
@@ -202,7 +209,64 @@ def test_an_interrupted_run_ends_with_the_same_bits(tmp_path, steps_before, rule
     resumed = _trainer(world, sparsity=rule, state=state)
     assert resumed.step == steps_before - 1  # the kill came before the save of its own step
     resumed.run()
-    assert _equal(resumed.crosscoder, peace)
+    assert _equal(_crosscoder(resumed), peace)
+
+
+SWEEP = {
+    "wide": Recipe(24, L1(0.1)),
+    "sparse": Recipe(16, L1(0.5)),
+    "again": Recipe(16, L1(0.5), seed=7),
+    "topk": Recipe(16, BatchTopK(3, k_start=8, threshold_start=4)),
+}
+
+
+def test_several_on_one_harvest_end_with_the_bits_of_runs_of_their_own(tmp_path, tiny_suite):
+    suite = Suite.from_folder(tiny_suite)
+    ids = np.random.default_rng(0).integers(2, suite.vocab_size, (80, 17), dtype=np.uint16)
+    config = dataclasses.replace(SMALL, rows=1000, harvest="bfloat16", products="bfloat16")
+    common = {"layer": 1, "positions": Positions(bos=False), "config": config}
+    corpus = Corpus(ids, "random", bos=False)
+    found = train_several(suite, corpus, SWEEP, **common, log_path=tmp_path / "log.jsonl")
+    assert list(found) == list(SWEEP)
+    for name, recipe in SWEEP.items():
+        (alone,) = train_several(suite, corpus, {"": recipe}, **common).values()
+        assert _equal(found[name], alone), name
+    plain = train(suite, corpus, features=16, sparsity=L1(0.5), **common)
+    assert _equal(found["sparse"], plain)
+    assert not torch.equal(found["again"].W_dec, plain.W_dec)
+    records = read_log(tmp_path / "log.jsonl")
+    assert [record["crosscoder"] for record in records] == 2 * list(SWEEP)
+    assert {record["step"] for record in records} == {10, 20}
+    assert ["k" in record for record in records[-4:]] == [False, False, False, True]
+
+
+def test_several_go_on_after_an_interruption(tmp_path, tiny_suite):
+    suite = Suite.from_folder(tiny_suite)
+    ids = np.random.default_rng(0).integers(2, suite.vocab_size, (80, 17), dtype=np.uint16)
+    corpus, config = Corpus(ids, "random", bos=False), dataclasses.replace(SMALL, rows=1000)
+    common = {"layer": 1, "positions": Positions(bos=False), "config": config}
+    peace = train_several(suite, corpus, SWEEP, **common)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "_report", _kill_after_saves)
+        with pytest.raises(_Killed):
+            train_several(suite, corpus, SWEEP, **common, state_folder=tmp_path)
+    with pytest.raises(ValueError, match=r"again/crosscoder\.seed was 7 and is 8"):
+        train_several(suite, corpus, SWEEP | {"again": Recipe(16, L1(0.5), seed=8)}, **common, state_folder=tmp_path)
+    resumed = train_several(suite, corpus, SWEEP, **common, state_folder=tmp_path)
+    assert all(_equal(resumed[name], peace[name]) for name in SWEEP)
+
+
+def _kill_after_saves(trainer, *_):
+    assert trainer.step == 10
+    raise _Killed
+
+
+@pytest.mark.parametrize("names", [(), ("a", "a/b")])
+def test_crosscoders_need_plain_names(tiny_suite, names):
+    recipes = {name: Recipe(16) for name in names}
+    with pytest.raises(ValueError, match="name at least one crosscoder, without a /"):
+        train_several(Suite.from_folder(tiny_suite), _corpus(9), recipes, layer=0)
 
 
 def test_adam_ring_random_state_and_position_survive(tmp_path):
@@ -232,7 +296,7 @@ def test_a_signal_saves_and_stops(tmp_path, number):
     resumed = _trainer(world, config, state=StateFolder(tmp_path, {}))
     assert resumed.step == trainer.step == 5
     resumed.run()
-    assert _equal(resumed.crosscoder, _trained(world))
+    assert _equal(_crosscoder(resumed), _trained(world))
 
 
 def test_a_signal_in_the_last_step_is_obeyed_too(tmp_path):
@@ -244,7 +308,7 @@ def test_a_signal_in_the_last_step_is_obeyed_too(tmp_path):
     resumed = _trainer(world, config, state=StateFolder(tmp_path, {}))
     assert resumed.step == SMALL.steps
     resumed.run()
-    assert _equal(resumed.crosscoder, _trained(world))
+    assert _equal(_crosscoder(resumed), _trained(world))
 
 
 def test_a_state_of_other_settings_is_refused_and_the_difference_named(tmp_path):

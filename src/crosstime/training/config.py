@@ -5,8 +5,37 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from crosstime.crosscoder.sparsity.rules import L1, Sparsity
+
 ASIDE = {"matters": False}
 """Marks a setting on which the weights do not depend: changing it makes nothing stale."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What one crosscoder is, of those that learn from one harvest."""
+
+    features: int = 16_384
+    """F, the size of the dictionary."""
+    sparsity: Sparsity = field(default_factory=L1)
+    """Which features it keeps."""
+    seed: int | None = None
+    """Seed of its start values; without it `TrainConfig.seed`."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError where nothing could be learnt."""
+        if self.features < 1:
+            raise ValueError(f"features must be at least 1; got {self.features}")
+        if self.seed is not None:
+            check_seed("seed", self.seed)
+        self.sparsity.check(self.features)
+        self.sparsity.check_trainable()
+
+
+def check_seed(name: str, seed: int) -> None:
+    """Raises ValueError for a seed that torch's and numpy's generators do not both take."""
+    if not 0 <= seed < 2**63:
+        raise ValueError(f"{name} must not be negative, and less than 2^63; got {seed}")
 
 
 @dataclass(frozen=True)
@@ -42,7 +71,7 @@ class TrainConfig:
     calibration_blocks: int = 512
     """Token blocks from which scale factors and mean activations are measured."""
     seed: int = 124
-    """Seed of the start values, of the order of the text, and of the shuffling."""
+    """Seed of the order of the text, of the shuffling, and of start values that have none of their own."""
     save_seconds: float = field(default=300.0, metadata=ASIDE)
     """Seconds between saves of the state from which an interrupted run goes on."""
     log_steps: int = field(default=20, metadata=ASIDE)
@@ -63,8 +92,7 @@ class TrainConfig:
             raise ValueError(f"training.save_seconds must not be negative; got {self.save_seconds}")
         if not 0 <= self.lr_decay <= 1:
             raise ValueError(f"training.lr_decay is a share of the steps, from 0 to 1; got {self.lr_decay}")
-        if not 0 <= self.seed < 2**63:
-            raise ValueError(f"training.seed must not be negative, and less than 2^63; got {self.seed}")
+        check_seed("training.seed", self.seed)
         if self.ring_rows < self.batch_size:
             raise ValueError(
                 f"training.ring_rows ({self.ring_rows}) must be at least training.batch_size ({self.batch_size})"

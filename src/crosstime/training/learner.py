@@ -17,9 +17,11 @@ from crosstime.training.step import StepStats, gradients
 class Learner:
     """Takes optimisation steps on batches of scaled activations, wherever these come from."""
 
-    def __init__(self, crosscoder: Crosscoder, config: TrainConfig) -> None:
+    def __init__(self, crosscoder: Crosscoder, config: TrainConfig, seed: int | None = None) -> None:
         crosscoder.config.sparsity.check_trainable()
         self.crosscoder, self.config = crosscoder, config
+        self.seed = config.seed if seed is None else seed
+        """Of the start values."""
         self.step = 0
         self.idle = torch.zeros(crosscoder.config.features, dtype=torch.long, device=crosscoder.W_enc.device)
         """Rows since each feature last fired."""
@@ -30,6 +32,21 @@ class Learner:
     def progress(self) -> Progress:
         """Where the schedules stand."""
         return Progress(self.step, self.config.steps)
+
+    def start(self, mean: Float[Tensor, "M D"], scale: Float[Tensor, " M"]) -> None:
+        """Give the crosscoder its start values.
+
+        Args:
+            mean: mean raw activation of each checkpoint.
+            scale: factor by which each checkpoint's activations are scaled.
+        """
+        self.crosscoder.initialise(
+            mean,
+            scale,
+            decoder_norm=self.config.decoder_norm or self.crosscoder.config.sparsity.decoder_norm,
+            tied=self.config.tied_init,
+            generator=torch.Generator().manual_seed(self.seed),
+        )
 
     def learn(self, batch: Float[Tensor, "B W"]) -> StepStats:
         """Take one step on scaled activations of all checkpoints side by side, W = M D.

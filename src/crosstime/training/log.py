@@ -54,14 +54,15 @@ def _jsonl(path: Path, from_step: int) -> Sink:
 
 
 def _numbers(record: Record) -> dict[str, int | float]:
-    """A record as flat names and numbers, the form that both services take."""
+    """A record as flat names and numbers, the form that both services take; of several crosscoders, under its name."""
     flat: dict[str, int | float] = {}
     for name, value in record.items():
         if isinstance(value, dict):
             flat |= {f"{name}/{key}": number for key, number in value.items()}
-        else:
+        elif not isinstance(value, str):
             flat[name] = value
-    return flat
+    of = record.get("crosscoder")
+    return {f"{of}/{name}": number for name, number in flat.items()} if of else flat
 
 
 def _wandb(path: Path | None, stack: ExitStack) -> Sink:

@@ -8,7 +8,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,13 +25,13 @@ from crosstime.data.corpus import Corpus
 from crosstime.data.positions import Positions
 from crosstime.lm.split import SplitLM
 from crosstime.lm.suite import Suite
-from crosstime.training.config import TrainConfig
+from crosstime.training.config import Recipe, TrainConfig
 from crosstime.training.harvest import Harvest, calibrate
+from crosstime.training.interval import Interval
 from crosstime.training.learner import Learner
 from crosstime.training.log import Sink, open_log
 from crosstime.training.ring import Ring
 from crosstime.training.state import StateFolder
-from crosstime.training.step import StepStats
 
 
 def train(
@@ -60,81 +60,131 @@ def train(
         device: where checkpoints and crosscoder live.
         state_folder: where the state is saved, and found again: a run that was killed goes on from there, and on CPU
             ends with the weights that it would have had in peace. Ctrl-C and SIGTERM save first.
-        log_path: file of the log, one JSON object a line (see `Trainer.record`).
+        log_path: file of the log, one JSON object a line (see `Trainer.records`).
 
     Raises:
         ValueError: fewer than two checkpoints, a layer out of range, an activation that is not finite, or a saved
             state of a run with other settings.
         KeyboardInterrupt: on Ctrl-C or SIGTERM, after the state was saved.
     """
+    recipe = Recipe(features, sparsity or L1())
+    (crosscoder,) = train_several(
+        suite,
+        corpus,
+        {"": recipe},
+        layer=layer,
+        positions=positions,
+        config=config,
+        device=device,
+        state_folder=state_folder,
+        log_path=log_path,
+    ).values()
+    return crosscoder
+
+
+def train_several(
+    suite: Suite,
+    corpus: Corpus,
+    recipes: Mapping[str, Recipe],
+    *,
+    layer: int,
+    positions: Positions | None = None,
+    config: TrainConfig | None = None,
+    device: torch.device | str = "cpu",
+    state_folder: Path | None = None,
+    log_path: Path | None = None,
+) -> dict[str, Crosscoder]:
+    """Train several crosscoders on one harvest: other sparsities, sizes, or start values.
+
+    The checkpoints run once for all of them. Each ends with the weights of a training of its own with the same
+    `config`, on CPU to the last bit.
+
+    Args:
+        recipes: what each crosscoder is, by a name of your choice.
+        suite, corpus, layer, positions, config, device, state_folder: as for `train`.
+        log_path: as for `train`; each line has the name under "crosscoder", unless there is one without a name.
+
+    Raises:
+        ValueError: as for `train`; or there is no recipe, or a name holds a "/".
+        KeyboardInterrupt: as for `train`.
+    """
+    if not recipes or any("/" in name for name in recipes):
+        raise ValueError(f"name at least one crosscoder, without a / in its name; got {list(recipes)}")
     config, positions = config or TrainConfig(), positions or Positions()
     positions.check(corpus.bos, "the text")
-    crosscoder_config = CrosscoderConfig(
-        checkpoints=tuple(suite.names),
-        layer=layer,
-        width=suite.width,
-        features=features,
-        tokens=tuple(suite.tokens),
-        sources=tuple(c.origin for c in suite.checkpoints),
-        weights=tuple(c.sha256 for c in suite.checkpoints),
-        positions=positions,
-        sparsity=sparsity or L1(),
-    )
+    configs = {
+        name: CrosscoderConfig(
+            checkpoints=tuple(suite.names),
+            layer=layer,
+            width=suite.width,
+            features=recipe.features,
+            tokens=tuple(suite.tokens),
+            sources=tuple(c.origin for c in suite.checkpoints),
+            weights=tuple(c.sha256 for c in suite.checkpoints),
+            positions=positions,
+            sparsity=recipe.sparsity,
+        )
+        for name, recipe in recipes.items()
+    }
     dtype = getattr(torch, config.harvest)
     models = [suite.load(name, layer=layer, dtype=dtype, device=device).without_upper() for name in suite.names]
+    learners = {
+        name: Learner(Crosscoder(of).to(models[0].device), config, recipes[name].seed) for name, of in configs.items()
+    }
     state = None
     if state_folder is not None:
-        state = StateFolder(state_folder, _settings(crosscoder_config, config, corpus))
-    trainer = Trainer(crosscoder_config, config, models, corpus, state)
+        state = StateFolder(state_folder, _settings(learners, config, corpus))
+    trainer = Trainer(learners, config, models, corpus, state)
     with open_log(log_path, config.loggers, from_step=trainer.step) as log:
         trainer.run(log)
-    return trainer.crosscoder
+    return {name: learner.crosscoder for name, learner in learners.items()}
 
 
 class Trainer:
-    """A training run between two steps: the crosscoder, its optimiser, the ring, and where the harvest stands."""
+    """A training run between two steps: those that learn, the ring, and where the harvest stands.
+
+    Args:
+        learners: by name; "" is that of one alone.
+        config: the one that the learners have.
+        models: one a checkpoint, in the crosscoders' order.
+        corpus: token blocks.
+        state: where the state is saved and found.
+    """
 
     def __init__(
         self,
-        crosscoder_config: CrosscoderConfig,
+        learners: Mapping[str, Learner],
         config: TrainConfig,
         models: Sequence[SplitLM],
         corpus: Corpus,
         state: StateFolder | None = None,
     ) -> None:
-        self.config = config
-        self.state = state
+        self.learners, self.config, self.state = learners, config, state
         self.device = models[0].device
-        self.learner = Learner(Crosscoder(crosscoder_config).to(self.device), config)
-        self.harvest = Harvest(models, corpus, crosscoder_config.positions, seed=config.seed)
+        self.step = 0
+        """Steps taken."""
+        any_crosscoder = next(iter(learners.values())).crosscoder
+        self.harvest = Harvest(models, corpus, any_crosscoder.config.positions, seed=config.seed)
         # One forward pass fills as many slots as it makes rows, so the ring must have room for that beside a batch.
         self.refill = config.harvest_blocks * self.harvest.rows_per_block
         rows = max(config.ring_rows, self.refill + config.batch_size)
-        width = len(models) * crosscoder_config.width
+        width = len(models) * any_crosscoder.config.width
         self.ring = Ring(rows, width, dtype=models[0].dtype, device=self.device, seed=config.seed)
-        self.interval = _Interval()
+        self.interval = Interval()
         saved = state.load() if state else None
         if saved is None:
             self._start()
         else:
             self._restore(*saved)
-
-    @property
-    def crosscoder(self) -> Crosscoder:
-        """The crosscoder as it is now."""
-        return self.learner.crosscoder
-
-    @property
-    def step(self) -> int:
-        """Steps taken."""
-        return self.learner.step
+        self.scale = any_crosscoder.scale
+        """c_m, the factor of each checkpoint's activations, which all learners share."""
 
     def run(self, log: Sequence[Sink] = ()) -> None:
         """Take all steps that are left."""
         with _stop_signals(wanted=self.state is not None) as stop, self._progress() as bar:
             last_save = time.monotonic()
             while self.step < self.config.steps:
-                self.interval.add(self.learner.learn(self.next_batch()))
+                self._learn(self.next_batch())
                 bar.update(self.config.batch_size)
                 if self.step % self.config.log_steps == 0 or self.step == self.config.steps:
                     self._report(log, bar)
@@ -149,8 +199,14 @@ class Trainer:
         """The next shuffled rows, scaled, all checkpoints side by side."""
         if self.ring.free >= self.refill:
             self._refill()
-        rows = self.ring.serve(self.config.batch_size).float().unflatten(1, self.crosscoder.b_dec.shape)
-        return (rows * self.crosscoder.scale[:, None]).flatten(1)
+        rows = self.ring.serve(self.config.batch_size).float().unflatten(1, (len(self.scale), -1))
+        return (rows * self.scale[:, None]).flatten(1)
+
+    def _learn(self, batch: Float[Tensor, "B W"]) -> None:
+        for name, learner in self.learners.items():
+            self.interval.add(name, learner.learn(batch))
+        self.interval.steps += 1
+        self.step += 1
 
     def _refill(self) -> None:
         if self.device.type == "cuda":
@@ -163,25 +219,23 @@ class Trainer:
 
     def _start(self) -> None:
         mean, scale = calibrate(self.harvest, blocks=self.config.calibration_blocks, batch=self.config.harvest_blocks)
-        self.crosscoder.initialise(
-            mean,
-            scale,
-            decoder_norm=self.config.decoder_norm or self.crosscoder.config.sparsity.decoder_norm,
-            tied=self.config.tied_init,
-            generator=torch.Generator().manual_seed(self.config.seed),
-        )
+        for learner in self.learners.values():
+            learner.start(mean, scale)
 
     def _tensors(self) -> dict[str, Tensor]:
         return {
-            **self.learner.tensors(),
+            **{_of(name, key): value for name, one in self.learners.items() for key, value in one.tensors().items()},
             **self.ring.state(),
             "harvest.position": torch.tensor(self.harvest.position),
         }
 
     def _restore(self, step: int, tensors: dict[str, Tensor]) -> None:
-        self.learner.restore(step, tensors)
+        for name, learner in self.learners.items():
+            prefix = _of(name, "")
+            learner.restore(step, {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
         self.ring.restore(tensors)
         self.harvest.position = int(tensors["harvest.position"])
+        self.step = step
 
     def _progress(self) -> Any:
         total = self.config.steps * self.config.batch_size
@@ -189,93 +243,72 @@ class Trainer:
         return tqdm(total=total, initial=done, desc="train", unit="tok", unit_scale=True, disable=None, leave=False)
 
     def _report(self, log: Sequence[Sink], bar: Any) -> None:
-        record = self.record()
-        if not math.isfinite(record["loss"]):
-            raise ValueError(
-                f"training diverged: the loss is {record['loss']} at step {self.step}; lower training.lr and start anew"
-            )
-        for sink in log:
-            sink(record)
-        bar.set_postfix_str(
-            f"loss {record['loss']:.1f}, L0 {record['l0']:.1f}, EV {record['explained_variance']:.3f}", refresh=False
-        )
+        records = self.records()
+        for record in records:
+            if not math.isfinite(record["loss"]):
+                who = f" of {record['crosscoder']}" if "crosscoder" in record else ""
+                raise ValueError(
+                    f"training diverged: the loss{who} is {record['loss']} at step {self.step}; lower training.lr and "
+                    "start anew"
+                )
+            for sink in log:
+                sink(record)
+        bar.set_postfix_str("; ".join(map(_shown, records)), refresh=False)
 
-    def record(self) -> dict[str, Any]:
-        """What happened since the last record, means over its steps.
+    def records(self) -> list[dict[str, Any]]:
+        """What happened since the last records, a record a crosscoder, means over its steps.
 
-        Keys: step, rows, loss, squared_error, penalty and auxiliary (what sparsity and dead features add to the loss),
-        l0, skipped_steps (whose gradient was not finite; they are in no mean), explained_variance (all checkpoints
-        together, ratio of sums), explained_variance_by_checkpoint, lr, what the sparsity rule schedules (its
-        penalty_weight, k or threshold), rows_per_second, harvest_share (of the time).
+        Keys: crosscoder (its name, where it has one), step, rows, loss, squared_error, penalty and auxiliary (what
+        sparsity and dead features add to the loss), l0, skipped_steps (whose gradient was not finite; they are in no
+        mean), explained_variance (all checkpoints together, ratio of sums), explained_variance_by_checkpoint, lr, what
+        the sparsity rule schedules (its penalty_weight, k or threshold), rows_per_second, harvest_share (of the time).
         """
-        interval, self.interval = self.interval, _Interval()
-        names = self.crosscoder.config.checkpoints
-        return {
-            "step": self.step,
-            "rows": self.step * self.config.batch_size,
-            **interval.means(names),
-            **self.learner.logged(),
-            **interval.speed(self.config.batch_size),
-        }
+        interval, self.interval = self.interval, Interval()
+        speed = interval.speed(self.config.batch_size)
+        return [
+            {
+                **({"crosscoder": name} if name else {}),
+                "step": self.step,
+                "rows": self.step * self.config.batch_size,
+                **interval.sums[name].means(learner.crosscoder.config.checkpoints),
+                **learner.logged(),
+                **speed,
+            }
+            for name, learner in self.learners.items()
+        ]
 
 
-class _Interval:
-    """Sums over the steps since the last log line. They stay on the device until the line is written."""
-
-    def __init__(self) -> None:
-        self.steps = 0
-        self.sums: StepStats | None = None
-        self.harvest_seconds = 0.0
-        self.begin = time.perf_counter()
-
-    def add(self, stats: StepStats) -> None:
-        self.steps += 1
-        if self.sums is None:
-            self.sums = stats
-        else:
-            self.sums = StepStats(
-                **{f.name: getattr(self.sums, f.name) + getattr(stats, f.name) for f in dataclasses.fields(StepStats)}
-            )
-
-    def means(self, checkpoints: Sequence[str]) -> dict[str, Any]:
-        assert self.sums is not None
-        error, variance = self.sums.squared_error.cpu(), self.sums.variance.cpu()
-        explained = 1 - error / variance
-        taken = int(self.sums.taken)
-        share = 1 / taken if taken else math.nan
-        return {
-            "loss": float(error.sum() + self.sums.penalty.cpu() + self.sums.auxiliary.cpu()) * share,
-            "squared_error": float(error.sum()) * share,
-            "penalty": float(self.sums.penalty) * share,
-            "auxiliary": float(self.sums.auxiliary) * share,
-            "l0": float(self.sums.l0) * share,
-            "skipped_steps": self.steps - taken,
-            "explained_variance": float(1 - error.sum() / variance.sum()),
-            "explained_variance_by_checkpoint": dict(zip(checkpoints, explained.tolist(), strict=True)),
-        }
-
-    def speed(self, batch_size: int) -> dict[str, float]:
-        seconds = time.perf_counter() - self.begin
-        return {
-            "rows_per_second": self.steps * batch_size / seconds,
-            "harvest_share": self.harvest_seconds / seconds,
-        }
+def _of(name: str, key: str) -> str:
+    """What belongs to one crosscoder of several, in a state; one alone needs no name."""
+    return f"{name}/{key}" if name else key
 
 
-def _settings(crosscoder: CrosscoderConfig, config: TrainConfig, corpus: Corpus) -> dict[str, Any]:
+def _shown(record: Mapping[str, Any]) -> str:
+    """A record in a few words."""
+    who = f"{record['crosscoder']}: " if "crosscoder" in record else ""
+    return f"{who}loss {record['loss']:.1f}, L0 {record['l0']:.1f}, EV {record['explained_variance']:.3f}"
+
+
+def _settings(learners: Mapping[str, Learner], config: TrainConfig, corpus: Corpus) -> dict[str, Any]:
     """All that decides the course of training, flat, so that a difference can be named."""
     matters = [field.name for field in dataclasses.fields(config) if field.metadata.get("matters", True)]
-    return {
+    common = next(iter(learners.values())).crosscoder.config
+    settings = {
         **{f"training.{name}": getattr(config, name) for name in matters},
-        "crosscoder.features": crosscoder.features,
-        "crosscoder.layer": crosscoder.layer,
-        "checkpoints": list(crosscoder.checkpoints),
-        "weights": list(crosscoder.weights),
-        "positions": dataclasses.asdict(crosscoder.positions),
-        **{f"sparsity.{name}": value for name, value in crosscoder.sparsity.to_dict().items()},
+        "crosscoder.layer": common.layer,
+        "checkpoints": list(common.checkpoints),
+        "weights": list(common.weights),
+        "positions": dataclasses.asdict(common.positions),
         "context": corpus.context,
         "text": hashlib.sha256(np.ascontiguousarray(corpus.blocks).data).hexdigest(),
     }
+    for name, learner in learners.items():
+        of = learner.crosscoder.config
+        settings[_of(name, "crosscoder.features")] = of.features
+        settings |= {_of(name, f"sparsity.{key}"): value for key, value in of.sparsity.to_dict().items()}
+        if learner.seed != config.seed:
+            settings[_of(name, "crosscoder.seed")] = learner.seed
+    return settings
 
 
 @contextmanager
