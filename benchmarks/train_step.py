@@ -1,6 +1,7 @@
 """Rows a second of a whole optimisation step, against its matrix products alone and against other trainers.
 
-The step is everything between a batch and the next: loss, gradients, clipping, Adam, and what is logged.
+The step is everything between a batch and the next: loss, gradients, clipping, Adam, and what is logged. Other people's
+crosscoders join in where a checkout is given, and with one checkpoint their autoencoders where these are installed.
 """
 
 from __future__ import annotations
@@ -10,15 +11,23 @@ from collections.abc import Callable
 from pathlib import Path
 
 import peers
+import sae_peers
 import torch
 from measure import report, seconds
 
 from crosstime.crosscoder.crosscoder import Crosscoder, CrosscoderConfig
-from crosstime.crosscoder.sparsity.rules import L1, BatchTopK, Sparsity
+from crosstime.crosscoder.sparsity.rules import L1, BatchTopK, Sparsity, TopK
 from crosstime.training.config import TrainConfig
 from crosstime.training.learner import Learner
 
 STEPS = 10_000
+
+RULES: dict[str, Callable[[int], Sparsity]] = {
+    "l1": lambda _: L1(),
+    "topk": TopK,
+    "batchtopk": lambda k: BatchTopK(k, k_start=k),
+}
+"""The rules by name, of k."""
 
 
 def learner(checkpoints: int, width: int, features: int, batch: int, rule: Sparsity, device: torch.device) -> Learner:
@@ -60,7 +69,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=512)
     parser.add_argument("--features", type=int, default=8192)
     parser.add_argument("--batch", type=int, default=4096)
-    parser.add_argument("--rule", nargs="+", choices=("l1", "batchtopk"), default=["l1", "batchtopk"])
+    parser.add_argument("--rule", nargs="+", choices=RULES, default=["l1", "batchtopk"])
     parser.add_argument("--k", type=int, default=100)
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--device", type=torch.device, default="cpu")
@@ -69,20 +78,16 @@ def main() -> None:
     sizes = parser.parse_args()
     torch.manual_seed(0)
     x = torch.randn(sizes.batch, sizes.checkpoints, sizes.width, device=sizes.device)
-    cases: dict[str, Callable[[], object] | None] = {"roofline": products(x.flatten(1), sizes.features)}
+    cases = {"roofline": products(x.flatten(1), sizes.features)}
     for name in sizes.rule:
-        k = None if name == "l1" else sizes.k
-        rule = L1() if k is None else BatchTopK(k, k_start=k)
+        rule = RULES[name](sizes.k)
         ours = learner(sizes.checkpoints, sizes.width, sizes.features, sizes.batch, rule, sizes.device)
         cases[f"{name} ours"] = lambda ours=ours: ours.learn(x.flatten(1))
-        if sizes.reference:
-            cases[f"{name} paper"] = peers.paper(sizes.reference, x, sizes.features, k)
-        if sizes.dictionary_learning:
-            cases[f"{name} dictionary_learning"] = peers.dictionary_learning(
-                sizes.dictionary_learning, x, sizes.features, k
-            )
-    there = {name: run for name, run in cases.items() if run is not None}
-    taken = seconds(there, repeats=sizes.repeats, device=sizes.device)
+        others = peers.steps(sizes.reference, sizes.dictionary_learning, name, x, sizes.features, sizes.k)
+        if sizes.checkpoints == 1:
+            others |= sae_peers.steps(name, x[:, 0], sizes.features, sizes.k)
+        cases |= {f"{name} {peer}": step for peer, step in others.items()}
+    taken = seconds(cases, repeats=sizes.repeats, device=sizes.device)
     for name in sizes.rule:
         of_rule = {key.removeprefix(f"{name} "): value for key, value in taken.items() if key.startswith(f"{name} ")}
         case = {"benchmark": "train_step", "rule": name}
