@@ -62,6 +62,14 @@ def products(x: torch.Tensor, features: int) -> Callable[[], object]:
     return run
 
 
+def _peers(sizes: argparse.Namespace, rule: str, x: torch.Tensor) -> dict[str, Callable[[], object]]:
+    """The steps of all peers that are there and comparable, by name."""
+    found = peers.steps(sizes.reference, sizes.dictionary_learning, rule, x, sizes.features, sizes.k)
+    if sizes.checkpoints == 1:
+        found |= sae_peers.steps(rule, x[:, 0], sizes.features, sizes.k)
+    return found
+
+
 def main() -> None:
     """Measure each rule at one size."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -75,6 +83,7 @@ def main() -> None:
     parser.add_argument("--device", type=torch.device, default="cpu")
     parser.add_argument("--reference", type=Path, help="checkout of the code of arXiv 2509.05291")
     parser.add_argument("--dictionary-learning", type=Path, help="checkout of science-of-finetuning's trainers")
+    parser.add_argument("--alone", action="store_true", help="without peers, where memory does not hold them too")
     sizes = parser.parse_args()
     torch.manual_seed(0)
     x = torch.randn(sizes.batch, sizes.checkpoints, sizes.width, device=sizes.device)
@@ -83,10 +92,8 @@ def main() -> None:
         rule = RULES[name](sizes.k)
         ours = learner(sizes.checkpoints, sizes.width, sizes.features, sizes.batch, rule, sizes.device)
         cases[f"{name} ours"] = lambda ours=ours: ours.learn(x.flatten(1))
-        others = peers.steps(sizes.reference, sizes.dictionary_learning, name, x, sizes.features, sizes.k)
-        if sizes.checkpoints == 1:
-            others |= sae_peers.steps(name, x[:, 0], sizes.features, sizes.k)
-        cases |= {f"{name} {peer}": step for peer, step in others.items()}
+        if not sizes.alone:
+            cases |= {f"{name} {peer}": step for peer, step in _peers(sizes, name, x).items()}
     taken = seconds(cases, repeats=sizes.repeats, device=sizes.device)
     for name in sizes.rule:
         of_rule = {key.removeprefix(f"{name} "): value for key, value in taken.items() if key.startswith(f"{name} ")}
