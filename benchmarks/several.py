@@ -1,6 +1,7 @@
 """Several crosscoders on one harvest: what they cost over one harvest and a step each, and over runs of their own.
 
-The roofline is that one harvest and those steps, at the speed that they have in a run of one crosscoder.
+A run of one crosscoder and a run of several take turns, some steps each. The roofline is one harvest and a step a
+crosscoder, at the speed that they have in the run of one.
 """
 
 from __future__ import annotations
@@ -11,20 +12,19 @@ import statistics
 import models
 import torch
 import train_run
-from measure import GIB, peak, report
+from measure import report
 
 
 def main() -> None:
-    """Measure one size: runs of one and of several take turns."""
+    """Measure one size."""
     parser = argparse.ArgumentParser(description=__doc__)
     train_run.add_flags(parser)
     parser.add_argument("--crosscoders", type=int, default=4)
-    parser.set_defaults(steps=6, repeats=3)
+    parser.set_defaults(steps=1)
     sizes = parser.parse_args()
     lower = [model.without_upper() for model in models.checkpoints(sizes, torch.bfloat16)]
-    turns = [
-        (train_run.run(sizes, lower, 1), train_run.run(sizes, lower, sizes.crosscoders)) for _ in range(sizes.repeats)
-    ]
+    one, several = (train_run.Run(sizes, lower, number) for number in (1, sizes.crosscoders))
+    turns = [(one.go_on(sizes.steps), several.go_on(sizes.steps)) for _ in range(sizes.repeats)]
     together = statistics.median(several.whole for _, several in turns)
     parts = statistics.median(one.harvest + sizes.crosscoders * one.step for one, _ in turns)
     own = sizes.crosscoders * statistics.median(one.whole for one, _ in turns)
@@ -35,7 +35,6 @@ def main() -> None:
         {"ours": together, "roofline": parts, "own_runs": own},
         sizes.device,
         cost_over_parts=round(together / parts, 3),
-        peak_memory_gib=round(peak(sizes.device) / GIB, 2),
     )
 
 

@@ -6,9 +6,9 @@ The roofline is a run that does nothing but harvest and step, at the speed that 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import models
@@ -19,15 +19,6 @@ from crosstime.lm.split import SplitLM
 from crosstime.training.config import TrainConfig
 from crosstime.training.learner import Learner
 from crosstime.training.train import Trainer
-
-
-@dataclass(frozen=True)
-class Run:
-    """Seconds of a run, and of what it consists of."""
-
-    whole: float
-    harvest: float
-    step: float
 
 
 class Clock:
@@ -50,6 +41,45 @@ class Clock:
         return timed
 
 
+@dataclasses.dataclass(frozen=True)
+class Seconds:
+    """Of some steps of a run, and of what they consist of."""
+
+    whole: float
+    harvest: float
+    step: float
+
+
+class Run:
+    """A run of some crosscoders on one harvest, after its first step: the ring is full."""
+
+    def __init__(self, sizes: argparse.Namespace, lower: Sequence[SplitLM], crosscoders: int) -> None:
+        config = TrainConfig(
+            rows=sizes.batch * 10_000,
+            batch_size=sizes.batch,
+            ring_rows=sizes.ring_rows,
+            harvest_blocks=sizes.harvest_blocks,
+            calibration_blocks=sizes.harvest_blocks,
+            log_steps=4,
+        )
+        learners = {str(seed): Learner(models.crosscoder(sizes), config, seed) for seed in range(crosscoders)}
+        self.trainer = Trainer(learners, config, lower, models.text(sizes, 1024))
+        self.harvest, self.step = Clock(sizes.device), Clock(sizes.device)
+        self.trainer._refill = self.harvest.around(self.trainer._refill)
+        for learner in learners.values():
+            learner.learn = self.step.around(learner.learn)
+        self.go_on(1)
+
+    def go_on(self, steps: int) -> Seconds:
+        """Take so many steps more."""
+        trainer = self.trainer
+        trainer.config = dataclasses.replace(trainer.config, rows=(trainer.step + steps) * trainer.config.batch_size)
+        self.harvest.seconds = self.step.seconds = 0.0
+        begin = time.perf_counter()
+        trainer.run([lambda _: None])
+        return Seconds(time.perf_counter() - begin, self.harvest.seconds, self.step.seconds)
+
+
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """The sizes of models, crosscoder and run."""
     models.add_flags(parser)
@@ -59,30 +89,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--harvest-blocks", type=int, default=16)
 
 
-def run(sizes: argparse.Namespace, lower: Sequence[SplitLM], crosscoders: int) -> Run:
-    """Train so many crosscoders on one harvest; what is timed begins with a full ring, after a first step."""
-    config = TrainConfig(
-        rows=sizes.batch * (1 + sizes.steps),
-        batch_size=sizes.batch,
-        ring_rows=sizes.ring_rows,
-        harvest_blocks=sizes.harvest_blocks,
-        calibration_blocks=sizes.harvest_blocks,
-        log_steps=4,
-    )
-    learners = {str(seed): Learner(models.crosscoder(sizes), config, seed) for seed in range(crosscoders)}
-    trainer = Trainer(learners, config, lower, models.text(sizes, 1024))
-    trainer._learn(trainer.next_batch())
-    harvest, step = Clock(sizes.device), Clock(sizes.device)
-    trainer._refill = harvest.around(trainer._refill)
-    for learner in learners.values():
-        learner.learn = step.around(learner.learn)
-    begin = time.perf_counter()
-    trainer.run([lambda _: None])
-    return Run(time.perf_counter() - begin, harvest.seconds, step.seconds)
-
-
 def case(name: str, sizes: argparse.Namespace) -> dict[str, object]:
-    """The benchmark's name, with all sizes that decide its figures."""
+    """The benchmark's name, with the sizes that decide its figures."""
     keys = ("checkpoints", "width", "features", "batch", "layer", "ring_rows", "steps")
     return {"benchmark": name, **{key: getattr(sizes, key) for key in keys}}
 
@@ -94,9 +102,11 @@ def main() -> None:
     parser.add_argument("--project-rows", type=int, help="say how many hours a run of so many rows would take")
     sizes = parser.parse_args()
     lower = [model.without_upper() for model in models.checkpoints(sizes, torch.bfloat16)]
-    taken, rows = run(sizes, lower, 1), sizes.batch * sizes.steps
+    taken, rows = Run(sizes, lower, 1).go_on(sizes.steps), sizes.batch * sizes.steps
     explained = taken.harvest + taken.step
-    hours = taken.whole / 3600 / rows
+    also = {"peak_memory_gib": round(peak(sizes.device) / GIB, 2)}
+    if sizes.project_rows:
+        also["projected_hours"] = round(taken.whole / rows * sizes.project_rows / 3600, 2)
     report(
         case("train_run", sizes),
         "rows",
@@ -106,8 +116,7 @@ def main() -> None:
         harvest_share=round(taken.harvest / taken.whole, 3),
         step_share=round(taken.step / taken.whole, 3),
         unexplained_share=round(1 - explained / taken.whole, 3),
-        peak_memory_gib=round(peak(sizes.device) / GIB, 2),
-        **({"projected_hours": round(hours * sizes.project_rows, 2)} if sizes.project_rows else {}),
+        **also,
     )
 
 
