@@ -75,7 +75,7 @@ def sparsify(x: Tensor, features: int, k: int) -> Callable[[], object]:
         from sparsify.trainer import Trainer
 
         config = TrainConfig(SparseCoderConfig(num_latents=features, k=k), batch_size=1, log_to_wandb=False)
-        trainer = Trainer(config, _Text(len(x)), _Model(x))  # pyright: ignore[reportArgumentType]
+        trainer = Trainer(config, _Text(len(x)), _Model(x))
     trainer.save = lambda: None  # it saves after every fit
 
     def step() -> None:
