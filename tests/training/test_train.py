@@ -269,6 +269,12 @@ def test_crosscoders_need_plain_names(tiny_suite, names):
         train_several(Suite.from_folder(tiny_suite), _corpus(9), recipes, layer=0)
 
 
+def test_one_checkpoint_leaves_nothing_to_compare(tiny_suite):
+    suite = Suite.from_folder(tiny_suite)
+    with pytest.raises(ValueError, match=f"at least two checkpoints; the suite has only '{suite.names[0]}'"):
+        train(suite.select(suite.names[:1]), _corpus(9), layer=0, features=16)
+
+
 def test_adam_ring_random_state_and_position_survive(tmp_path):
     world = plant(n_rows=200)
     state = StateFolder(tmp_path, {})
