@@ -7,6 +7,7 @@ import pytest
 
 from crosstime import artifact
 from crosstime.run import summary
+from crosstime.run.stage import State, Workspace
 
 FOLDERS = {"compare": "compare", "evaluate": "evaluation", "attribute": "effects", "report": "report"}
 KEYS = {
@@ -89,7 +90,7 @@ def finished(write, tmp_path):
 
 
 def test_before_anything_is_computed_all_is_null(tmp_path):
-    found = summary.headline(tmp_path, FOLDERS)
+    found = summary.headline(Workspace(tmp_path, None), FOLDERS)
     assert set(found) == KEYS
     assert found.pop("seconds") == {}
     assert set(found.values()) == {None}
@@ -97,7 +98,7 @@ def test_before_anything_is_computed_all_is_null(tmp_path):
 
 
 def test_the_numbers_of_a_finished_run(finished):
-    found = summary.headline(finished, FOLDERS)
+    found = summary.headline(Workspace(finished, None), FOLDERS)
     assert set(found) == KEYS
     assert found["checkpoints"] == [{"name": "a", "tokens": 2_000_000}, {"name": "b", "tokens": None}]
     assert found["l0"] == 12.5
@@ -117,7 +118,7 @@ def test_the_numbers_of_a_finished_run(finished):
 
 
 def test_the_table_is_aligned(finished):
-    lines = summary.table(summary.headline(finished, FOLDERS)).splitlines()
+    lines = summary.table(summary.headline(Workspace(finished, None), FOLDERS)).splitlines()
     assert lines[0].startswith("report")
     rows = {line.split("  ")[0].strip(): line for line in lines}
     ends = {len(rows[label]) for label in ("checkpoints", "tokens seen", "explained variance", "loss recovered")}
@@ -129,8 +130,35 @@ def test_the_table_is_aligned(finished):
     assert rows["ablation ratio"].endswith("Spearman 0.750 with RelIE, - with RelDec")
 
 
+def test_several_stand_side_by_side(finished, tmp_path_factory):
+    done = summary.headline(Workspace(finished, None), FOLDERS)
+    empty = summary.headline(Workspace(tmp_path_factory.mktemp("empty"), None), FOLDERS)
+    lines = summary.comparison({"one": done, "not yet": empty, "two": done | {"l0": 1234.5}}).splitlines()
+    assert lines[0].split() == ["one", "not", "yet", "two"]
+    rows = {line.split("  ")[0]: line.split()[-3:] for line in lines}
+    assert rows["L0"] == ["12.5", "-", "1234.5"]
+    assert rows["explained variance, b"] == ["0.800", "-", "0.800"]
+    assert rows["emerged by decoder"] == ["1,200", "-", "1,200"]
+    assert rows["dropped, on any task"] == ["1", "-", "1"]
+    assert rows["exact effects and RelIE, Spearman"] == ["0.800", "-", "0.800"]
+    assert len({len(line) for line in lines[: lines.index("")]}) == 1
+    assert rows["report not yet"] == ["not", "yet", "written"]
+    assert summary.comparison({"a": empty, "b": empty}).count("\n") == 1
+
+
+def test_states_are_told_apart_only_where_they_differ():
+    done, stale = State("done"), State("stale", "training.lr changed")
+    found = {
+        "a": {"suite": done, "train": done},
+        "b": {"suite": done, "train": stale},
+        "c": {"suite": done, "train": done},
+    }
+    assert summary.statuses(found).splitlines() == ["suite  done", "train  a, c: done; b: stale: training.lr changed"]
+    assert summary.statuses({"": found["b"]}).splitlines()[1] == "train  stale: training.lr changed"
+
+
 def test_damage_is_found(finished):
     path = finished / "evaluation" / "metrics.json"
     path.write_text(path.read_text().replace("0.9", "0.8"))
     with pytest.raises(ValueError, match=r"metrics\.json is altered or damaged"):
-        summary.headline(finished, FOLDERS)
+        summary.headline(Workspace(finished, None), FOLDERS)

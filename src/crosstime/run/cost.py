@@ -7,6 +7,7 @@ of what training and the analyses hold at once.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from crosstime.analysis.cross_entropy import LOGITS_AT_ONCE
@@ -69,33 +70,36 @@ class Cost:
     tokens: int
     """Tokens that every checkpoint reads for them."""
     weights: int
-    """Weights of the crosscoder's two matrices."""
+    """Weights of the two matrices of all crosscoders."""
     harvest_flop: float
     """All forward passes of training."""
     product_flop: float
-    """All matrix products of the crosscoder."""
+    """All matrix products of the crosscoders."""
     seconds: float
     """Training on the assumed device."""
     gpu_bytes: int
     """The most memory that is held at once."""
     run_bytes: int
-    """The most that the run folder holds at once: two training states, the crosscoder, the text's tokens."""
+    """The most that the run folder holds at once: two training states, the crosscoders, the text's tokens."""
 
     @property
     def gpu_hours(self) -> float:
         return self.seconds / 3600
 
 
-def estimate(config: RunConfig, shape: Shape, device: Device = H100) -> Cost:
+def estimate(config: RunConfig, shape: Shape, device: Device = H100, *, beside: Sequence[RunConfig] = ()) -> Cost:
     """The cost of a run.
 
     Args:
         config: its settings.
         shape: of each of its checkpoints.
         device: what it runs on.
+        beside: the settings of the other crosscoders that are trained on the same harvest.
     """
+    configs = [config, *beside]
     checkpoints, layer = config.compare.size, config.crosscoder.layer_of(shape.layers)
-    context, features, trained = config.text.context, config.crosscoder.features, not config.crosscoder.from_
+    context, trained = config.text.context, not config.crosscoder.from_
+    features = sum(each.crosscoder.features for each in configs)
     steps = config.training.steps if trained else 0
     rows = steps * config.training.batch_size
     tokens = round(rows * context / (context - config.positions.first_trained))
@@ -105,8 +109,8 @@ def estimate(config: RunConfig, shape: Shape, device: Device = H100) -> Cost:
     harvest_flop = float(tokens) * checkpoints * per_token
     product_flop = float(rows) * FLOP_PER_WEIGHT_AND_ROW * weights
     seconds = harvest_flop / device.harvest + product_flop / device.products
-    seconds += steps * (STEP_BYTES * weights + 2 * _code_bytes(config)) / device.bandwidth
-    analysis = _analysis_bytes(config, shape, weights)
+    seconds += steps * (STEP_BYTES * weights + 2 * sum(map(_code_bytes, configs))) / device.bandwidth
+    analysis = _analysis_bytes(configs, shape, weights)
     return Cost(
         rows=rows,
         tokens=tokens,
@@ -114,16 +118,18 @@ def estimate(config: RunConfig, shape: Shape, device: Device = H100) -> Cost:
         harvest_flop=harvest_flop,
         product_flop=product_flop,
         seconds=seconds,
-        gpu_bytes=max(_training_bytes(config, shape, weights), analysis) if trained else analysis,
+        gpu_bytes=max(_training_bytes(configs, shape, weights), analysis) if trained else analysis,
         run_bytes=_run_bytes(config, shape, weights),
     )
 
 
-def _training_bytes(config: RunConfig, shape: Shape, weights: int) -> int:
+def _training_bytes(configs: Sequence[RunConfig], shape: Shape, weights: int) -> int:
+    """One crosscoder after the other takes its step, so only the codes of one are held; the largest count."""
+    config = configs[0]
     training, checkpoints = config.training, config.compare.size
     value = BYTES[training.harvest]
     models = checkpoints * shape.cut(config.crosscoder.layer_of(shape.layers)) * value
-    batch = _code_bytes(config) + training.batch_size * checkpoints * shape.width * ROW_BYTES
+    batch = max(map(_code_bytes, configs)) + training.batch_size * checkpoints * shape.width * ROW_BYTES
     pass_tokens = training.harvest_blocks * config.text.context
     harvest = pass_tokens * shape.width * value * (HARVEST_VALUES + 2 * checkpoints)
     return models + weights * TRAINING_BYTES + _ring_bytes(config, shape) + batch + harvest
@@ -134,11 +140,12 @@ def _code_bytes(config: RunConfig) -> int:
     return codes * (GATED_CODE_BYTES * config.compare.size if config.sparsity.gated else CODE_BYTES)
 
 
-def _analysis_bytes(config: RunConfig, shape: Shape, weights: int) -> int:
-    """While the crosscoder is evaluated: whole checkpoints, the codes of a batch, logits (twice, and their loss)."""
+def _analysis_bytes(configs: Sequence[RunConfig], shape: Shape, weights: int) -> int:
+    """While a crosscoder is evaluated: whole checkpoints, the codes of a batch, logits (twice, and their loss)."""
+    config, features = configs[0], max(each.crosscoder.features for each in configs)
     context = config.text.context
     models = config.compare.size * shape.parameters * BYTES[config.compute.dtype]
-    codes = config.evaluation.batch_blocks * context * (config.crosscoder.features + config.compare.size * shape.width)
+    codes = config.evaluation.batch_blocks * context * (features + config.compare.size * shape.width)
     logits = max(LOGITS_AT_ONCE, context * shape.vocabulary)
     return models + 4 * weights + 2 * 4 * codes + 3 * 4 * logits
 

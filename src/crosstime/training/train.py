@@ -102,8 +102,10 @@ def train_several(
 
     Args:
         recipes: what each crosscoder is, by a name of your choice.
-        suite, corpus, layer, positions, config, device, state_folder: as for `train`.
-        log_path: as for `train`; each line has the name under "crosscoder", unless there is one without a name.
+        suite, corpus, layer, positions, config, device: as for `train`.
+        state_folder: as for `train`; from a state of more crosscoders those that are asked for go on.
+        log_path: as for `train`; each line has the name under "crosscoder", unless there is one without a name, and
+            lines of other names stay.
 
     Raises:
         ValueError: as for `train`; or there is no recipe, or a name holds a "/".
@@ -111,6 +113,8 @@ def train_several(
     """
     if not recipes or any("/" in name for name in recipes):
         raise ValueError(f"name at least one crosscoder, without a / in its name; got {list(recipes)}")
+    if len(suite.names) < 2:
+        raise ValueError(f"a crosscoder compares at least two checkpoints; the suite has only {suite.names[0]!r}")
     config, positions = config or TrainConfig(), positions or Positions()
     positions.check(corpus.bos, "the text")
     configs = {
@@ -138,7 +142,7 @@ def train_several(
     if state_folder is not None:
         state = StateFolder(state_folder, _settings(learners, config, corpus))
     trainer = Trainer(learners, config, models, corpus, state)
-    with open_log(log_path, config.loggers, from_step=trainer.step) as log:
+    with open_log(log_path, config.loggers, from_step=trainer.step, names=recipes) as log:
         trainer.run(log)
     return {name: learner.crosscoder for name, learner in learners.items()}
 
