@@ -21,7 +21,7 @@ import tyro
 from crosstime import artifact
 from crosstime.errors import users_line
 from crosstime.lm.nearest import nearest
-from crosstime.terminal import INTERRUPTED, mend_terminal, quiet, quiet_libraries, say, signals
+from crosstime.terminal import INTERRUPTED, mend_terminal, quiet, quiet_libraries, say, say_progress, signals
 
 STDOUT = 1
 DONE, FAULT, BAD_INPUT = 0, 1, 2
@@ -371,6 +371,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with signals(), warnings.catch_warnings():
             quiet()
             mend_terminal()
+            say_progress()
             _dispatch(arguments)
             if sys.stdout is not None:  # a shell may have closed it
                 sys.stdout.flush()

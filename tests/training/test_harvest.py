@@ -17,6 +17,10 @@ def _harvest(positions=Positions(), seed=0):  # noqa: B008
     return Harvest(WORLD.models(), CORPUS, positions, seed=seed)
 
 
+def _rows(harvest, blocks):
+    return torch.cat(list(harvest.rows(blocks)))
+
+
 def _tokens(rows):
     """Which token each row is the activation of."""
     return [int((WORLD.rows - row).abs().sum((1, 2)).argmin()) for row in rows]
@@ -24,8 +28,8 @@ def _tokens(rows):
 
 def test_an_epoch_holds_every_encoded_position_once_and_the_next_has_another_order():
     harvest = _harvest()
-    first = _tokens(torch.cat([harvest.next(n) for n in (7, 7, 7, 7, 2)]))
-    second = _tokens(torch.cat([harvest.next(n) for n in (16, 14)]))
+    first = _tokens(torch.cat([_rows(harvest, n) for n in (7, 7, 7, 7, 2)]))
+    second = _tokens(torch.cat([_rows(harvest, n) for n in (16, 14)]))
     expected = [token for token in range(300) if token % 10 != 0]  # position 0 of each block is not encoded
     assert sorted(first) == sorted(second) == expected
     assert first != second
@@ -33,19 +37,19 @@ def test_an_epoch_holds_every_encoded_position_once_and_the_next_has_another_ord
 
 def test_every_position_is_encoded_where_the_policy_says_so():
     harvest = _harvest(Positions(encode_first=True))
-    assert sorted(_tokens(harvest.next(30))) == list(range(300))
+    assert sorted(_tokens(_rows(harvest, 30))) == list(range(300))
 
 
 def test_rows_are_those_of_all_checkpoints_at_the_same_token():
-    rows = _harvest().next(3)
+    rows = _rows(_harvest(), 3)
     assert torch.equal(rows, WORLD.rows[_tokens(rows)])
 
 
 def test_position_is_all_there_is_to_going_on_across_an_epochs_end():
     one, other = _harvest(), _harvest()
-    one.next(25)
+    _rows(one, 25)
     other.position = one.position
-    assert torch.equal(one.next(11), other.next(11))
+    assert torch.equal(_rows(one, 11), _rows(other, 11))
 
 
 def test_calibration_is_mean_and_scale_of_the_encoded_rows_and_winds_back():
@@ -61,7 +65,7 @@ def test_activations_that_are_not_finite_name_checkpoint_and_token():
     models = WORLD.models()
     models[1].embed[123] = torch.nan
     with pytest.raises(ValueError, match=rf"checkpoint {models[1].name}: .* token id 123, position 3"):
-        Harvest(models, CORPUS, Positions(), seed=0).next(30)
+        _rows(Harvest(models, CORPUS, Positions(), seed=0), 30)
 
 
 def test_activations_that_are_all_zero_are_refused():

@@ -1,0 +1,155 @@
+"""Memory: budgets as people write them, what a device holds, and work on tokens in parts that fit."""
+
+from __future__ import annotations
+
+import gc
+import os
+import re
+import resource
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from crosstime.lm.errors import first_line
+
+T = TypeVar("T")
+
+UNITS = {"MB": 10**6, "GB": 10**9, "TB": 10**12, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
+
+
+def parse_bytes(text: str, setting: str) -> int:
+    """Bytes of an amount of memory such as "20GiB", "1.5 TB" or "500MB".
+
+    Args:
+        text: a number and a unit.
+        setting: what the error calls it.
+
+    Raises:
+        ValueError: it is no such amount, or none at all.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?(\w+)", text.strip())
+    count = int(float(match[1]) * UNITS[match[2]]) if match and match[2] in UNITS else 0
+    if not count:
+        raise ValueError(f'{setting} must be an amount like "20GiB", in one of {", ".join(UNITS)}; it is "{text}"')
+    return count
+
+
+def shown_bytes(count: int) -> str:
+    """An amount of memory for people, in binary units: "3.1 GiB", "512 MiB"."""
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
+
+
+def total_bytes(device: torch.device) -> int:
+    """Memory of a device; of a CPU, or one that shares it, that of this machine."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def held_bytes(device: torch.device) -> int:
+    """What tensors hold on a device now; of a CPU, the resident set of this process."""
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device)
+    if device.type == "mps":
+        return torch.mps.current_allocated_memory()
+    return _resident_bytes()
+
+
+def most_held_bytes(device: torch.device) -> int:
+    """What tensors held on a device at most since the last call; elsewhere than on CUDA, what they hold now."""
+    if device.type != "cuda":
+        return held_bytes(device)
+    most = torch.cuda.max_memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    return most
+
+
+def _resident_bytes() -> int:
+    pages = Path("/proc/self/statm")
+    if pages.exists():
+        return int(pages.read_text(encoding="ascii").split()[1]) * resource.getpagesize()
+    # Without /proc only the highest there was is known, in bytes on a Mac and in KiB elsewhere.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def limit_bytes(device: torch.device, most: int) -> None:
+    """Let torch take no more than so much of a CUDA device: what goes beyond is out of memory. Elsewhere nothing can."""
+    if device.type == "cuda":
+        torch.cuda.set_per_process_memory_fraction(min(1.0, most / total_bytes(device)), device)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out: on a device, or on the CPU, where torch raises a bare RuntimeError."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+
+
+class MemoryWarning(UserWarning):
+    """Memory ran out, and the work goes on in smaller parts."""
+
+
+def warn(note: str) -> None:
+    """The usual way to tell that work goes on in smaller parts."""
+    warnings.warn(note, MemoryWarning, stacklevel=1)
+
+
+class Parts:
+    """Work in parts of at most so many rows; of half as many, from then on, when memory ran out.
+
+    Args:
+        doing: what the work is, for notes and errors: "harvest".
+        row: what one row is: "block".
+        at_once: rows of a part at most; None for all.
+        lower: the settings that help where not even one row fits.
+        note: is told when the parts become smaller.
+    """
+
+    def __init__(
+        self, doing: str, row: str, at_once: int | None, *, lower: str, note: Callable[[str], None] = warn
+    ) -> None:
+        self.doing, self.row, self.at_once, self.lower, self.note = doing, row, at_once, lower, note
+
+    def of(self, rows: Tensor, work: Callable[[Tensor], T]) -> Iterator[T]:
+        """What the work gives for each part of the rows, in order.
+
+        Args:
+            rows: all of them, along the first dimension.
+            work: is called once for each part, and again for a part of it where memory ran out: so it must change
+                nothing but by what it returns.
+
+        Raises:
+            ValueError: there is not enough memory for one row.
+        """
+        start = 0
+        while start < len(rows):
+            part = rows[start:][: self.at_once]
+            try:
+                done = work(part)
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                why = first_line(error)
+            else:
+                start += len(part)
+                yield done
+                del done  # or it would be held beside the next
+                continue
+            # Not within `except`: the error holds the frames, and they the tensors, of what did not fit.
+            self._halve(len(part), why)
+
+    def _halve(self, rows: int, why: str) -> None:
+        if rows == 1:
+            raise ValueError(f"{self.doing}: there is not enough memory for one {self.row}: lower {self.lower} ({why})")
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        self.at_once = rows // 2
+        self.note(
+            f"{self.doing}: memory ran out with {rows} {self.row}s at once; going on with {self.at_once} ({why})"
+        )
