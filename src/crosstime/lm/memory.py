@@ -100,35 +100,37 @@ def warn(note: str) -> None:
 
 
 class Parts:
-    """Work in parts of at most so many rows; of half as many, from then on, when memory ran out.
+    """Work on rows of tokens in parts of at most so many positions; of half as many, from then on, when memory ran out.
 
     Args:
         doing: what the work is, for notes and errors: "harvest".
         row: what one row is: "block".
-        at_once: rows of a part at most; None for all.
+        positions: tokens of a part at most, over all its rows; None for no limit.
         lower: the settings that help where not even one row fits.
         note: is told when the parts become smaller.
     """
 
     def __init__(
-        self, doing: str, row: str, at_once: int | None, *, lower: str, note: Callable[[str], None] = warn
+        self, doing: str, row: str, positions: int | None, *, lower: str, note: Callable[[str], None] = warn
     ) -> None:
-        self.doing, self.row, self.at_once, self.lower, self.note = doing, row, at_once, lower, note
+        self.doing, self.row, self.positions, self.lower, self.note = doing, row, positions, lower, note
 
-    def of(self, rows: Tensor, work: Callable[[Tensor], T]) -> Iterator[T]:
+    def of(self, rows: Tensor, work: Callable[[Tensor], T], *, length: int) -> Iterator[T]:
         """What the work gives for each part of the rows, in order.
 
         Args:
-            rows: all of them, along the first dimension.
-            work: is called once for each part, and again for a part of it where memory ran out: so it must change
+            rows: tokens [B, S], or the numbers of rows [B].
+            work: is called once for each part, and again for the half of it where memory ran out: so it must change
                 nothing but by what it returns.
+            length: S, the positions of a row.
 
         Raises:
             ValueError: there is not enough memory for one row.
         """
         start = 0
         while start < len(rows):
-            part = rows[start:][: self.at_once]
+            most = len(rows) if self.positions is None else max(1, self.positions // length)
+            part = rows[start : start + most]
             try:
                 done = work(part)
             except (MemoryError, RuntimeError) as error:
@@ -141,15 +143,19 @@ class Parts:
                 del done  # or it would be held beside the next
                 continue
             # Not within `except`: the error holds the frames, and they the tensors, of what did not fit.
-            self._halve(len(part), why)
+            self._halve(len(part), length, why)
 
-    def _halve(self, rows: int, why: str) -> None:
+    def _halve(self, rows: int, length: int, why: str) -> None:
         if rows == 1:
-            raise ValueError(f"{self.doing}: there is not enough memory for one {self.row}: lower {self.lower} ({why})")
+            raise ValueError(
+                f"{self.doing}: there is not enough memory for one {self.row} of {length} tokens: lower {self.lower} "
+                f"({why})"
+            )
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        self.at_once = rows // 2
+        self.positions = rows // 2 * length
         self.note(
-            f"{self.doing}: memory ran out with {rows} {self.row}s at once; going on with {self.at_once} ({why})"
+            f"{self.doing}: memory ran out with {rows} {self.row}s of {length} tokens at once; going on with "
+            f"{rows // 2} ({why})"
         )

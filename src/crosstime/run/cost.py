@@ -7,6 +7,7 @@ of what training and the analyses hold at once.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from crosstime.analysis.cross_entropy import LOGITS_AT_ONCE
@@ -22,8 +23,9 @@ STEP_BYTES = 46
 """Moved for each weight in a step: Adam reads four values and writes three, clipping reads and writes the gradient
 (once more to measure it), and the copy for the products is written: (7 + 3 + 1.5) x 4 bytes."""
 
-TRAINING_BYTES = 16 + 4
-"""Held for each weight: itself, its gradient and two moments in float32; copies for the products and their results."""
+KEPT_BYTES, PRODUCT_BYTES = 16, 4
+"""Held in training for each weight: itself, its gradient and two moments in float32; and, during a step, copies for the
+products and their results."""
 
 CODE_BYTES, GATED_CODE_BYTES = 8, 24
 """Held in training for each feature of each row: the code, its gradient, and what chooses it. Where every checkpoint
@@ -95,18 +97,18 @@ def estimate(config: RunConfig, shape: Shape, device: Device = H100) -> Cost:
         device: what it runs on.
     """
     checkpoints, layer = config.compare.size, config.crosscoder.layer_of(shape.layers)
-    context, features, trained = config.text.context, config.crosscoder.features, not config.crosscoder.from_
+    context, trained = config.text.context, not config.crosscoder.from_
     steps = config.training.steps if trained else 0
     rows = steps * config.training.batch_size
     tokens = round(rows * context / (context - config.positions.first_trained))
-    weights = 2 * checkpoints * shape.width * features
+    weights = crosscoder_weights(config, shape)
     # A token attends to half of its sequence on average; scores and mixing cost 2 S D each for a whole one.
     per_token = (layer + 1) * (2 * shape.block + 2 * context * shape.width)
     harvest_flop = float(tokens) * checkpoints * per_token
     product_flop = float(rows) * FLOP_PER_WEIGHT_AND_ROW * weights
     seconds = harvest_flop / device.harvest + product_flop / device.products
     seconds += steps * (STEP_BYTES * weights + 2 * _code_bytes(config)) / device.bandwidth
-    analysis = _analysis_bytes(config, shape, weights)
+    analysis = _analysis_bytes(config, shape)
     return Cost(
         rows=rows,
         tokens=tokens,
@@ -114,19 +116,61 @@ def estimate(config: RunConfig, shape: Shape, device: Device = H100) -> Cost:
         harvest_flop=harvest_flop,
         product_flop=product_flop,
         seconds=seconds,
-        gpu_bytes=max(_training_bytes(config, shape, weights), analysis) if trained else analysis,
+        gpu_bytes=max(_training_bytes(config, shape), analysis) if trained else analysis,
         run_bytes=_run_bytes(config, shape, weights),
     )
 
 
-def _training_bytes(config: RunConfig, shape: Shape, weights: int) -> int:
-    training, checkpoints = config.training, config.compare.size
-    value = BYTES[training.harvest]
-    models = checkpoints * shape.cut(config.crosscoder.layer_of(shape.layers)) * value
-    batch = _code_bytes(config) + training.batch_size * checkpoints * shape.width * ROW_BYTES
-    pass_tokens = training.harvest_blocks * config.text.context
-    harvest = pass_tokens * shape.width * value * (HARVEST_VALUES + 2 * checkpoints)
-    return models + weights * TRAINING_BYTES + _ring_bytes(config, shape) + batch + harvest
+def training_parts(configs: Sequence[RunConfig], shape: Shape) -> dict[str, int]:
+    """Bytes that training holds from its beginning to its end, by what takes them."""
+    config, weights = configs[0], sum(crosscoder_weights(config, shape) for config in configs)
+    models = config.compare.size * shape.cut(config.crosscoder.layer_of(shape.layers))
+    return {
+        "checkpoints (training.harvest)": models * BYTES[config.training.harvest],
+        "weights, gradients and moments (crosscoder.features)": weights * KEPT_BYTES,
+        "ring (training.ring_rows)": ring_bytes(config, shape),
+    }
+
+
+def step_bytes(config: RunConfig, shape: Shape) -> int:
+    """Bytes that a training step holds besides."""
+    rows = config.training.batch_size * config.compare.size * shape.width * ROW_BYTES
+    return _code_bytes(config) + rows + crosscoder_weights(config, shape) * PRODUCT_BYTES
+
+
+def harvest_bytes(config: RunConfig, shape: Shape) -> int:
+    """Bytes that the harvest of one block of text holds besides."""
+    values = config.text.context * shape.width * (HARVEST_VALUES + 2 * config.compare.size)
+    return values * BYTES[config.training.harvest]
+
+
+def analysis_parts(config: RunConfig, shape: Shape) -> dict[str, int]:
+    """Bytes that evaluation, effects and ablation hold from beginning to end, by what takes them."""
+    models = config.compare.size * shape.parameters
+    return {
+        "checkpoints (compute.dtype)": models * BYTES[config.compute.dtype],
+        "crosscoder (crosscoder.features)": 4 * crosscoder_weights(config, shape),
+    }
+
+
+def analysis_bytes(config: RunConfig, shape: Shape) -> int:
+    """Bytes that encoding and decoding one block of text holds besides: what is read and written, and the codes."""
+    return 2 * 4 * config.text.context * (config.crosscoder.features + config.compare.size * shape.width)
+
+
+def logit_bytes(config: RunConfig, shape: Shape) -> int:
+    """Bytes that the logits of a part of a batch hold besides: twice, and their loss."""
+    return 3 * 4 * max(LOGITS_AT_ONCE, config.text.context * shape.vocabulary)
+
+
+def crosscoder_weights(config: RunConfig, shape: Shape) -> int:
+    """Weights of the crosscoder's two matrices."""
+    return 2 * config.compare.size * shape.width * config.crosscoder.features
+
+
+def _training_bytes(config: RunConfig, shape: Shape) -> int:
+    harvest = config.training.harvest_blocks * harvest_bytes(config, shape)
+    return sum(training_parts([config], shape).values()) + step_bytes(config, shape) + harvest
 
 
 def _code_bytes(config: RunConfig) -> int:
@@ -134,16 +178,13 @@ def _code_bytes(config: RunConfig) -> int:
     return codes * (GATED_CODE_BYTES * config.compare.size if config.sparsity.gated else CODE_BYTES)
 
 
-def _analysis_bytes(config: RunConfig, shape: Shape, weights: int) -> int:
-    """While the crosscoder is evaluated: whole checkpoints, the codes of a batch, logits (twice, and their loss)."""
-    context = config.text.context
-    models = config.compare.size * shape.parameters * BYTES[config.compute.dtype]
-    codes = config.evaluation.batch_blocks * context * (config.crosscoder.features + config.compare.size * shape.width)
-    logits = max(LOGITS_AT_ONCE, context * shape.vocabulary)
-    return models + 4 * weights + 2 * 4 * codes + 3 * 4 * logits
+def _analysis_bytes(config: RunConfig, shape: Shape) -> int:
+    """While the crosscoder is evaluated."""
+    batch = config.evaluation.batch_blocks * analysis_bytes(config, shape) + logit_bytes(config, shape)
+    return sum(analysis_parts(config, shape).values()) + batch
 
 
-def _ring_bytes(config: RunConfig, shape: Shape) -> int:
+def ring_bytes(config: RunConfig, shape: Shape) -> int:
     training = config.training
     rows = max(training.ring_rows, training.harvest_blocks * config.text.context + training.batch_size)
     return rows * config.compare.size * shape.width * BYTES[training.harvest]
@@ -151,6 +192,6 @@ def _ring_bytes(config: RunConfig, shape: Shape) -> int:
 
 def _run_bytes(config: RunConfig, shape: Shape, weights: int) -> int:
     """A new state is written before the old one goes; each is the crosscoder, Adam's moments and the ring."""
-    state = 0 if config.crosscoder.from_ else 12 * weights + _ring_bytes(config, shape)
+    state = 0 if config.crosscoder.from_ else 12 * weights + ring_bytes(config, shape)
     token = 2 if shape.vocabulary <= 1 << 16 else 4
     return 2 * state + 4 * weights + token * (config.text.limit_tokens or 0)

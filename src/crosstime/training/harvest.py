@@ -50,7 +50,8 @@ class Harvest:
         self.positions = positions
         self.seed = seed
         self.position = 0
-        self._parts = Parts("harvest", "block", blocks_at_once, lower=LOWER, note=note)
+        positions = None if blocks_at_once is None else blocks_at_once * corpus.context
+        self._parts = Parts("harvest", "block", positions, lower=LOWER, note=note)
         self._order = (-1, np.empty(0, dtype=np.int64))
 
     @property
@@ -65,7 +66,7 @@ class Harvest:
             ValueError: an activation is not finite (the checkpoint and the token are named), or there is not enough
                 memory for one block.
         """
-        return self._parts.of(torch.from_numpy(self._next_blocks(blocks)), self._read)
+        return self._parts.of(torch.from_numpy(self._next_blocks(blocks)), self._read, length=self.corpus.context)
 
     def _next_blocks(self, blocks: int) -> np.ndarray:
         picked = [self._block(self.position + i) for i in range(blocks)]

@@ -31,8 +31,8 @@ class Progress:
             unit_scale=True,
             disable=None,
             leave=False,
-            # Without tqdm's own rate, which the records give.
-            bar_format="{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]",
+            # Without tqdm's own rate, so that what the records say fits beside it into 120 columns.
+            bar_format="{l_bar}{bar}| {total_fmt} [{elapsed}<{remaining}{postfix}]",
         )
         self.done, self.total = done, total
 
