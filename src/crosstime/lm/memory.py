@@ -78,7 +78,7 @@ def _resident_bytes() -> int:
 
 
 def limit_bytes(device: torch.device, most: int) -> None:
-    """Let torch take no more than so much of a CUDA device: what goes beyond is out of memory. Elsewhere nothing can."""
+    """Let torch take no more than so much of a CUDA device; beyond that, memory runs out. Elsewhere nothing happens."""
     if device.type == "cuda":
         torch.cuda.set_per_process_memory_fraction(min(1.0, most / total_bytes(device)), device)
 

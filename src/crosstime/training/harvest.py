@@ -50,8 +50,8 @@ class Harvest:
         self.positions = positions
         self.seed = seed
         self.position = 0
-        positions = None if blocks_at_once is None else blocks_at_once * corpus.context
-        self._parts = Parts("harvest", "block", positions, lower=LOWER, note=note)
+        at_once = None if blocks_at_once is None else blocks_at_once * corpus.context
+        self._parts = Parts("harvest", "block", at_once, lower=LOWER, note=note)
         self._order = (-1, np.empty(0, dtype=np.int64))
 
     @property
