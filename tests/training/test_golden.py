@@ -6,6 +6,7 @@ import torch
 import crosstime.training.step as step_module
 from crosstime.crosscoder.sparsity.rule import END, Progress
 from crosstime.crosscoder.sparsity.rules import L1, BatchTopK
+from crosstime.crosscoder.sparsity.scratch import Scratch
 from crosstime.training.auxiliary import add_auxiliary_gradients
 from crosstime.training.config import TrainConfig
 from crosstime.training.learner import Learner
@@ -25,7 +26,7 @@ def test_losses(rows):
     golden = tensors("l1_losses")
     x = (rows["x_raw"] * rows["c"][:, None]).flatten(1)
     ours = crosscoder(tensors("crosscoder_unfolded"), L1(1.0))
-    stats = gradients(ours, x, END, torch.float32, torch.zeros(FEATURES, dtype=torch.long))
+    stats = gradients(ours, x, END, torch.float32, torch.zeros(FEATURES, dtype=torch.long), Scratch())
     assert_golden(stats.squared_error.sum(), golden["tiny_cc.l2_loss"])
     assert_golden(stats.squared_error, golden["tiny_cc.l2_loss_model_specific"].mean(1))
     assert_golden(stats.penalty, golden["tiny_cc.l1_loss"])
@@ -90,7 +91,7 @@ def test_the_auxiliary_loss(rows, sign, stored):
     dead = torch.arange(FEATURES) % 3 == 0
     h = torch.relu(x.flatten(1) @ ours.W_enc.flatten(0, 1) + ours.b_enc)
     left_over = sign * (x - ours.decode(ours.encode(x, mode="training"))).flatten(1)
-    gradients(ours, x.flatten(1), END, torch.float32, torch.zeros(FEATURES, dtype=torch.long))
+    gradients(ours, x.flatten(1), END, torch.float32, torch.zeros(FEATURES, dtype=torch.long), Scratch())
     loss = add_auxiliary_gradients(
         ours, x.flatten(1), left_over.detach(), h.detach(), dead, k=WIDTH // 2, weight=1.0, products=torch.float32
     )

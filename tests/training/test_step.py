@@ -6,6 +6,8 @@ import torch
 from crosstime.crosscoder.crosscoder import Crosscoder, CrosscoderConfig
 from crosstime.crosscoder.sparsity.rule import END, Progress
 from crosstime.crosscoder.sparsity.rules import L1, BatchTopK, JumpReLU, TopK
+from crosstime.crosscoder.sparsity.scratch import Scratch
+from crosstime.training.products import SPARSE_UP_TO
 from crosstime.training.step import gradients
 
 M, D, F, B = 3, 6, 11, 16
@@ -20,6 +22,11 @@ def _crosscoder(rule):
             parameter.copy_(torch.randn(parameter.shape, generator=generator) / 2)
         made.W_dec[4, 1] = 0  # a decoder vector that a penalty has shrunk away
     return made
+
+
+@pytest.fixture(params=[0.0, 1.0], ids=["dense", "sparse"], autouse=True)
+def _products(request, monkeypatch):
+    monkeypatch.setitem(SPARSE_UP_TO, "cpu", request.param)
 
 
 @pytest.fixture
@@ -54,7 +61,7 @@ def test_gradients_are_those_of_the_loss(rule, x):
     weights = {name: p for name, p in crosscoder.named_parameters() if name != "threshold"}
     loss, _, _ = _loss(crosscoder, x)
     expected = dict(zip(weights, torch.autograd.grad(loss, list(weights.values())), strict=True))
-    gradients(crosscoder, x, END, torch.float32, _idle())
+    gradients(crosscoder, x, END, torch.float32, _idle(), Scratch())
     for name, parameter in weights.items():
         torch.testing.assert_close(parameter.grad, expected[name], msg=lambda m, name=name: f"{name}: {m}")
 
@@ -63,7 +70,7 @@ def test_a_gates_threshold_feels_what_the_straight_through_estimator_says(x):
     """Within the window: -theta / (window ||d||) times the gradient of the codes; there is no other gradient."""
     rule = JumpReLU(0.0, threshold=0.3, window=0.5)
     crosscoder = _crosscoder(rule)
-    gradients(crosscoder, x, END, torch.float32, _idle())
+    gradients(crosscoder, x, END, torch.float32, _idle(), Scratch())
     with torch.no_grad():
         norms, (_, _, error) = crosscoder.decoder_norms(), _loss(crosscoder, x)
         h = torch.relu(x @ crosscoder.W_enc.flatten(0, 1) + crosscoder.b_enc)
@@ -82,7 +89,7 @@ def test_a_gates_threshold_feels_what_the_straight_through_estimator_says(x):
 def test_what_a_step_reports(rule, x):
     crosscoder = _crosscoder(rule)
     loss, f, error = _loss(crosscoder, x)
-    stats = gradients(crosscoder, x, END, torch.float32, _idle())
+    stats = gradients(crosscoder, x, END, torch.float32, _idle(), Scratch())
     torch.testing.assert_close(stats.squared_error.sum() + stats.penalty, loss)
     torch.testing.assert_close(stats.squared_error, error.square().unflatten(1, (M, D)).sum(2).mean(0))
     torch.testing.assert_close(stats.l0, (f > 0).sum(1).float().mean())
@@ -95,19 +102,19 @@ def test_idle_features_are_counted_in_rows(x):
     with torch.no_grad():
         crosscoder.b_enc[2] = -100
     for _ in range(3):
-        gradients(crosscoder, x, END, torch.float32, idle)
+        gradients(crosscoder, x, END, torch.float32, idle, Scratch())
     assert idle[2] == 3 * B
     assert (idle[torch.arange(F) != 2] == 0).all()
 
 
 def test_the_threshold_is_measured_once_it_is_time(x):
     crosscoder = _crosscoder(BatchTopK(3, threshold_start=10, threshold_decay=0.5))
-    gradients(crosscoder, x, Progress(10, 100), torch.float32, _idle())
+    gradients(crosscoder, x, Progress(10, 100), torch.float32, _idle(), Scratch())
     assert crosscoder.threshold == -1
     _, f, _ = _loss(crosscoder, x)
     least = (f * crosscoder.decoder_norms().sum(1))[f > 0].min()
     for expected in (least, least):  # the average of equal measurements is the measurement
-        gradients(crosscoder, x, Progress(50, 100), torch.float32, _idle())
+        gradients(crosscoder, x, Progress(50, 100), torch.float32, _idle(), Scratch())
         torch.testing.assert_close(crosscoder.threshold, expected)
 
 
@@ -116,7 +123,7 @@ def test_low_precision_products_point_the_same_way(rule, x):
     found = []
     for products in (torch.float32, torch.bfloat16):
         crosscoder = _crosscoder(rule)
-        gradients(crosscoder, x, END, products, _idle())
+        gradients(crosscoder, x, END, products, _idle(), Scratch())
         found.append([p.grad for p in (crosscoder.W_enc, crosscoder.b_enc, crosscoder.W_dec, crosscoder.b_dec)])
     for exact, low in zip(*found, strict=True):
         assert low.dtype == torch.float32

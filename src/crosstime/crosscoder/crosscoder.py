@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from crosstime.crosscoder import files
-from crosstime.crosscoder.sparsity.rule import END, Mode, Progress
+from crosstime.crosscoder.sparsity.rule import END, Mode
 from crosstime.crosscoder.sparsity.rules import L1, Sparsity
 from crosstime.data.positions import Positions
 
@@ -139,14 +139,6 @@ class Crosscoder(nn.Module):
         folded.unit.mul_(self.scale)
         folded.scale.fill_(1)
         return folded
-
-    @torch.no_grad()
-    def measure_threshold(self, f: Float[Tensor, "B F"], progress: Progress) -> None:
-        """In training: let the rule measure its threshold on the codes of a batch, where it does so."""
-        if isinstance(self.threshold, Tensor):
-            measured = self.config.sparsity.measured_threshold(self.threshold, f, self.decoder_norms(), progress)
-            assert measured is not None
-            self.threshold.copy_(measured)
 
     @torch.no_grad()
     def initialise(

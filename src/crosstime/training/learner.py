@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from crosstime.crosscoder.crosscoder import Crosscoder
 from crosstime.crosscoder.sparsity.rule import Progress
+from crosstime.crosscoder.sparsity.scratch import Scratch
 from crosstime.training.clipped_adam import ClippedAdam
 from crosstime.training.config import TrainConfig
 from crosstime.training.state import optimiser_tensors, restore_optimiser
@@ -17,11 +18,15 @@ from crosstime.training.step import StepStats, gradients
 class Learner:
     """Takes optimisation steps on batches of scaled activations, wherever these come from."""
 
-    def __init__(self, crosscoder: Crosscoder, config: TrainConfig, seed: int | None = None) -> None:
+    def __init__(
+        self, crosscoder: Crosscoder, config: TrainConfig, seed: int | None = None, scratch: Scratch | None = None
+    ) -> None:
         crosscoder.config.sparsity.check_trainable()
         self.crosscoder, self.config = crosscoder, config
         self.seed = config.seed if seed is None else seed
         """Of the start values."""
+        self.scratch = scratch or Scratch()
+        """Memory for a step; learners that take turns may share it."""
         self.step = 0
         self.idle = torch.zeros(crosscoder.config.features, dtype=torch.long, device=crosscoder.W_enc.device)
         """Rows since each feature last fired."""
@@ -58,7 +63,7 @@ class Learner:
 
         Where the gradient is not finite, weights and optimiser stay as they are.
         """
-        stats = gradients(self.crosscoder, batch, self.progress, self.products, self.idle)
+        stats = gradients(self.crosscoder, batch, self.progress, self.products, self.idle, self.scratch)
         for group in self.optimiser.param_groups:
             group["lr"] = self.config.lr_at(self.step) * group["lr_share"]
         taken = self.optimiser.clipped_step()

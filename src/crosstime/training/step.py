@@ -9,12 +9,14 @@ from dataclasses import dataclass, fields
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from crosstime.crosscoder.crosscoder import Crosscoder
 from crosstime.crosscoder.sparsity.rule import Progress, count_active
+from crosstime.crosscoder.sparsity.scratch import Scratch
 from crosstime.crosscoder.sparsity.topk import Reviving
 from crosstime.training.auxiliary import add_auxiliary_gradients
+from crosstime.training.products import Products, product
 
 SMALLEST_NORM = 1e-12
 """What stands for the norm of a decoder vector of less, by which a gradient is divided."""
@@ -49,6 +51,7 @@ def gradients(
     progress: Progress,
     products: torch.dtype,
     idle: Int[Tensor, " F"],
+    scratch: Scratch,
 ) -> StepStats:
     """Set the gradients of mean_b sum_m ||xhat_m - x_m||^2 + what the sparsity rule adds (arXiv 2509.05291 for L1).
 
@@ -58,51 +61,46 @@ def gradients(
         progress: which step of how many.
         products: precision of the matrix products.
         idle: rows since each feature last fired; brought up to date.
+        scratch: memory to work in, kept from step to step.
     """
     rule, norms = crosscoder.config.sparsity, crosscoder.decoder_norms()
-    batch, shape = len(x), crosscoder.b_dec.shape
-    x_low = x.to(products)
-    w_enc = crosscoder.W_enc.flatten(0, 1).to(products)
-    w_dec = crosscoder.W_dec.flatten(1).to(products)
+    batch, shape = x.shape, crosscoder.b_dec.shape
+    x_low = scratch.empty("x", batch, x, products).copy_(x)
+    w_enc = _low(crosscoder.W_enc.flatten(0, 1), products, scratch, "W_enc")
+    w_dec = _low(crosscoder.W_dec.flatten(1), products, scratch, "W_dec")
 
-    h = _product(x_low, w_enc, crosscoder.b_enc.to(products)).relu_()
-    codes = rule.codes(h, norms, crosscoder.threshold, progress)
-    # One group of columns of the decoder a matrix of codes: all checkpoints together, or each by itself.
-    written = [f.to(products) for f in codes.written]
-    columns = w_dec.chunk(len(written), dim=1)
-    centred = x - crosscoder.b_dec.flatten()
-    error = _side_by_side([f @ w for f, w in zip(written, columns, strict=True)]) - centred
+    # To add in place is cheaper than addmm, which first fills its output with the bias.
+    h = product(x_low, w_enc, scratch, "h").add_(crosscoder.b_enc.to(products)).relu_()
+    codes = rule.codes(h, norms, crosscoder.threshold, progress, scratch)
+    active = count_active(codes.shared)
+    with_codes = Products.of(codes, active, w_dec, scratch)
+    centred = torch.sub(x, crosscoder.b_dec.flatten(), out=scratch.empty("centred", batch, x))
+    error = torch.sub(with_codes.decode(), centred, out=scratch.empty("error", batch, x))
+    error_gradient = torch.mul(error, 2 / len(x), out=scratch.empty("error gradient", batch, x, products))
 
-    error_gradient = (error * (2 / batch)).to(products)
-    error_columns = error_gradient.chunk(len(written), dim=1)
-    slope = None if codes.slope is None else codes.slope.to(products)
-    h_gradient, norms_gradient, threshold_gradient = codes.backward(
-        [_product(e, w.T, slope) for e, w in zip(error_columns, columns, strict=True)]
-    )
-    h_gradient = h_gradient.to(products)
-
-    _set_gradient(crosscoder.b_dec, error.sum(0) * (2 / batch))
-    _set_gradient(crosscoder.b_enc, h_gradient.sum(0))
-    _set_gradient(crosscoder.W_enc, x_low.T @ h_gradient)
-    w_dec_gradient = _side_by_side([f.T @ e for f, e in zip(written, error_columns, strict=True)])
-    _set_gradient(crosscoder.W_dec, w_dec_gradient)
-    if norms_gradient is not None and crosscoder.W_dec.grad is not None:
+    found = with_codes.backward(x_low, error_gradient)
+    _set_gradient(crosscoder.b_dec, error.sum(0) * (2 / len(x)))
+    _set_gradient(crosscoder.b_enc, found.b_enc)
+    _set_gradient(crosscoder.W_enc, found.W_enc)
+    _set_gradient(crosscoder.W_dec, found.W_dec)
+    if found.norms is not None and crosscoder.W_dec.grad is not None:
         # A penalty on norms pulls each decoder vector along itself; a vector of norm 0 has no such direction.
-        pull = norms_gradient / norms.clamp_min(SMALLEST_NORM)
+        pull = found.norms / norms.clamp_min(SMALLEST_NORM)
         crosscoder.W_dec.grad.addcmul_(crosscoder.W_dec, pull[:, :, None])
-    if threshold_gradient is not None and crosscoder.threshold is not None:
-        crosscoder.threshold.grad = threshold_gradient
+    if isinstance(crosscoder.threshold, nn.Parameter):
+        crosscoder.threshold.grad = found.threshold
+    elif crosscoder.threshold is not None and codes.threshold is not None:
+        crosscoder.threshold.copy_(codes.threshold)
 
-    idle.add_(batch).masked_fill_(codes.sums > 0, 0)
-    crosscoder.measure_threshold(codes.shared, progress)
-    auxiliary = _revive(crosscoder, x, -error, h, idle, progress, products)
+    idle.add_(len(x)).masked_fill_(codes.sums > 0, 0)
+    auxiliary = _revive(crosscoder, x, error, h, idle, progress, products)
     return StepStats(
         squared_error=_mean_square(error, shape),
         # About b_dec, which is near the mean, so that nothing is lost in the difference.
         variance=_mean_square(centred, shape) - centred.mean(0).unflatten(0, shape).square().sum(1),
         penalty=codes.penalty,
         auxiliary=auxiliary,
-        l0=count_active(codes.shared) / batch,
+        l0=active / len(x),
         taken=torch.ones_like(codes.penalty),
     )
 
@@ -110,7 +108,7 @@ def gradients(
 def _revive(
     crosscoder: Crosscoder,
     x: Float[Tensor, "B W"],
-    left_over: Float[Tensor, "B W"],
+    error: Float[Tensor, "B W"],
     h: Float[Tensor, "B F"],
     idle: Int[Tensor, " F"],
     progress: Progress,
@@ -119,16 +117,16 @@ def _revive(
     """The auxiliary loss, its gradients added, where the rule has one and there was time to die."""
     rule, rows = crosscoder.config.sparsity, (progress.step + 1) * len(x)
     if not isinstance(rule, Reviving) or not rule.aux_weight or rule.dead_tokens > rows:
-        return left_over.new_zeros(())
+        return error.new_zeros(())
     dead, k = idle >= rule.dead_tokens, rule.aux_k or crosscoder.config.width // 2
-    return add_auxiliary_gradients(crosscoder, x, left_over, h, dead, k=k, weight=rule.aux_weight, products=products)
+    return add_auxiliary_gradients(crosscoder, x, -error, h, dead, k=k, weight=rule.aux_weight, products=products)
 
 
-def _product(
-    a: Float[Tensor, "B W"], b: Float[Tensor, "W F"], bias: Float[Tensor, " F"] | None
-) -> Float[Tensor, "B F"]:
-    # Adding in place is cheaper than addmm, which first fills its output with the bias.
-    return a @ b if bias is None else (a @ b).add_(bias)
+def _low(weights: Tensor, products: torch.dtype, scratch: Scratch, name: str) -> Tensor:
+    """The weights in the precision of the products."""
+    return (
+        weights if weights.dtype == products else scratch.empty(name, weights.shape, weights, products).copy_(weights)
+    )
 
 
 def _mean_square(values: Float[Tensor, "B W"], shape: torch.Size) -> Float[Tensor, " M"]:
@@ -141,7 +139,3 @@ def _set_gradient(parameter: Tensor, gradient: Tensor) -> None:
     if parameter.grad is None:
         parameter.grad = torch.empty_like(parameter)
     parameter.grad.copy_(gradient.view_as(parameter))
-
-
-def _side_by_side(parts: list[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from crosstime.crosscoder.crosscoder import Crosscoder, CrosscoderConfig
 from crosstime.crosscoder.sparsity.rules import L1, Sparsity
+from crosstime.crosscoder.sparsity.scratch import Scratch
 from crosstime.data.corpus import Corpus
 from crosstime.data.positions import Positions
 from crosstime.lm.memory import most_held_bytes, warn
@@ -139,8 +140,10 @@ def train_several(
     }
     dtype = getattr(torch, config.harvest)
     models = [suite.load(name, layer=layer, dtype=dtype, device=device).without_upper() for name in suite.names]
+    scratch = Scratch()
     learners = {
-        name: Learner(Crosscoder(of).to(models[0].device), config, recipes[name].seed) for name, of in configs.items()
+        name: Learner(Crosscoder(of).to(models[0].device), config, recipes[name].seed, scratch)
+        for name, of in configs.items()
     }
     state = None
     if state_folder is not None:

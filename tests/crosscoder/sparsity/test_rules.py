@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from crosstime.crosscoder.crosscoder import Crosscoder, CrosscoderConfig
 from crosstime.crosscoder.sparsity.batch_topk import keep_largest
 from crosstime.crosscoder.sparsity.rule import END, Progress, Sparsity
 from crosstime.crosscoder.sparsity.rules import L1, BatchTopK, JumpReLU, TopK
+from crosstime.crosscoder.sparsity.scratch import Scratch
 from crosstime.crosscoder.sparsity.topk import largest_per_row
 
 M, D, F = 3, 5, 12
@@ -141,7 +143,8 @@ def test_a_crosscoder_comes_back_from_its_files(rule, x, tmp_path):
 @given(st.lists(st.lists(st.integers(0, 4), min_size=5, max_size=5), min_size=1, max_size=5), st.integers(1, 20))
 def test_the_largest_of_a_batch_are_exactly_so_many_and_the_first_of_equals(rows, n):
     values = torch.tensor(rows, dtype=torch.float32)
-    kept = keep_largest(values, values.clone(), n)
+    kept, least = keep_largest(values, values.clone(), n, Scratch())
+    assert float(least) == min(kept[kept > 0].tolist(), default=math.inf)
     positive = int((values > 0).sum())
     assert (kept > 0).sum() == min(n, positive)
     order = sorted(range(values.numel()), key=lambda i: (-values.view(-1)[i].item(), i))

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.nn.functional import threshold as replace_up_to
 
-from crosstime.crosscoder.sparsity.rule import Progress, bits, total_norms, where_positive
+from crosstime.crosscoder.sparsity.rule import Codes, MaskedCodes, Progress, bits, total_norms, where_positive
+from crosstime.crosscoder.sparsity.scratch import Scratch
 from crosstime.crosscoder.sparsity.topk import Reviving
 
 
@@ -63,16 +63,27 @@ class BatchTopK(Reviving):
         self, h: Float[Tensor, "B F"], norms: Float[Tensor, "F M"], threshold: Tensor | None, progress: Progress
     ) -> Float[Tensor, "B F"]:
         sizes = (h * total_norms(norms).to(h.dtype)).detach()
-        return keep_largest(h, sizes, self.k_at(progress) * len(h))
+        return keep_largest(h, sizes, self.k_at(progress) * len(h), Scratch())[0]
 
-    def measured_threshold(
-        self, threshold: Tensor | None, f: Float[Tensor, "B F"], norms: Float[Tensor, "F M"], progress: Progress
-    ) -> Tensor | None:
+    def codes(
+        self,
+        h: Float[Tensor, "B F"],
+        norms: Float[Tensor, "F M"],
+        threshold: Tensor | None,
+        progress: Progress,
+        scratch: Scratch,
+    ) -> Codes:
+        sizes = torch.mul(h, total_norms(norms).to(h.dtype), out=scratch.empty("kept", h.shape, h))
+        f, least = keep_largest(h, sizes, self.k_at(progress) * len(h), scratch)
+        codes = MaskedCodes(f, norms, 0.0)
+        codes.threshold = self._measured(threshold, least, progress)
+        return codes
+
+    def _measured(self, threshold: Tensor | None, least: Float[Tensor, ""], progress: Progress) -> Tensor | None:
+        """The threshold after a batch whose smallest size was `least`, which is infinite where nothing fired."""
         assert threshold is not None
         if progress.step <= min(self.threshold_start, progress.steps // 2):
             return threshold
-        sizes = f * total_norms(norms).to(f.dtype)
-        least = replace_up_to(sizes, 0, torch.inf, inplace=True).min().float()
         moved = self.threshold_decay * threshold + (1 - self.threshold_decay) * least
         # The first measurement replaces the start value; a batch in which nothing fires says nothing.
         return torch.where(least.isfinite(), torch.where(threshold < 0, least, moved), threshold)
@@ -85,8 +96,10 @@ class BatchTopK(Reviving):
         return {"k": self.k_at(progress)}
 
 
-def keep_largest(values: Float[Tensor, "B F"], sizes: Float[Tensor, "B F"], n: int) -> Float[Tensor, "B F"]:
-    """Each value whose size is among the n largest positive ones of the matrix, else 0.
+def keep_largest(
+    values: Float[Tensor, "B F"], sizes: Float[Tensor, "B F"], n: int, scratch: Scratch
+) -> tuple[Float[Tensor, "B F"], Float[Tensor, ""]]:
+    """Each value whose size is among the n largest positive ones of the matrix, else 0; and the least of these sizes.
 
     Of equal sizes those that come first, row by row, so the choice does not depend on the device. Nothing is sorted,
     and nothing waits for the device.
@@ -95,12 +108,18 @@ def keep_largest(values: Float[Tensor, "B F"], sizes: Float[Tensor, "B F"], n: i
         values: of the dtype of `sizes`, not negative.
         sizes: by which they are compared, not negative; overwritten by the result.
         n: how many are kept; where fewer sizes are positive, all of those.
+        scratch: memory to work in.
+
+    Returns:
+        the values, and the least size that was kept, in float32; infinity where no size is positive.
     """
     order = bits(sizes)
     largest = _largest(order.flatten(), min(n, order.numel()))
+    infinity = bits(torch.full((), torch.inf, dtype=sizes.dtype, device=sizes.device))
+    least_kept = torch.where(largest > 0, largest, infinity).min()
     least = largest.min().clamp_min(1)  # 1 is the smallest positive float
     room = (largest == least).sum()
-    equal = order == least
+    equal = torch.eq(order, least, out=scratch.empty("equal", order.shape, order, torch.bool))
     seen = _count_rows(equal).cumsum(0)
     # In the first rows all that equal the least are kept, in the last ones none, and in one row perhaps some.
     whole = seen <= room
@@ -110,7 +129,8 @@ def keep_largest(values: Float[Tensor, "B F"], sizes: Float[Tensor, "B F"], n: i
     kept_here = (order.index_select(0, row) > least) | (equal_here & (seen_here <= room))
     below = (least - whole.to(least.dtype)).view(sizes.dtype)
     kept = where_positive(values, sizes.sub_(below[:, None]), out=sizes)
-    return kept.index_copy_(0, row, values.index_select(0, row) * kept_here)
+    kept.index_copy_(0, row, values.index_select(0, row) * kept_here)
+    return kept, least_kept.view(sizes.dtype).float()
 
 
 def _count_rows(where: Bool[Tensor, "B F"]) -> Int[Tensor, " B"]:

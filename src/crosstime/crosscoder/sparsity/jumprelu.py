@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from crosstime.crosscoder.sparsity.l1 import Penalised
 from crosstime.crosscoder.sparsity.rule import Codes, Progress
+from crosstime.crosscoder.sparsity.scratch import Scratch
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,12 @@ class JumpReLU(Penalised):
         return threshold.exp() / norms[:, m]
 
     def codes(
-        self, h: Float[Tensor, "B F"], norms: Float[Tensor, "F M"], threshold: Tensor | None, progress: Progress
+        self,
+        h: Float[Tensor, "B F"],
+        norms: Float[Tensor, "F M"],
+        threshold: Tensor | None,
+        progress: Progress,
+        scratch: Scratch,
     ) -> Codes:
         assert threshold is not None
         return _GatedCodes(self, h.float(), norms, threshold, self.weight_at(progress))

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from crosstime.crosscoder.sparsity.scratch import Scratch
 from crosstime.lm.nearest import nearest
 
 Mode = Literal["training", "inference"]
@@ -45,6 +46,8 @@ class Codes(ABC):
     """What the decoder reads: one matrix for all checkpoints, or one for each where the rule gates them apart."""
     penalty: Float[Tensor, ""]
     """What the rule adds to the loss."""
+    threshold: Tensor | None = None
+    """The crosscoder's threshold after this batch, where the rule measures it."""
     slope: Float[Tensor, " F"] | None
     """Gradient of the penalty with respect to every row's codes, where that is the same in all rows; None if zero, or
     if `backward` sees to it."""
@@ -92,19 +95,19 @@ class MaskedCodes(Codes):
 
     def __init__(self, f: Float[Tensor, "B F"], norms: Float[Tensor, "F M"], weight: float) -> None:
         self.shared, self.written = f, (f,)
-        self._price = weight / len(f)
+        price = weight / len(f)
         # Added up in float32 and rounded once, at the end: to ask for float32 would first copy the codes to it.
         self.sums = f.sum(0).float()
-        self._shape = norms.shape
-        self.penalty = self._price * (self.sums @ total_norms(norms))
-        self.slope = self._price * total_norms(norms) if weight else None
+        self.penalty = price * (self.sums @ total_norms(norms))
+        self.slope = price * total_norms(norms) if weight else None
+        self.norms_gradient = (price * self.sums)[:, None].expand(norms.shape) if weight else None
+        """Gradient of the penalty with respect to the decoder norms [F, M]; None where there is no penalty."""
 
     def backward(
         self, gradients: Sequence[Float[Tensor, "B F"]]
     ) -> tuple[Float[Tensor, "B F"], Float[Tensor, "F M"] | None, Float[Tensor, " F"] | None]:
         gradient = where_positive(gradients[0], self.shared, out=gradients[0])
-        norms_gradient = (self._price * self.sums)[:, None].expand(self._shape) if self._price else None
-        return gradient, norms_gradient, None
+        return gradient, self.norms_gradient, None
 
 
 @dataclass(frozen=True)
@@ -131,9 +134,17 @@ class Sparsity(ABC):
         return 0.0
 
     def codes(
-        self, h: Float[Tensor, "B F"], norms: Float[Tensor, "F M"], threshold: Tensor | None, progress: Progress
+        self,
+        h: Float[Tensor, "B F"],
+        norms: Float[Tensor, "F M"],
+        threshold: Tensor | None,
+        progress: Progress,
+        scratch: Scratch,
     ) -> Codes:
-        """The codes of a batch in training, their price, and the way back for the gradients."""
+        """The codes of a batch in training, their price, and the way back for the gradients.
+
+        They are done with before the next batch, so they may lie in `scratch`.
+        """
         f = self.select_in_training(h, norms, threshold, progress).to(h.dtype)
         return MaskedCodes(f, norms, self.weight_at(progress))
 
@@ -165,12 +176,6 @@ class Sparsity(ABC):
     def first_threshold(self, features: int) -> Tensor | None:
         """The threshold before training: an nn.Parameter where it is learnt, a tensor where it is measured."""
         return None
-
-    def measured_threshold(
-        self, threshold: Tensor | None, f: Float[Tensor, "B F"], norms: Float[Tensor, "F M"], progress: Progress
-    ) -> Tensor | None:
-        """The threshold after a batch whose codes in training were f."""
-        return threshold
 
     def logged(self, progress: Progress) -> dict[str, float | int]:
         """The rule's scheduled values at a step, for the log."""
