@@ -37,6 +37,9 @@ ROW_BYTES = 16
 HARVEST_VALUES = 12
 """Values that a block holds for each token while it runs, in widths of the model: a guess that suits most."""
 
+EVALUATED, DIAGNOSED = 3, 6
+"""Values that evaluation and diagnosis hold for each feature at each token, measured: codes, and what they multiply."""
+
 
 @dataclass(frozen=True)
 class Device:
@@ -129,19 +132,25 @@ def training_parts(configs: Sequence[RunConfig], shape: Shape) -> dict[str, int]
         "checkpoints (training.harvest)": models * BYTES[config.training.harvest],
         "weights, gradients and moments (crosscoder.features)": weights * KEPT_BYTES,
         "ring (training.ring_rows)": ring_bytes(config, shape),
+        "a step (training.batch_size)": max(step_bytes(config, shape) for config in configs),
     }
 
 
 def step_bytes(config: RunConfig, shape: Shape) -> int:
-    """Bytes that a training step holds besides."""
+    """Bytes that a training step works in; they are kept for the next."""
     rows = config.training.batch_size * config.compare.size * shape.width * ROW_BYTES
     return _code_bytes(config) + rows + crosscoder_weights(config, shape) * PRODUCT_BYTES
 
 
 def harvest_bytes(config: RunConfig, shape: Shape) -> int:
-    """Bytes that the harvest of one block of text holds besides."""
-    values = config.text.context * shape.width * (HARVEST_VALUES + 2 * config.compare.size)
-    return values * BYTES[config.training.harvest]
+    """Bytes that the harvest of one block of text holds besides: a pass, and the rows of all checkpoints twice."""
+    rows = 2 * config.text.context * config.compare.size * shape.width
+    return pass_bytes(config, shape, config.training.harvest) + rows * BYTES[config.training.harvest]
+
+
+def pass_bytes(config: RunConfig, shape: Shape, precision: str) -> int:
+    """Bytes that a checkpoint's pass over one block of text holds."""
+    return config.text.context * shape.width * HARVEST_VALUES * BYTES[precision]
 
 
 def analysis_parts(config: RunConfig, shape: Shape) -> dict[str, int]:
@@ -153,9 +162,11 @@ def analysis_parts(config: RunConfig, shape: Shape) -> dict[str, int]:
     }
 
 
-def analysis_bytes(config: RunConfig, shape: Shape) -> int:
-    """Bytes that encoding and decoding one block of text holds besides: what is read and written, and the codes."""
-    return 2 * 4 * config.text.context * (config.crosscoder.features + config.compare.size * shape.width)
+def analysis_bytes(config: RunConfig, shape: Shape, codes: int) -> int:
+    """Bytes that an analysis of one block of text holds besides: its rows, read and written, and values of that number
+    for each feature.
+    """
+    return 4 * config.text.context * (codes * config.crosscoder.features + 2 * config.compare.size * shape.width)
 
 
 def logit_bytes(config: RunConfig, shape: Shape) -> int:
@@ -170,7 +181,7 @@ def crosscoder_weights(config: RunConfig, shape: Shape) -> int:
 
 def _training_bytes(config: RunConfig, shape: Shape) -> int:
     harvest = config.training.harvest_blocks * harvest_bytes(config, shape)
-    return sum(training_parts([config], shape).values()) + step_bytes(config, shape) + harvest
+    return sum(training_parts([config], shape).values()) + harvest
 
 
 def _code_bytes(config: RunConfig) -> int:
@@ -180,7 +191,7 @@ def _code_bytes(config: RunConfig) -> int:
 
 def _analysis_bytes(config: RunConfig, shape: Shape) -> int:
     """While the crosscoder is evaluated."""
-    batch = config.evaluation.batch_blocks * analysis_bytes(config, shape) + logit_bytes(config, shape)
+    batch = config.evaluation.batch_blocks * analysis_bytes(config, shape, 2) + logit_bytes(config, shape)
     return sum(analysis_parts(config, shape).values()) + batch
 
 

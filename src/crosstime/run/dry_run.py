@@ -39,7 +39,7 @@ def dry_run(run: Run) -> str:
     """
     run.check_inputs()
     check_texts(run)
-    shape = Shape.of(run.metadata.config, trust_remote_code=run.metadata.trust_remote_code)
+    shape = run.shape
     if run.config.crosscoder.from_ and isinstance(run.foreign_place, Path):
         check_fit(run.foreign.config, run.config, run.layer, shape.width)
     cost = estimate(run.config, shape)

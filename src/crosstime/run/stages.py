@@ -61,6 +61,7 @@ def write_survey(run: Run, draft: Path) -> None:
         positions=run.config.positions,
         dtype=run.dtype,
         device=run.device,
+        max_tokens_per_batch=run.batches.survey,
         max_blocks=run.config.survey.blocks,
     )
     for name, why in found.broken.items():
@@ -92,6 +93,7 @@ def write_crosscoder(run: Run, draft: Path) -> None:
         device=run.device,
         state_folder=run.folder / TRAINING_STATE,
         log_path=run.folder / TRAINING_LOG,
+        blocks_at_once=run.batches.harvest,
     )
     crosscoder.save_pretrained(draft)
 
@@ -118,7 +120,11 @@ def write_evaluation(run: Run, draft: Path) -> None:
     """The crosscoder on held-out text."""
     config = run.config.evaluation
     evaluate(
-        run.crosscoder, run.models, run.heldout_text, max_blocks=config.blocks, batch_blocks=config.batch_blocks
+        run.crosscoder,
+        run.models,
+        run.heldout_text,
+        max_blocks=config.blocks,
+        batch_blocks=run.batches.evaluation,
     ).save(draft)
 
 
@@ -126,7 +132,11 @@ def write_diagnostics(run: Run, draft: Path) -> None:
     """What the data say of every feature's decoder."""
     config = run.config.diagnostics
     diagnose(
-        run.crosscoder, run.models, run.heldout_text, max_blocks=config.blocks, batch_blocks=config.batch_blocks
+        run.crosscoder,
+        run.models,
+        run.heldout_text,
+        max_blocks=config.blocks,
+        batch_blocks=run.batches.diagnosis,
     ).save(draft)
 
 
@@ -216,6 +226,7 @@ def write_contexts(run: Run, draft: Path) -> None:
         sorted(features),
         top=config.contexts,
         max_blocks=config.blocks,
+        batch_blocks=run.batches.contexts,
     )
     save_contexts(draft / "contexts.json", found)
 

@@ -23,8 +23,10 @@ from crosstime.data.task import Task
 from crosstime.lm.device import available_device
 from crosstime.lm.metadata import Metadata, Place, agree, in_folder, in_folders, on_hub
 from crosstime.lm.nearest import nearest
+from crosstime.lm.shape import Shape
 from crosstime.lm.split import SplitLM
 from crosstime.lm.suite import Suite
+from crosstime.run.budget import Batches, Budget
 from crosstime.run.config import RunConfig, TaskConfig
 from crosstime.run.imported import fitted
 from crosstime.run.stage import Workspace
@@ -111,6 +113,26 @@ class Run(Workspace):
     def dtype(self) -> torch.dtype:
         """What the checkpoints are loaded in."""
         return {"float32": torch.float32, "bfloat16": torch.bfloat16}[self.config.compute.dtype]
+
+    @cached_property
+    def shape(self) -> Shape:
+        """Of each checkpoint.
+
+        Raises:
+            ValueError: transformers cannot make such a model, or it cannot be cut.
+        """
+        return Shape.of(self.metadata.config, trust_remote_code=self.metadata.trust_remote_code)
+
+    @cached_property
+    def batches(self) -> Batches:
+        """How much is worked on at a time; asked for before anything large is loaded.
+
+        Raises:
+            ValueError: what must be held exceeds `compute.memory`.
+        """
+        budget = Budget.of(self.device, self.config.compute.memory_bytes)
+        is_there = artifact.read_manifest(self.folder / "crosscoder") is not None
+        return Batches.of([self.config], self.shape, budget, train=not (self.config.crosscoder.from_ or is_there))
 
     @cached_property
     def models(self) -> list[SplitLM]:
@@ -236,7 +258,8 @@ class Run(Workspace):
 
         Raises:
             ValueError: a checkpoint is unknown or lonely, the layer is out of range, a text file is missing or empty,
-                or a task gives no prompt, or none with a second prefix where effects are to have that baseline.
+                a task gives no prompt, or none with a second prefix where effects are to have that baseline; or what
+                must be held exceeds `compute.memory`.
         """
         names, compare, n_layers = self.metadata.names, self.config.compare, self.metadata.n_layers
         if len(names) < 2:
@@ -259,6 +282,7 @@ class Run(Workspace):
                 raise ValueError(f"there is no text file {path}")
             if path.stat().st_size == 0:
                 raise ValueError(f"the text file {path} is empty")
+        _ = self.batches
         self._check_tasks()
 
     def _check_tasks(self) -> None:
