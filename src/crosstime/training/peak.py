@@ -51,12 +51,17 @@ def fastest(work: Callable[[], object], device: torch.device, seconds: float) ->
     for n in range(1 + REPEATS):
         start = time.perf_counter()
         work()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        elif device.type == "mps":
-            torch.mps.synchronize()
+        synchronise(device)
         end = time.perf_counter()
         best = min(best, end - start) if n else best
         if end - begin > seconds and best < float("inf"):
             break
     return best
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait until a device has done what it was told."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
