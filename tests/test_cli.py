@@ -79,7 +79,7 @@ def test_a_folder_that_is_no_run(tmp_path, errors, command):
 def test_new_writes_a_run_and_never_over_one(tmp_path, errors, capfd):
     assert cli.main(["new", "demo", str(tmp_path / "a" / "b")]) == 0
     assert capfd.readouterr().out.endswith(f"then `crosstime run {tmp_path / 'a' / 'b'}`\n")
-    assert config.load(tmp_path / "a" / "b").suite.demo
+    assert config.load(tmp_path / "a" / "b")[0].suite.demo
     (tmp_path / "a" / "b" / "run.toml").write_text("mine")
     assert "is already there" in errors("new", "demo", tmp_path / "a" / "b")
     assert (tmp_path / "a" / "b" / "run.toml").read_text() == "mine"

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -23,10 +23,14 @@ from crosstime.errors import users_line
 from crosstime.lm.nearest import nearest
 from crosstime.terminal import INTERRUPTED, mend_terminal, quiet, quiet_libraries, say, say_progress, signals
 
+if TYPE_CHECKING:
+    from crosstime.run.values import Run
+
 STDOUT = 1
 DONE, FAULT, BAD_INPUT = 0, 1, 2
 
 RunDir = tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="RUN_DIR")]]
+Place = tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="RUN_DIR[/NAME]")]]
 
 
 def demo(out: Path = Path("runs/demo")) -> None:
@@ -39,7 +43,7 @@ def demo(out: Path = Path("runs/demo")) -> None:
 
     if not (out / config.FILE).exists():
         _write_preset("demo", out)
-    elif not config.load(out).suite.demo:
+    elif not config.load(out)[0].suite.demo:
         raise ValueError(
             f"{out} holds a run on another suite: go on with `crosstime run {out}`, or choose another --out"
         )
@@ -86,10 +90,27 @@ def run(run_dir: RunDir, dry_run: tyro.conf.FlagCreatePairsOff[bool] = False) ->
     if dry_run:
         _rehearse(run_dir)
         return
-    from crosstime.run import summary
+    print(_summary(_headlines(_bring_up_to_date(run_dir, None))))
 
-    _bring_up_to_date(run_dir, None)
-    print(summary.table(summary.headline(run_dir, _folders(run_dir))))
+
+def plan(run_dir: RunDir, json: tyro.conf.FlagCreatePairsOff[bool] = False) -> None:
+    """Predict time, memory and disk of a run on this machine, and say what limits it; takes about 10 seconds.
+
+    Args:
+        run_dir: A folder with a run.toml.
+        json: Print one JSON object.
+    """
+    import json as json_format
+
+    from crosstime.run import config
+
+    configs = config.load(run_dir)
+    from crosstime.run import plan as planning
+    from crosstime.run.values import runs
+
+    quiet_libraries()
+    found = planning.plan(runs(run_dir, configs))
+    print(json_format.dumps(found.to_json(), allow_nan=False) if json else found.screen())
 
 
 def tokens(run_dir: RunDir) -> None:
@@ -161,52 +182,54 @@ def report(run_dir: RunDir) -> None:
     Args:
         run_dir: A folder with a run.toml.
     """
-    _bring_up_to_date(run_dir, "report")
-    print((run_dir / "report" / "index.html").resolve())
+    for one in _bring_up_to_date(run_dir, "report"):
+        print((one.at("report") / "index.html").resolve())
 
 
-def show(run_dir: RunDir, json: tyro.conf.FlagCreatePairsOff[bool] = False) -> None:
+def show(run_dir: Place, json: tyro.conf.FlagCreatePairsOff[bool] = False) -> None:
     """What is there, what is stale, and the headline numbers.
 
     Args:
-        run_dir: A folder with a run.toml.
+        run_dir: A folder with a run.toml, or RUN_DIR/NAME, one of its crosscoders.
         json: Print one JSON object.
     """
     import json as json_format
 
     from crosstime.run import config
 
-    configuration = config.load(run_dir)
+    folder, configs = config.find(run_dir)
     from crosstime.run import summary
     from crosstime.run.stage import states
     from crosstime.run.stages import stages
-    from crosstime.run.values import Run
+    from crosstime.run.values import runs
 
-    numbers = summary.headline(run_dir, _folders(run_dir))
-    found = states(Run(run_dir, configuration), stages(configuration))
+    found = runs(folder, configs)
+    numbers = _headlines(found)
+    of_stages = {run.name: states(run, stages(run.config)) for run in found}
     if json:
-        statuses = {name: state.status for name, state in found.items()}
-        print(json_format.dumps({**numbers, "stages": statuses}, allow_nan=False, ensure_ascii=False))
+        objects = {
+            name: {**numbers[name], "stages": {stage: state.status for stage, state in of_one.items()}}
+            for name, of_one in of_stages.items()
+        }
+        shown = {"crosscoders": objects} if len(objects) > 1 else next(iter(objects.values()))
+        print(json_format.dumps(shown, allow_nan=False, ensure_ascii=False))
         return
-    width = max(map(len, found))
-    for name, state in found.items():
-        print(f"{name.ljust(width)}  {state.status}" + (f": {state.reason}" if state.reason else ""))
-    print(f"\n{summary.table(numbers)}")
+    print(f"{summary.statuses(of_stages)}\n\n{_summary(numbers)}")
 
 
 def table(
-    run_dirs: tyro.conf.Positional[Annotated[tuple[Path, ...], tyro.conf.arg(metavar="RUN_DIR ...")]],
+    run_dirs: tyro.conf.Positional[Annotated[tuple[Path, ...], tyro.conf.arg(metavar="RUN_DIR[/NAME] ...")]],
     json: tyro.conf.FlagCreatePairsOff[bool] = False,
     markdown: tyro.conf.FlagCreatePairsOff[bool] = False,
     match: tyro.conf.FlagCreatePairsOff[bool] = False,
 ) -> None:
-    """Quality of several runs that differ in their seed only: mean and standard deviation.
+    """Quality of several crosscoders that differ in their seed only: mean and standard deviation.
 
     Args:
-        run_dirs: Folders of at least two evaluated runs.
+        run_dirs: At least two evaluated runs, or crosscoders of runs; or one run with several.
         json: Print one JSON object.
         markdown: Print a Markdown table.
-        match: Also match the features of every two runs; slow for large dictionaries.
+        match: Also match the features of every two; slow for large dictionaries.
     """
     import json as json_format
 
@@ -280,24 +303,20 @@ def export(
     """Write a crosscoder for another project: for SAELens, an autoencoder a checkpoint (docs/formats.md).
 
     Args:
-        source: A run folder, or a crosscoder as `crosstime import` takes it.
+        source: A run folder, RUN_DIR/NAME where it has several, or a crosscoder as `crosstime import` takes it.
         out_dir: Where to put them, a folder each.
         format: Whose format.
     """
     from crosstime.crosscoder.formats.importing import import_crosscoder
     from crosstime.crosscoder.formats.saelens import export_saelens
-    from crosstime.run import config
 
     write = {"saelens": export_saelens}[format]
-    is_run, trained = (Path(source) / config.FILE).exists(), Path(source) / "crosscoder"
-    if is_run and artifact.read_manifest(trained) is None:
-        raise ValueError(f"{source} has no crosscoder yet: `crosstime train {source}` makes it")
-    for folder in write(import_crosscoder(trained if is_run else source), out_dir):
+    for folder in write(import_crosscoder(_trained(source)), out_dir):
         print(folder)
 
 
 def annotate_export(
-    run_dir: RunDir,
+    run_dir: Place,
     out: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="SHEET")]],
     top: int = 10,
     blind: tyro.conf.FlagCreatePairsOff[bool] = False,
@@ -306,7 +325,7 @@ def annotate_export(
     """Write a sheet of the strongest features, for annotators to fill in.
 
     Args:
-        run_dir: A folder with a finished run.
+        run_dir: A folder with a finished run, or RUN_DIR/NAME where that has several crosscoders.
         out: The new sheet: a .csv file for a spreadsheet, or a .json file.
         top: Features of each task and checkpoint, by |IE|.
         blind: Hide task, class and RelIE, and shuffle.
@@ -314,17 +333,17 @@ def annotate_export(
     """
     from crosstime.run.annotations import export_sheet
 
-    export_sheet(run_dir, out, top=top, blind=blind, seed=seed)
+    export_sheet(_only(run_dir), out, top=top, blind=blind, seed=seed)
     print(f"{out}: fill it in, then `crosstime annotate import {run_dir} {out}`")
 
 
 def annotate_import(
-    run_dir: RunDir, files: tyro.conf.Positional[Annotated[tuple[Path, ...], tyro.conf.arg(metavar="SHEET ...")]]
+    run_dir: Place, files: tyro.conf.Positional[Annotated[tuple[Path, ...], tyro.conf.arg(metavar="SHEET ...")]]
 ) -> None:
     """Take filled-in sheets into the run, in place of earlier ones, and say how far the annotators agree.
 
     Args:
-        run_dir: The folder that the sheets came from.
+        run_dir: The run, or RUN_DIR/NAME, that the sheets came from.
         files: The sheets; several annotators may share one or have one each.
     """
     from crosstime.run.annotations import import_sheets
@@ -332,14 +351,15 @@ def annotate_import(
 
     if not files:
         raise ValueError(f"name the sheets: `crosstime annotate import {run_dir} SHEET.csv`")
-    with locked(run_dir):
-        agreed = import_sheets(run_dir, files)
+    one = _only(run_dir)
+    with locked(one.folder):
+        agreed = import_sheets(one, files)
     for pair in agreed:
         kappa = "undefined, all are of one category" if pair.kappa is None else f"{pair.kappa:.2f}"
         print(
             f"{' and '.join(pair.annotators)}: {pair.features} features, {pair.same:.0%} alike, Cohen's kappa {kappa}"
         )
-    print(f"`crosstime report {run_dir}` shows them")
+    print(f"`crosstime report {one.folder}` shows them")
 
 
 def annotate(action: tyro.conf.Positional[Literal["export", "import"]]) -> None:
@@ -353,7 +373,7 @@ def annotate(action: tyro.conf.Positional[Literal["export", "import"]]) -> None:
 COMMANDS: dict[str, Callable[..., None]] = {
     command.__name__.removesuffix("_"): command
     for command in (
-        *(demo, new, run, tokens, survey, train, evaluate, diagnose, attribute, ablate, report, show, table),
+        *(demo, new, plan, run, tokens, survey, train, evaluate, diagnose, attribute, ablate, report, show, table),
         *(annotate, import_, export),
     )
 }
@@ -399,32 +419,78 @@ class _Fault(Exception):
     """A fault of ours, already on record."""
 
 
-def _bring_up_to_date(run_dir: Path, last: str | None) -> None:
+def _bring_up_to_date(run_dir: Path, last: str | None) -> list[Run]:
     """Does the stages up to one of them, or all, in a run folder that no one else is writing to."""
     from crosstime.run import config
     from crosstime.run.lock import locked
 
-    configuration = config.load(run_dir)
+    configs = config.load(run_dir)
     with locked(run_dir), _on_record(run_dir):
         from crosstime.run.stage import bring_up_to_date
         from crosstime.run.stages import stages
-        from crosstime.run.values import Run
+        from crosstime.run.values import runs
 
         quiet_libraries()
-        artifact.write_text(run_dir / "resolved.toml", config.resolved(configuration))
-        bring_up_to_date(Run(run_dir, configuration), stages(configuration), say, last=last)
+        found = runs(run_dir, configs)
+        for one in found:
+            one.own_folder.mkdir(exist_ok=True)
+            artifact.write_text(one.own_folder / "resolved.toml", config.resolved(one.config))
+        bring_up_to_date(found, stages(configs[0]), say, last=last)
+    return found
 
 
 def _rehearse(run_dir: Path) -> None:
     """Checks a run, and says what it would do and cost."""
     from crosstime.run import config
 
-    configuration = config.load(run_dir)
+    configs = config.load(run_dir)
     from crosstime.run.dry_run import dry_run
-    from crosstime.run.values import Run
+    from crosstime.run.values import runs
 
     quiet_libraries()
-    print(dry_run(Run(run_dir, configuration)))
+    print(dry_run(runs(run_dir, configs)))
+
+
+def _only(place: Path) -> Run:
+    """The one crosscoder that a place means."""
+    from crosstime.run import config
+
+    run_dir, configs = config.find(place)
+    config.only(place, configs)
+    from crosstime.run.values import runs
+
+    (one,) = runs(run_dir, configs)
+    return one
+
+
+def _trained(source: str) -> str | Path:
+    """The crosscoder of a run, if one is named; else what is named."""
+    from crosstime.run import config
+
+    place = Path(source)
+    in_run = (place.parent / config.FILE).is_file() and (not place.exists() or (place / "resolved.toml").is_file())
+    if not in_run and not (place / config.FILE).is_file():
+        return source
+    one = _only(place)
+    if artifact.read_manifest(one.at("crosscoder")) is None:
+        raise ValueError(f"{source} has no crosscoder yet: `crosstime train {one.folder}` makes it")
+    return one.at("crosscoder")
+
+
+def _headlines(runs: Sequence[Run]) -> dict[str, dict[str, Any]]:
+    """The headline numbers of each crosscoder of a run, by its name."""
+    from crosstime.run import summary
+    from crosstime.run.stages import stages
+
+    folders = {stage.name: stage.folder for stage in stages(runs[0].config)}
+    return {run.name: summary.headline(run, folders) for run in runs}
+
+
+def _summary(numbers: dict[str, dict[str, Any]]) -> str:
+    """Them, for a terminal."""
+    from crosstime.run import summary
+
+    return summary.comparison(numbers) if len(numbers) > 1 else summary.table(next(iter(numbers.values())))
 
 
 @contextmanager
@@ -444,14 +510,6 @@ def _on_record(run_dir: Path) -> Iterator[None]:
             raise error from None
         last = traceback.format_exception_only(error)[-1].splitlines()[0]
         raise _Fault(f"{last} (this should not happen; the traceback is in {path})") from error
-
-
-def _folders(run_dir: Path) -> dict[str, str]:
-    """The artifact folder of each stage."""
-    from crosstime.run import config
-    from crosstime.run.stages import stages
-
-    return {stage.name: stage.folder for stage in stages(config.load(run_dir))}
 
 
 def _write_preset(name: str, run_dir: Path, rule: str | None = None, seed: int = 124) -> None:

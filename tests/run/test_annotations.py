@@ -13,6 +13,7 @@ from crosstime.analysis.contexts import Context, FeatureContexts, save_contexts
 from crosstime.annotation.annotation import Annotation
 from crosstime.run import preset
 from crosstime.run.annotations import annotations_hash, read_annotations
+from crosstime.run.stage import Workspace
 
 NAMES = ("step256", "step1000", "step3786")
 
@@ -59,7 +60,7 @@ def test_out_and_back_with_agreement(run_dir, tmp_path, capfd):
     assert cli.main(["annotate", "export", str(run_dir), str(sheet), "--top", "4", "--blind"]) == 0
     assert "=The" in sheet.read_text(encoding="utf-8-sig")
     assert "rel_ie" not in sheet.read_text(encoding="utf-8-sig")
-    before = annotations_hash(run_dir)
+    before = annotations_hash(Workspace(run_dir, None))
     ann, mary = _annotate(sheet, "ann", "xyxyxy"), _annotate(sheet, "mary", "xyxyyx")
     assert cli.main(["annotate", "import", str(run_dir), str(ann), str(mary)]) == 0
     out, _ = capfd.readouterr()
@@ -68,10 +69,10 @@ def test_out_and_back_with_agreement(run_dir, tmp_path, capfd):
     rows = json.loads((run_dir / "annotations" / "annotations.json").read_text())
     assert len(rows) == 8
     assert rows[0].keys() == {"feature", "annotator", "description", "languages", "category"}
-    assert Annotation(2, "mary", category="x") in read_annotations(run_dir)
+    assert Annotation(2, "mary", category="x") in read_annotations(Workspace(run_dir, None))
     (agreement,) = json.loads((run_dir / "annotations" / "agreement.json").read_text())
     assert agreement == {"annotators": ["ann", "mary"], "features": 4, "same": 0.5, "kappa": 0.0}
-    assert annotations_hash(run_dir) != before  # the report is stale now
+    assert annotations_hash(Workspace(run_dir, None)) != before  # the report is stale now
 
 
 def test_a_second_import_stands_in_place_of_the_first(run_dir, tmp_path):
@@ -81,7 +82,7 @@ def test_a_second_import_stands_in_place_of_the_first(run_dir, tmp_path):
         rows = json.loads(sheet.read_text(encoding="utf-8"))
         sheet.write_text(json.dumps([{**row, "description": word} for row in rows]), encoding="utf-8")
         assert cli.main(["annotate", "import", str(run_dir), str(sheet)]) == 0
-    assert [a.description for a in read_annotations(run_dir)] == ["second"]
+    assert [a.description for a in read_annotations(Workspace(run_dir, None))] == ["second"]
 
 
 def test_mistakes_are_one_line(run_dir, tmp_path, capfd):
@@ -99,7 +100,7 @@ def test_mistakes_are_one_line(run_dir, tmp_path, capfd):
     assert cli.main(["annotate", "export", str(run_dir), str(sheet)]) == 2
     assert "is already there, and may have been filled in" in capfd.readouterr().err
     assert sheet.read_text() == "filled in"
-    assert read_annotations(run_dir) == []
+    assert read_annotations(Workspace(run_dir, None)) == []
 
 
 def test_a_run_that_is_not_so_far(run_dir, tmp_path, capfd):

@@ -16,7 +16,8 @@ sets = ["subject-verb"]
 
 def load(tmp_path, text):
     (tmp_path / "run.toml").write_text(text)
-    return config.load(tmp_path)
+    (found,) = config.load(tmp_path)
+    return found
 
 
 def test_little_has_to_be_said(tmp_path):

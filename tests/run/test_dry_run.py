@@ -218,5 +218,5 @@ def test_a_preset_is_chosen_by_name(tmp_path, capfd):
     assert cli.main(["new", THREE_WAY]) == cli.BAD_INPUT
     assert f"name a new folder for the run: `crosstime new {THREE_WAY} RUN_DIR`" in capfd.readouterr().err
     new(tmp_path / "run", THREE_WAY, "--rule", "batchtopk", "--seed", "6582")
-    found = config.load(tmp_path / "run")
+    (found,) = config.load(tmp_path / "run")
     assert (found.sparsity.rule, found.training.seed) == ("batchtopk", 6582)

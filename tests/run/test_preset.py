@@ -19,9 +19,9 @@ THREE_WAY = ("pythia-1b-1B-4B-286B", "olmo-1b-4B-33B-3048B", "bloom-1b1-6B-55B-3
 @pytest.mark.parametrize(("name", "rule"), EACH)
 def test_every_preset_can_be_read_and_says_what_the_defaults_are(tmp_path, name, rule):
     (tmp_path / "run.toml").write_text(preset.text(name, rule))
-    found = config.load(tmp_path)
+    (found,) = config.load(tmp_path)
     (tmp_path / "run.toml").write_text(config.resolved(found))
-    assert config.load(tmp_path) == found
+    assert config.load(tmp_path) == (found,)
     assert found.sparsity.rule == rule
 
 

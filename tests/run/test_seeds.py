@@ -108,7 +108,7 @@ def test_one_seed_twice_or_too_few_runs_or_none_are_refused(runs, tmp_path):
     copy = shutil.copytree(runs[0], tmp_path / "copy")
     with pytest.raises(ValueError, match=r"both have training\.seed 1"):
         seed_table([*runs, copy])
-    with pytest.raises(ValueError, match="at least 2 run folders; got 1"):
+    with pytest.raises(ValueError, match="at least 2 crosscoders; got 1"):
         seed_table(runs[:1])
     with pytest.raises(ValueError, match="crosstime evaluate"):
         seed_table([runs[0], tmp_path / "nothing"])

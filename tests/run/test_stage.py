@@ -46,7 +46,7 @@ def three(calls):
 
 def go(folder, stages, config=Config(), last=None):
     said = []
-    bring_up_to_date(Workspace(folder, config), stages, said.append, last=last)
+    bring_up_to_date([Workspace(folder, config)], stages, said.append, last=last)
     return said
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from crosstime import artifact
 from crosstime.run import summary
+from crosstime.run.stage import Workspace
 
 FOLDERS = {"compare": "compare", "evaluate": "evaluation", "attribute": "effects", "report": "report"}
 KEYS = {
@@ -89,7 +90,7 @@ def finished(write, tmp_path):
 
 
 def test_before_anything_is_computed_all_is_null(tmp_path):
-    found = summary.headline(tmp_path, FOLDERS)
+    found = summary.headline(Workspace(tmp_path, None), FOLDERS)
     assert set(found) == KEYS
     assert found.pop("seconds") == {}
     assert set(found.values()) == {None}
@@ -97,7 +98,7 @@ def test_before_anything_is_computed_all_is_null(tmp_path):
 
 
 def test_the_numbers_of_a_finished_run(finished):
-    found = summary.headline(finished, FOLDERS)
+    found = summary.headline(Workspace(finished, None), FOLDERS)
     assert set(found) == KEYS
     assert found["checkpoints"] == [{"name": "a", "tokens": 2_000_000}, {"name": "b", "tokens": None}]
     assert found["l0"] == 12.5
@@ -117,7 +118,7 @@ def test_the_numbers_of_a_finished_run(finished):
 
 
 def test_the_table_is_aligned(finished):
-    lines = summary.table(summary.headline(finished, FOLDERS)).splitlines()
+    lines = summary.table(summary.headline(Workspace(finished, None), FOLDERS)).splitlines()
     assert lines[0].startswith("report")
     rows = {line.split("  ")[0].strip(): line for line in lines}
     ends = {len(rows[label]) for label in ("checkpoints", "tokens seen", "explained variance", "loss recovered")}
@@ -133,4 +134,4 @@ def test_damage_is_found(finished):
     path = finished / "evaluation" / "metrics.json"
     path.write_text(path.read_text().replace("0.9", "0.8"))
     with pytest.raises(ValueError, match=r"metrics\.json is altered or damaged"):
-        summary.headline(finished, FOLDERS)
+        summary.headline(Workspace(finished, None), FOLDERS)

@@ -8,7 +8,7 @@ import pytest
 from crosstime import demo
 from crosstime.run import config, stages
 from crosstime.run.toml import build
-from crosstime.run.values import Run
+from crosstime.run.values import runs
 
 
 @pytest.fixture
@@ -17,7 +17,7 @@ def make(tmp_path):
 
     def make(*tasks):
         found = {"suite": {"demo": True}, "text": {"demo": True}, "task": list(tasks)}
-        return Run(tmp_path, build(config.RunConfig, found))
+        return runs(tmp_path, [build(config.RunConfig, found)])[0]
 
     return make
 
@@ -49,7 +49,7 @@ CLAMS = {"name": "c", "clams": "clams", "constructions": ["long_vp_coord", "vp_c
 
 
 def sources(run, name):
-    return Counter(run.tasks[name].sources)
+    return Counter(run.shared.tasks[name].sources)
 
 
 @pytest.mark.usefixtures("folders")
@@ -77,8 +77,8 @@ def test_pairs_are_drawn_by_seed_within_limits_by_name(make):
     drawn = {**CLAMS, "max_pairs": {"*_long_*": 3, "en_*": 5}, "sample_seed": 42}
     run, again, other = make(drawn), make(drawn), make({**drawn, "sample_seed": 43})
     assert sources(run, "c") == {"en_long_vp_coord": 3, "fr_long_vp_coord": 3, "en_vp_coord": 5, "fr_vp_coord": 9}
-    assert run.tasks == again.tasks != other.tasks
-    assert [part.name for part in run.surveyed["c"]] == sorted(sources(run, "c"))
+    assert run.shared.tasks == again.shared.tasks != other.shared.tasks
+    assert [part.name for part in run.shared.surveyed["c"]] == sorted(sources(run, "c"))
 
 
 @pytest.mark.usefixtures("folders")
@@ -114,16 +114,16 @@ def test_prompts_are_cut_as_the_task_says_and_have_second_prefixes(make):
         {"name": "counter", "sets": ["plain-subject-verb"], "counterfactual": True, "max_pairs": 50},
         {"name": "mine", "jsonl": "mine.jsonl"},
     )
-    prompts = {name: task.prompts(run.tokenizer) for name, task in run.tasks.items()}
-    assert run.tokenizer.decode(prompts["string"].tokens[0][1:]).startswith("A newspaper")
-    assert {part.cut for part in run.surveyed["string"]} == {"string"}
+    prompts = {name: task.prompts(run.shared.tokenizer) for name, task in run.shared.tasks.items()}
+    assert run.shared.tokenizer.decode(prompts["string"].tokens[0][1:]).startswith("A newspaper")
+    assert {part.cut for part in run.shared.surveyed["string"]} == {"string"}
     assert prompts["string"].patch is None
     for name in ("counter", "mine"):
         patch = prompts[name].patch
         assert patch is not None
         assert [len(ids) for ids in patch] == [len(ids) for ids in prompts[name].tokens]
-    assert run.tokenizer.decode(prompts["counter"].tokens[0][1:]) == " The customer"
-    assert run.tokenizer.decode(prompts["counter"].patch[0][1:]) == " The customers"
+    assert run.shared.tokenizer.decode(prompts["counter"].tokens[0][1:]) == " The customer"
+    assert run.shared.tokenizer.decode(prompts["counter"].patch[0][1:]) == " The customers"
 
 
 @pytest.mark.usefixtures("folders")
@@ -140,4 +140,4 @@ def test_prompts_are_cut_as_the_task_says_and_have_second_prefixes(make):
 )
 def test_what_is_not_there_is_told_with_the_tasks_name(make, task, message):
     with pytest.raises(ValueError, match=rf"task 'mine': .*{message}"):
-        make({"name": "mine", **task}).tasks  # noqa: B018
+        make({"name": "mine", **task}).shared.tasks  # noqa: B018

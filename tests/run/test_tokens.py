@@ -18,7 +18,7 @@ from crosstime.run import config, tokens
 from crosstime.run.stage import bring_up_to_date, state
 from crosstime.run.stages import stages
 from crosstime.run.toml import build
-from crosstime.run.values import Run
+from crosstime.run.values import Shared, runs
 from data_hub import serving
 from users_run import edit, write_inputs
 
@@ -36,7 +36,7 @@ LANGUAGES = {"en": words(300, "en"), "fr": words(200, "fr"), "held": words(100, 
 
 @pytest.fixture
 def tokenizer(tiny_suite):
-    return Run(Path(), build(config.RunConfig, described(tiny_suite, {"demo": True}))).tokenizer
+    return Shared(Path(), build(config.RunConfig, described(tiny_suite, {"demo": True}))).tokenizer
 
 
 def described(suite, text):
@@ -48,7 +48,7 @@ def make(tmp_path, tiny_suite):
     """A run with some [text], after its suite."""
 
     def make(**text):
-        run = Run(tmp_path, build(config.RunConfig, described(tiny_suite, text)))
+        (run,) = runs(tmp_path, [build(config.RunConfig, described(tiny_suite, text))])
         if not (tmp_path / "suite").exists():
             (tmp_path / "suite").mkdir()
         return run
@@ -66,7 +66,11 @@ def write(make, tmp_path):
         draft.mkdir()
         run = make(**text)
         tokens.write_tokens(run, draft)
-        return run.train_text.blocks, run.heldout_text.blocks, json.loads((draft / "tokens.json").read_text())
+        return (
+            run.shared.train_text.blocks,
+            run.shared.heldout_text.blocks,
+            json.loads((draft / "tokens.json").read_text()),
+        )
 
     return write
 
@@ -207,7 +211,7 @@ def test_changes_are_seen(make, tmp_path):
     def stale(**text):
         return state(make(**text), stage).reason
 
-    bring_up_to_date(make(train="a.txt"), [stage], lambda _: None)
+    bring_up_to_date([make(train="a.txt")], [stage], lambda _: None)
     assert not (tmp_path / "tokenising").exists()
     assert stale(train="a.txt") == ""
     assert stale(train="b.txt") == ""  # it may move
@@ -243,7 +247,7 @@ def test_a_killed_run_goes_on_to_the_same_tokens(tmp_path, users_suite):
     assert not (run_dir / "tokenising").exists()
     seconds = json.loads((run_dir / "tokens" / "manifest.json").read_text())["seconds"]
     assert seconds > position["seconds"]
-    tokenizer = Run(run_dir, config.load(run_dir)).tokenizer
+    tokenizer = runs(run_dir, config.load(run_dir))[0].shared.tokenizer
     whole = Corpus.from_text(run_dir / "text ü.txt", tokenizer, context=32)
     train, heldout = (np.load(run_dir / "tokens" / f"{name}.npy") for name in ("train", "heldout"))
     assert np.array_equal(np.concatenate([train, heldout]), whole.blocks)

@@ -8,7 +8,7 @@ import pytest
 import tiny
 from crosstime.run import config, stages
 from crosstime.run.toml import build
-from crosstime.run.values import Run
+from crosstime.run.values import runs
 
 RUN = {"suite": {"demo": True}, "text": {"demo": True}}
 
@@ -18,7 +18,8 @@ def make(tmp_path):
     """A run with some tasks in its run.toml."""
 
     def make(*tasks, **sections):
-        return Run(tmp_path, build(config.RunConfig, {**RUN, **sections, "task": list(tasks)}))
+        (run,) = runs(tmp_path, [build(config.RunConfig, {**RUN, **sections, "task": list(tasks)})])
+        return run
 
     return make
 
@@ -37,7 +38,7 @@ def pairs(tmp_path):
 
 
 def sets(run):
-    return {group: [part.name for part in parts] for group, parts in run.surveyed.items()}
+    return {group: [part.name for part in parts] for group, parts in run.shared.surveyed.items()}
 
 
 def test_sets_of_one_name_with_other_pairs_are_both_surveyed(make, pairs):
@@ -58,7 +59,7 @@ def test_a_set_of_two_groups_is_surveyed_once_and_told_in_both(make):
 
 def test_the_survey_takes_no_more_pairs_than_it_is_to(make, pairs):
     run = make({"name": "mine", "jsonl": pairs("p.jsonl", "cat", "dog", "fox")}, survey={"max_pairs": 2})
-    assert [len(part) for part in run.surveyed["mine"]] == [2]
+    assert [len(part) for part in run.shared.surveyed["mine"]] == [2]
 
 
 def test_the_order_of_the_tasks_counts(make, pairs):
@@ -84,17 +85,17 @@ def test_unfinished_training_is_timed_by_its_log(make, tmp_path):
 
 def test_a_task_without_the_second_prefixes_that_effects_need_is_found_before_any_work(make, pairs):
     mine = {"name": "mine", "jsonl": pairs("p.jsonl", "cat", "dog")}
-    make(mine)._check_tasks()
+    make(mine).shared._check_tasks()
     with pytest.raises(ValueError, match="task mine has no second prefixes"):
-        make(mine, effects={"baseline": "patch"})._check_tasks()
+        make(mine, effects={"baseline": "patch"}).shared._check_tasks()
 
 
 def test_a_tokenizer_beside_the_checkpoints_is_that_of_all_and_decides(make, tiny_suite, tmp_path):
     bare = shutil.copytree(tiny_suite, tmp_path / "suite", ignore=shutil.ignore_patterns("*token*"))
     shutil.copytree(tiny_suite / "step0", tmp_path / "words", ignore=shutil.ignore_patterns("*.safetensors", "config*"))
     run = make({"name": "some", "sets": ["distractor"]}, suite={"folder": "suite", "tokenizer": "words"})
-    assert run.tokenizer.get_vocab() == tiny.make_tokenizer().get_vocab()
-    decide = run.metadata.deciding_files(bare / "step0")
+    assert run.shared.tokenizer.get_vocab() == tiny.make_tokenizer().get_vocab()
+    decide = run.shared.metadata.deciding_files(bare / "step0")
     assert decide[0] == bare / "step0" / "config.json"
     assert {path.parent for path in decide[1:]} == {tmp_path / "words"}
-    assert {"config.json", "tokenizer.json"} <= set(run.fingerprints()[0]["files"])
+    assert {"config.json", "tokenizer.json"} <= set(run.shared.fingerprints()[0]["files"])

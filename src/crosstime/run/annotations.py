@@ -15,13 +15,14 @@ from crosstime.annotation.agreement import Agreement, agreements
 from crosstime.annotation.annotation import Annotation, load_annotations, save_annotations
 from crosstime.annotation.choice import rows
 from crosstime.annotation.sheet import read_sheets, write_sheet
-from crosstime.run import config
+from crosstime.run.stage import Workspace
+from crosstime.run.values import Run
 
 FOLDER = "annotations"
 """The artifact: annotations.json, and agreement.json, the pairs of annotators."""
 
 
-def export_sheet(run_dir: Path, out: Path, *, top: int, blind: bool, seed: int) -> None:
+def export_sheet(run: Run, out: Path, *, top: int, blind: bool, seed: int) -> None:
     """Write the sheet that annotators fill in (see `annotation.choice.rows`).
 
     Raises:
@@ -30,13 +31,13 @@ def export_sheet(run_dir: Path, out: Path, *, top: int, blind: bool, seed: int) 
     """
     if out.exists():
         raise ValueError(f"{out} is already there, and may have been filled in: choose another name")
-    known = config.load(run_dir).report.top_k
+    known = run.config.report.top_k
     if top > known:
         raise ValueError(f"--top {top} asks for more features than have contexts: make report.top_k ({known}) larger")
-    compared = json.loads(_finished(run_dir, "compare", "checkpoints.json").read_text(encoding="utf-8"))
+    compared = json.loads(_finished(run, "compare", "checkpoints.json").read_text(encoding="utf-8"))
     found = rows(
-        pq.read_table(_finished(run_dir, "effects", "features.parquet")),
-        load_contexts(_finished(run_dir, "contexts", "contexts.json")),
+        pq.read_table(_finished(run, "effects", "features.parquet")),
+        load_contexts(_finished(run, "contexts", "contexts.json")),
         [row["name"] for row in compared],
         top=top,
         blind=blind,
@@ -45,44 +46,44 @@ def export_sheet(run_dir: Path, out: Path, *, top: int, blind: bool, seed: int) 
     write_sheet(out, found)
 
 
-def import_sheets(run_dir: Path, files: Sequence[Path]) -> list[Agreement]:
+def import_sheets(run: Run, files: Sequence[Path]) -> list[Agreement]:
     """Put what annotators wrote into the run folder, in place of what was there; returns how far they agree.
 
     Raises:
         ValueError: the run is not so far, or a file is wrong (see `annotation.sheet.read_sheets`).
     """
-    crosscoder = json.loads(_finished(run_dir, "crosscoder", "config.json").read_text(encoding="utf-8"))
+    crosscoder = json.loads(_finished(run, "crosscoder", "config.json").read_text(encoding="utf-8"))
     found = read_sheets(files, crosscoder["features"])
     if not found:
         raise ValueError(f"nobody has written anything into {', '.join(map(str, files))}")
     agreed = agreements(found)
-    with artifact.writing(run_dir / FOLDER, settings={"files": [str(file) for file in files]}, inputs={}) as draft:
+    with artifact.writing(run.at(FOLDER), settings={"files": [str(file) for file in files]}, inputs={}) as draft:
         save_annotations(draft / "annotations.json", found)
         (draft / "agreement.json").write_text(json.dumps([asdict(pair) for pair in agreed], indent=1) + "\n")
     return agreed
 
 
-def read_annotations(run_dir: Path) -> list[Annotation]:
+def read_annotations(run: Workspace) -> list[Annotation]:
     """The annotations of a run; none where there are none yet.
 
     Raises:
         ValueError: they were altered or damaged.
     """
-    if artifact.read_manifest(run_dir / FOLDER) is None:
+    if artifact.read_manifest(run.at(FOLDER)) is None:
         return []
-    artifact.verify(run_dir / FOLDER)
-    return load_annotations(run_dir / FOLDER / "annotations.json")
+    artifact.verify(run.at(FOLDER))
+    return load_annotations(run.at(FOLDER) / "annotations.json")
 
 
-def annotations_hash(run_dir: Path) -> str:
+def annotations_hash(run: Workspace) -> str:
     """One hash of a run's annotations; empty where there are none."""
-    manifest = artifact.read_manifest(run_dir / FOLDER)
+    manifest = artifact.read_manifest(run.at(FOLDER))
     return manifest.content if manifest else ""
 
 
-def _finished(run_dir: Path, folder: str, name: str) -> Path:
+def _finished(run: Run, folder: str, name: str) -> Path:
     """A file of an artifact, whose hash was right."""
-    if artifact.read_manifest(run_dir / folder) is None:
-        raise ValueError(f"{run_dir} has no {folder} yet: `crosstime run {run_dir}` computes it")
-    artifact.verify(run_dir / folder)
-    return run_dir / folder / name
+    if artifact.read_manifest(run.at(folder)) is None:
+        raise ValueError(f"{run.own_folder} has no {folder} yet: `crosstime run {run.folder}` computes it")
+    artifact.verify(run.at(folder))
+    return run.at(folder) / name

@@ -93,7 +93,7 @@ class Batches:
             ValueError: what must be held exceeds the budget.
         """
         config = max(configs, key=lambda config: config.crosscoder.features)
-        held, context = cost.analysis_parts(config, shape), config.text.context
+        held, context = cost.analysis_parts(configs, shape), config.text.context
         logits = {"logits (text.context)": cost.logit_bytes(config, shape)}
         block = f"one block (text.context = {context})"
 
@@ -120,6 +120,4 @@ def _harvest(configs: Sequence[RunConfig], shape: Shape, budget: Budget) -> int:
         # Its rows are laid out in order when they are saved: in the memory of the host, which here is the same.
         parts = {**parts, "a copy of the ring, to save it": cost.ring_bytes(config, shape)}
     block = f"the harvest of one block (text.context = {config.text.context})"
-    return budget.fitting(
-        "training", config.training.harvest_blocks, block, cost.harvest_bytes(config, shape), parts
-    )
+    return budget.fitting("training", config.training.harvest_blocks, block, cost.harvest_bytes(config, shape), parts)

@@ -5,7 +5,8 @@ A new setting is a new field here; the loader, its error messages and what makes
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Literal
@@ -16,10 +17,28 @@ from crosstime.crosscoder.sparsity.rules import L1, Sparsity
 from crosstime.data.cut import Cut
 from crosstime.data.positions import Positions
 from crosstime.lm.memory import parse_bytes
+from crosstime.lm.nearest import nearest
 from crosstime.run import toml
-from crosstime.training.config import TrainConfig
+from crosstime.training.config import TrainConfig, check_seed
 
 FILE = "run.toml"
+
+_TAKEN = (
+    *(
+        FILE,
+        "resolved.toml",
+        "error.log",
+        "suite",
+        "tokenising",
+        "tokens",
+        "survey",
+        "compare",
+        "training",
+        "crosscoder",
+    ),
+    *("evaluation", "diagnostics", "effects", "ablation", "contexts", "annotations", "report"),
+)
+"""What a run folder holds: no crosscoder may have such a name, since its folder would stand there."""
 
 
 def _at_least(least: int, section: str, **values: int) -> None:
@@ -284,23 +303,50 @@ class CompareConfig:
 class CrosscoderSettings:
     """[crosscoder]: its place in the model and its size; or one that exists."""
 
+    name: str = field(default="", metadata={"matters": False})
+    """What to call it, and the folder of its artifacts; needed where there are several. Without a name they stand in
+    the run folder itself."""
     from_: str | None = None
     """Take this crosscoder instead of training one: a folder, relative to run.toml, or a repository of the hub, in any
-    format that `crosstime import` reads. `features`, [sparsity] and [training] then mean nothing."""
+    format that `crosstime import` reads. `features`, `seed`, [sparsity] and [training] then mean nothing."""
     layer: int | None = None
     """Read the output of this block, counted from 0; without it the middle one."""
     features: int = 16_384
     """Size of the dictionary."""
+    seed: int | None = None
+    """Seed of the start values; without it training.seed."""
 
     def __post_init__(self) -> None:
-        """Raises ValueError for sizes that cannot be."""
+        """Raises ValueError for what cannot be."""
         _at_least(1, "crosscoder", features=self.features)
         if self.layer is not None:
             _at_least(0, "crosscoder", layer=self.layer)
+        if self.seed is not None:
+            check_seed("crosscoder.seed", self.seed)
+        if self.name:
+            self._check_name()
+
+    def _check_name(self) -> None:
+        if self.name in _TAKEN:
+            raise ValueError(f"crosscoder.name is {self.name!r}, which is taken in a run folder: choose another name")
+        plain = self.name.isprintable() and self.name == self.name.strip() and not set(self.name) & set("/\\")
+        if not plain or self.name.startswith((".", "-")):
+            raise ValueError(
+                f"crosscoder.name is {self.name!r}, and is to be that of a folder: without /, and with no dot, hyphen "
+                "or space first"
+            )
 
     def layer_of(self, n_layers: int) -> int:
         """The block to read, of so many: as configured, or the middle one (8 of 16, as in arXiv 2509.05291)."""
         return n_layers // 2 if self.layer is None else self.layer
+
+
+@dataclass(frozen=True)
+class CrosscoderEntry(CrosscoderSettings):
+    """[crosscoder], or one of several [[crosscoder]], as the file states it."""
+
+    sparsity: Sparsity | None = None
+    """What keeps its code sparse; without it the [sparsity] of all."""
 
 
 @dataclass(frozen=True)
@@ -407,8 +453,8 @@ class ReportConfig:
 
 
 @dataclass(frozen=True)
-class RunConfig:
-    """The whole of run.toml."""
+class CommonConfig:
+    """What run.toml says of everything but the crosscoders."""
 
     suite: SuiteConfig
     text: TextConfig
@@ -417,7 +463,6 @@ class RunConfig:
     positions: Positions = field(default_factory=Positions)
     survey: SurveyConfig = SurveyConfig()
     compare: CompareConfig = CompareConfig()
-    crosscoder: CrosscoderSettings = CrosscoderSettings()
     sparsity: Sparsity = field(default_factory=L1)
     training: TrainConfig = field(default_factory=TrainConfig)
     evaluation: EvaluationConfig = EvaluationConfig()
@@ -434,12 +479,87 @@ class RunConfig:
                 raise ValueError(f"two tasks are called {name!r}: every [[task]] needs a name of its own")
         if not any(task.attribute for task in self.task):
             raise ValueError("at least one [[task]] must have `attribute = true` (which is the default)")
+
+
+@dataclass(frozen=True)
+class RunConfig(CommonConfig):
+    """The whole configuration of one crosscoder; where run.toml has several, theirs differ in it and in [sparsity]."""
+
+    crosscoder: CrosscoderSettings = CrosscoderSettings()
+
+    def __post_init__(self) -> None:
+        """Raises ValueError where sections do not fit one another."""
+        super().__post_init__()
         self.sparsity.check(self.crosscoder.features)
         self.sparsity.check_trainable()
 
+    @property
+    def start_seed(self) -> int:
+        """Seed of the start values."""
+        return self.training.seed if self.crosscoder.seed is None else self.crosscoder.seed
 
-def load(run_dir: Path) -> RunConfig:
-    """The configuration of a run folder.
+
+@dataclass(frozen=True)
+class RunFile(CommonConfig):
+    """run.toml as it is written: with one [crosscoder], or with several [[crosscoder]]."""
+
+    crosscoder: CrosscoderEntry | tuple[CrosscoderEntry, ...] = CrosscoderEntry()
+
+    def __post_init__(self) -> None:
+        """Raises ValueError where sections do not fit one another."""
+        super().__post_init__()
+        self.each()
+
+    def each(self) -> tuple[RunConfig, ...]:
+        """The configuration of each crosscoder: what a run.toml with it alone would say.
+
+        Raises:
+            ValueError: two have one name, or one has none; they read different layers; one is to be taken from
+                elsewhere; or a sparsity rule asks for more features than there are.
+        """
+        entries = self.crosscoder if isinstance(self.crosscoder, tuple) else (self.crosscoder,)
+        _check_several(entries)
+        layer = next((entry.layer for entry in entries if entry.layer is not None), None)
+        return tuple(self._config(entry, layer) for entry in entries)
+
+    def _config(self, entry: CrosscoderEntry, layer: int | None) -> RunConfig:
+        common = {each.name: getattr(self, each.name) for each in fields(CommonConfig)}
+        stated = {each.name: getattr(entry, each.name) for each in fields(CrosscoderSettings)}
+        seed = None if entry.seed == self.training.seed else entry.seed
+        crosscoder = CrosscoderSettings(**{**stated, "layer": layer, "seed": seed})
+        try:
+            return RunConfig(**{**common, "sparsity": entry.sparsity or self.sparsity}, crosscoder=crosscoder)
+        except ValueError as error:
+            raise ValueError(f"crosscoder {entry.name!r}: {error}" if entry.name else str(error)) from None
+
+
+def _check_several(entries: Sequence[CrosscoderEntry]) -> None:
+    if not entries:
+        raise ValueError("crosscoder is an empty list: leave it out, or write [[crosscoder]] over each")
+    if len(entries) == 1:
+        return
+    names = [entry.name for entry in entries]
+    for n, entry in enumerate(entries, 1):
+        if not entry.name:
+            raise ValueError(f"[crosscoder {n}] needs a `name`, since there are several")
+        if names.count(entry.name) > 1:
+            raise ValueError(f"two crosscoders are called {entry.name!r}: every [[crosscoder]] needs a name of its own")
+        if entry.from_:
+            raise ValueError(
+                f"crosscoder {entry.name!r}: `from` does not go with several, which are trained together: give it a "
+                "run folder of its own"
+            )
+    layers = {entry.layer: entry.name for entry in entries if entry.layer is not None}
+    if len(layers) > 1:
+        (one, name), (other, other_name), *_ = layers.items()
+        raise ValueError(
+            f"crosscoder {name!r} has layer {one} and {other_name!r} layer {other}: several learn from one harvest, "
+            "which is of one layer; give the other a run folder of its own"
+        )
+
+
+def load(run_dir: Path) -> tuple[RunConfig, ...]:
+    """The configuration of each crosscoder of a run folder.
 
     Raises:
         ValueError: there is no such folder, no run.toml in it, or the file is wrong (see `toml.read`).
@@ -449,8 +569,40 @@ def load(run_dir: Path) -> RunConfig:
             f"there is no folder {run_dir}{_similar(run_dir)}: make one with `crosstime new demo {run_dir}`"
         )
     if not (run_dir / FILE).is_file():
+        if (run_dir.parent / FILE).is_file():
+            raise ValueError(f"{run_dir} is a part of a run, whose stages are done together: name {run_dir.parent}")
         raise ValueError(f"{run_dir} holds no {FILE}: make one with `crosstime new demo {run_dir}`")
-    return toml.read(RunConfig, run_dir / FILE)
+    return toml.read(RunFile, run_dir / FILE).each()
+
+
+def find(place: Path) -> tuple[Path, tuple[RunConfig, ...]]:
+    """A run folder and those of its crosscoders that are meant: RUN_DIR means all, RUN_DIR/NAME one.
+
+    Raises:
+        ValueError: as for `load`, or the run has no crosscoder of this name.
+    """
+    run_dir = place.parent
+    if (place / FILE).is_file() or not (run_dir / FILE).is_file():
+        return place, load(place)
+    known = {config.crosscoder.name: config for config in load(run_dir)}
+    if place.name not in known:
+        named = [name for name in known if name]
+        hint = f"{nearest(place.name, named)} of {', '.join(named)}" if named else ", and its only one has no name"
+        raise ValueError(f"{run_dir} has no crosscoder {place.name!r}{hint}")
+    return run_dir, (known[place.name],)
+
+
+def only(place: Path, configs: Sequence[RunConfig]) -> RunConfig:
+    """The configuration of the one crosscoder that a place means (see `find`).
+
+    Raises:
+        ValueError: it means several.
+    """
+    if len(configs) > 1:
+        names = ", ".join(config.crosscoder.name for config in configs)
+        first = place / configs[0].crosscoder.name
+        raise ValueError(f"{place} has several crosscoders: name one ({names}), as in {first}")
+    return configs[0]
 
 
 def resolved(config: RunConfig) -> str:

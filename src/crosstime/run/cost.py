@@ -74,44 +74,46 @@ class Cost:
     tokens: int
     """Tokens that every checkpoint reads for them."""
     weights: int
-    """Weights of the crosscoder's two matrices."""
+    """Weights of the two matrices of all crosscoders."""
     harvest_flop: float
     """All forward passes of training."""
     product_flop: float
-    """All matrix products of the crosscoder."""
+    """All matrix products of the crosscoders."""
     seconds: float
     """Training on the assumed device."""
     gpu_bytes: int
     """The most memory that is held at once."""
     run_bytes: int
-    """The most that the run folder holds at once: two training states, the crosscoder, the text's tokens."""
+    """The most that the run folder holds at once: two training states, the crosscoders, the text's tokens."""
 
     @property
     def gpu_hours(self) -> float:
         return self.seconds / 3600
 
 
-def estimate(config: RunConfig, shape: Shape, device: Device = H100) -> Cost:
+def estimate(config: RunConfig, shape: Shape, device: Device = H100, *, beside: Sequence[RunConfig] = ()) -> Cost:
     """The cost of a run.
 
     Args:
         config: its settings.
         shape: of each of its checkpoints.
         device: what it runs on.
+        beside: the settings of the other crosscoders that are trained on the same harvest.
     """
+    configs = [config, *beside]
     checkpoints, layer = config.compare.size, config.crosscoder.layer_of(shape.layers)
     context, trained = config.text.context, not config.crosscoder.from_
     steps = config.training.steps if trained else 0
     rows = steps * config.training.batch_size
     tokens = round(rows * context / (context - config.positions.first_trained))
-    weights = crosscoder_weights(config, shape)
+    weights = sum(crosscoder_weights(each, shape) for each in configs)
     # A token attends to half of its sequence on average; scores and mixing cost 2 S D each for a whole one.
     per_token = (layer + 1) * (2 * shape.block + 2 * context * shape.width)
     harvest_flop = float(tokens) * checkpoints * per_token
     product_flop = float(rows) * FLOP_PER_WEIGHT_AND_ROW * weights
     seconds = harvest_flop / device.harvest + product_flop / device.products
-    seconds += steps * (STEP_BYTES * weights + 2 * _code_bytes(config)) / device.bandwidth
-    analysis = _analysis_bytes(config, shape)
+    seconds += steps * (STEP_BYTES * weights + 2 * sum(map(_code_bytes, configs))) / device.bandwidth
+    analysis = _analysis_bytes(configs, shape)
     return Cost(
         rows=rows,
         tokens=tokens,
@@ -119,7 +121,7 @@ def estimate(config: RunConfig, shape: Shape, device: Device = H100) -> Cost:
         harvest_flop=harvest_flop,
         product_flop=product_flop,
         seconds=seconds,
-        gpu_bytes=max(_training_bytes(config, shape), analysis) if trained else analysis,
+        gpu_bytes=max(_training_bytes(configs, shape), analysis) if trained else analysis,
         run_bytes=_run_bytes(config, shape, weights),
     )
 
@@ -132,6 +134,7 @@ def training_parts(configs: Sequence[RunConfig], shape: Shape) -> dict[str, int]
         "checkpoints (training.harvest)": models * BYTES[config.training.harvest],
         "weights, gradients and moments (crosscoder.features)": weights * KEPT_BYTES,
         "ring (training.ring_rows)": ring_bytes(config, shape),
+        # One crosscoder after the other takes its step, in the same memory.
         "a step (training.batch_size)": max(step_bytes(config, shape) for config in configs),
     }
 
@@ -153,12 +156,13 @@ def pass_bytes(config: RunConfig, shape: Shape, precision: str) -> int:
     return config.text.context * shape.width * HARVEST_VALUES * BYTES[precision]
 
 
-def analysis_parts(config: RunConfig, shape: Shape) -> dict[str, int]:
+def analysis_parts(configs: Sequence[RunConfig], shape: Shape) -> dict[str, int]:
     """Bytes that evaluation, effects and ablation hold from beginning to end, by what takes them."""
+    config, weights = configs[0], sum(crosscoder_weights(config, shape) for config in configs)
     models = config.compare.size * shape.parameters
     return {
         "checkpoints (compute.dtype)": models * BYTES[config.compute.dtype],
-        "crosscoder (crosscoder.features)": 4 * crosscoder_weights(config, shape),
+        "crosscoders (crosscoder.features)": 4 * weights,
     }
 
 
@@ -179,9 +183,9 @@ def crosscoder_weights(config: RunConfig, shape: Shape) -> int:
     return 2 * config.compare.size * shape.width * config.crosscoder.features
 
 
-def _training_bytes(config: RunConfig, shape: Shape) -> int:
-    harvest = config.training.harvest_blocks * harvest_bytes(config, shape)
-    return sum(training_parts([config], shape).values()) + harvest
+def _training_bytes(configs: Sequence[RunConfig], shape: Shape) -> int:
+    harvest = configs[0].training.harvest_blocks * harvest_bytes(configs[0], shape)
+    return sum(training_parts(configs, shape).values()) + harvest
 
 
 def _code_bytes(config: RunConfig) -> int:
@@ -189,10 +193,11 @@ def _code_bytes(config: RunConfig) -> int:
     return codes * (GATED_CODE_BYTES * config.compare.size if config.sparsity.gated else CODE_BYTES)
 
 
-def _analysis_bytes(config: RunConfig, shape: Shape) -> int:
-    """While the crosscoder is evaluated."""
-    batch = config.evaluation.batch_blocks * analysis_bytes(config, shape, 2) + logit_bytes(config, shape)
-    return sum(analysis_parts(config, shape).values()) + batch
+def _analysis_bytes(configs: Sequence[RunConfig], shape: Shape) -> int:
+    """While a crosscoder is evaluated."""
+    largest = max(configs, key=lambda config: config.crosscoder.features)
+    batch = largest.evaluation.batch_blocks * analysis_bytes(largest, shape, 2) + logit_bytes(largest, shape)
+    return sum(analysis_parts(configs, shape).values()) + batch
 
 
 def ring_bytes(config: RunConfig, shape: Shape) -> int:

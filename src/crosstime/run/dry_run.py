@@ -23,38 +23,40 @@ from crosstime.run.screen import columns, gigabytes, hours
 from crosstime.run.stage import states
 from crosstime.run.stages import stages
 from crosstime.run.tokens import check_texts
-from crosstime.run.values import Run
+from crosstime.run.values import Run, Shared
 
 WIDTH = 100
 """Characters of a line, beside its label."""
 
 
-def dry_run(run: Run) -> str:
-    """What a run would do, and what that would cost, for a terminal. Nothing is written into the run folder.
+def dry_run(runs: Sequence[Run]) -> str:
+    """What the crosscoders of a run would do, and what that would cost, for a terminal.
 
-    Warns where the run needs more than this machine seems to have.
+    Nothing is written into the run folder. Warns where the run needs more than this machine seems to have.
 
     Raises:
         ValueError: something in run.toml, or what it names, is wrong.
     """
-    run.check_inputs()
+    run, shared = runs[0], runs[0].shared
+    shared.check_inputs()
     check_texts(run)
-    shape = run.shape
+    shape = shared.shape
     if run.config.crosscoder.from_ and isinstance(run.foreign_place, Path):
-        check_fit(run.foreign.config, run.config, run.layer, shape.width)
-    cost = estimate(run.config, shape)
-    download = _download(run.metadata.places, shape)
+        check_fit(run.foreign.config, run.config, shared.layer, shape.width)
+    cost = estimate(run.config, shape, beside=[other.config for other in runs[1:]])
+    download = _download(shared.metadata.places, shape)
+    compare = run.config.compare
     facts = [
-        ("checkpoints", _checkpoints(run)),
-        ("model", _model(run, shape)),
-        ("compared", ", ".join(run.config.compare.checkpoints) or f"{run.config.compare.number}, chosen by the survey"),
-        ("crosscoder", _crosscoder(run, cost)),
+        ("checkpoints", _checkpoints(shared)),
+        ("model", _model(shared, shape)),
+        ("compared", ", ".join(compare.checkpoints) or f"{compare.number}, chosen by the survey"),
+        *(("crosscoder", _crosscoder(each, estimate(each.config, shape))) for each in runs),
         ("training", _training(run, cost)),
-        ("text", _text(run)),
-        *(("task", _task(run, task)) for task in run.attributed),
-        ("stages to do", _undone(run)),
+        ("text", _text(shared)),
+        *(("task", _task(shared, task)) for task in shared.attributed),
+        ("stages to do", _undone(runs)),
         ("time", f"{hours(cost.seconds)} GPU-hours to train: an estimate for {H100}"),
-        ("memory", f"about {gigabytes(cost.gpu_bytes)}; {_device(run.device, cost.gpu_bytes)}"),
+        ("memory", f"about {gigabytes(cost.gpu_bytes)}; {_device(shared.device, cost.gpu_bytes)}"),
         ("download", _room(download, Path(constants.HF_HUB_CACHE), "of weights")),
         ("disk", _room(cost.run_bytes, run.folder, "at most")),
     ]
@@ -66,26 +68,28 @@ def dry_run(run: Run) -> str:
     return columns(rows)
 
 
-def _checkpoints(run: Run) -> str:
-    names = (f"{place.name} ({token_count(place.tokens)})" for place in run.metadata.places)
-    return f"{', '.join(names)}, by tokens seen, of {run.source}"
+def _checkpoints(shared: Shared) -> str:
+    names = (f"{place.name} ({token_count(place.tokens)})" for place in shared.metadata.places)
+    return f"{', '.join(names)}, by tokens seen, of {shared.source}"
 
 
-def _model(run: Run, shape: Shape) -> str:
+def _model(shared: Shared, shape: Shape) -> str:
     return (
-        f"{run.metadata.config.model_type} of {token_count(shape.parameters)} parameters, {shape.layers} blocks of "
-        f"width {shape.width}; a tokenizer of {len(run.tokenizer):,} tokens"
+        f"{shared.metadata.config.model_type} of {token_count(shape.parameters)} parameters, {shape.layers} blocks of "
+        f"width {shape.width}; a tokenizer of {len(shared.tokenizer):,} tokens"
     )
 
 
 def _crosscoder(run: Run, cost: Cost) -> str:
-    config, where = run.config, f"after block {run.layer} of 0 to {run.metadata.n_layers - 1}"
+    config, where = run.config, f"after block {run.shared.layer} of 0 to {run.shared.metadata.n_layers - 1}"
     if config.crosscoder.from_:
         place = run.foreign_place
         what = f"{run.foreign.config.features:,} features" if isinstance(place, Path) else "on the hub, not looked at"
         return f"that of {config.crosscoder.from_}, {what}; {where}"
+    name = f"{run.name}: " if run.name else ""
     return (
-        f"{config.crosscoder.features:,} features, {cost.weights / 1e6:,.1f}M weights, {config.sparsity.rule}; {where}"
+        f"{name}{config.crosscoder.features:,} features, {cost.weights / 1e6:,.1f}M weights, {config.sparsity.rule}, "
+        f"seed {config.start_seed}; {where}"
     )
 
 
@@ -99,9 +103,9 @@ def _training(run: Run, cost: Cost) -> str:
     )
 
 
-def _text(run: Run) -> str:
-    config = run.config.text
-    names = [path.name for path in run.train_files]
+def _text(shared: Shared) -> str:
+    config = shared.config.text
+    names = [path.name for path in shared.train_files]
     for text in config.hub:
         share = f"{text.share:.0%}" if text.share else None
         names.append(" ".join(filter(None, (share, text.repo, text.config))))
@@ -109,15 +113,16 @@ def _text(run: Run) -> str:
     return f"{', '.join(names)}; {config.packing}{limit}"
 
 
-def _task(run: Run, task: Task) -> str:
-    prompts = task.prompts(run.tokenizer, run.config.positions)
+def _task(shared: Shared, task: Task) -> str:
+    prompts = task.prompts(shared.tokenizer, shared.config.positions)
     why = ", ".join(f"{count:,} {reason}" for reason, count in prompts.skipped.items())
     return f"{task.name}: {len(prompts):,} prompts from {len(task):,} pairs" + (f" (left out: {why})" if why else "")
 
 
-def _undone(run: Run) -> str:
-    found = states(run, stages(run.config))
-    return ", ".join(name for name, state in found.items() if state.status != "done") or "none"
+def _undone(runs: Sequence[Run]) -> str:
+    """The stages that some crosscoder waits for."""
+    found = [states(run, stages(run.config)) for run in runs]
+    return ", ".join(name for name in found[0] if any(of_one[name].status != "done" for of_one in found)) or "none"
 
 
 def _download(places: Sequence[Place], shape: Shape) -> int:

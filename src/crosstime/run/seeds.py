@@ -1,11 +1,11 @@
-"""The quality of several runs of one comparison, which differ in their seed only, as one table."""
+"""The quality of several crosscoders of one comparison, which differ in their seed only, as one table."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, combinations
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,9 @@ from crosstime.analysis.numbers import finite
 from crosstime.analysis.quality import Quality
 from crosstime.analysis.seeds import PER_CHECKPOINT, QUALITIES, OverSeeds, over_seeds
 from crosstime.crosscoder.crosscoder import Crosscoder
+from crosstime.run import config
 
-SEED = "training.seed"
+TRAINING_SEED, START_SEED = "training.seed", "crosscoder.seed"
 _DIGITS = {"l0": 2, "dead": 1, "explained_variance": 4, "delta_ce": 4, "loss_recovered": 4}
 _LABELS = {
     "l0": "L0",
@@ -60,35 +61,94 @@ class SeedTable:
         return [row + [""] * (len(rows[0]) - len(row)) for row in rows]
 
 
-def seed_table(run_dirs: Sequence[Path], *, match: bool = False) -> SeedTable:
-    """Read the evaluations of several runs.
+def seed_table(places: Sequence[Path], *, match: bool = False) -> SeedTable:
+    """Read the evaluations of several crosscoders.
 
     Args:
-        run_dirs: run folders, evaluated, that differ in `training.seed` and in nothing that the numbers depend on.
+        places: run folders, or RUN_DIR/NAME for one of several crosscoders, all evaluated, that differ in
+            `training.seed` or `crosscoder.seed` and in nothing else that the numbers depend on. A single run folder
+            stands for those of its crosscoders that do.
         match: also match their features.
 
     Raises:
-        ValueError: fewer than two runs; one that is not evaluated, or not since its crosscoder was trained, or whose
-            crosscoder was imported; two of one seed; two that are not one comparison: the first difference is named.
+        ValueError: fewer than two crosscoders; one that is not evaluated, or not since it was trained, or that was
+            imported; two of one seed; two that are not one comparison: the first difference is named.
     """
-    if len(run_dirs) < 2:
-        raise ValueError(f"a table over seeds needs at least 2 run folders; got {len(run_dirs)}")
-    facts = [_facts(run_dir) for run_dir in run_dirs]
-    seeds = [of_run.pop(SEED) for of_run in facts]
-    for run_dir, of_run in zip(run_dirs[1:], facts[1:], strict=True):
-        for name in dict.fromkeys(chain(facts[0], of_run)):
-            ours, theirs = facts[0].get(name), of_run.get(name)
-            if ours != theirs:
-                raise ValueError(
-                    f"{run_dirs[0]} and {run_dir} are not one comparison: {name} is {_shown(ours)} in the first and "
-                    f"{_shown(theirs)} in the second; only {SEED} may differ"
-                )
-    for n, seed in enumerate(seeds):
-        if seed in seeds[:n]:
-            raise ValueError(f"{run_dirs[seeds.index(seed)]} and {run_dirs[n]} both have {SEED} {seed}")
-    quality = over_seeds([Quality.load(run_dir / "evaluation") for run_dir in run_dirs])
-    crosscoders = [Crosscoder.from_pretrained(run_dir / "crosscoder") for run_dir in run_dirs] if match else []
-    return SeedTable(seeds, quality, stability(crosscoders) if match else None)
+    places = _alike(places[0]) if len(places) == 1 else [_one(place) for place in places]
+    if len(places) < 2:
+        raise ValueError(f"a table over seeds needs at least 2 crosscoders; got {len(places)}")
+    evaluated = [_evaluated(place) for place in places]
+    first, *others = evaluated
+    for other in others:
+        if (name := first.differs_in(other)) is not None:
+            raise ValueError(
+                f"{first.place} and {other.place} are not one comparison: {name} is {_shown(first.facts.get(name))} in "
+                f"the first and {_shown(other.facts.get(name))} in the second; only {TRAINING_SEED} and {START_SEED} "
+                "may differ"
+            )
+    for one, other in combinations(evaluated, 2):
+        if one.seeds == other.seeds:
+            raise ValueError(f"{one.place} and {other.place} both have {TRAINING_SEED} {one.seeds[0]}")
+    quality = over_seeds([Quality.load(place / "evaluation") for place in places])
+    crosscoders = [Crosscoder.from_pretrained(place / "crosscoder") for place in places] if match else []
+    return SeedTable(_told(evaluated), quality, stability(crosscoders) if match else None)
+
+
+@dataclass(frozen=True)
+class _Evaluated:
+    """A crosscoder whose quality was measured."""
+
+    place: Path
+    seeds: tuple[int, int]
+    """That of the training, and that of the start values."""
+    facts: dict[str, Any]
+    """All else that its quality depends on; what a reader knows best stands first."""
+
+    def differs_in(self, other: _Evaluated) -> str | None:
+        """The first fact that another has otherwise."""
+        names = dict.fromkeys(chain(self.facts, other.facts))
+        return next((name for name in names if self.facts.get(name) != other.facts.get(name)), None)
+
+
+def _told(evaluated: Sequence[_Evaluated]) -> list[int]:
+    """The seeds for the table: those of the start values, unless only those of the training tell all apart."""
+    training, start = ([each.seeds[n] for each in evaluated] for n in (0, 1))
+    return training if len(set(start)) < len(start) else start
+
+
+def _one(place: Path) -> Path:
+    """The folder of the one crosscoder that a place means.
+
+    Raises:
+        ValueError: it means several, or the run has none of this name.
+    """
+    if not (place / config.FILE).is_file() and not (place.parent / config.FILE).is_file():
+        return place
+    run_dir, configs = config.find(place)
+    return run_dir / config.only(place, configs).crosscoder.name
+
+
+def _alike(run_dir: Path) -> list[Path]:
+    """The crosscoders of a run that differ in their seed only.
+
+    Raises:
+        ValueError: there are several sets of such, or none.
+    """
+    if not (run_dir / config.FILE).is_file():
+        return [run_dir]
+    places = [run_dir / each.crosscoder.name for each in config.load(run_dir)]
+    sets: list[list[_Evaluated]] = []
+    for each in map(_evaluated, places):
+        known = next((alike for alike in sets if alike[0].differs_in(each) is None), None)
+        if known is None:
+            sets.append([each])
+        else:
+            known.append(each)
+    found = [[each.place for each in alike] for alike in sets if len(alike) > 1]
+    if len(found) > 1:
+        listed = "; ".join(", ".join(place.name for place in alike) for alike in found)
+        raise ValueError(f"{run_dir} has {len(found)} sets that differ in their seed only ({listed}): name one set")
+    return found[0] if found else places
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> str:
@@ -104,20 +164,22 @@ def markdown(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([heading, f"|{'---|' * len(rows[0])}", *rest])
 
 
-def _facts(run_dir: Path) -> dict[str, Any]:
-    """All that a run's quality depends on; what a reader knows best stands first."""
-    trained, evaluated = (artifact.read_manifest(run_dir / folder) for folder in ("crosscoder", "evaluation"))
+def _evaluated(place: Path) -> _Evaluated:
+    trained, evaluated = (artifact.read_manifest(place / folder) for folder in ("crosscoder", "evaluation"))
     if trained is None or evaluated is None or evaluated.inputs.get("crosscoder") != trained.content:
-        raise ValueError(f"{run_dir} holds no evaluation of its crosscoder: run `crosstime evaluate {run_dir}` first")
-    if SEED not in trained.settings:
-        raise ValueError(f"{run_dir} imported its crosscoder: a table over seeds needs runs that trained theirs")
+        run_dir = place.parent if (place.parent / config.FILE).is_file() else place
+        raise ValueError(f"{place} holds no evaluation of its crosscoder: run `crosstime evaluate {run_dir}` first")
+    if TRAINING_SEED not in trained.settings:
+        raise ValueError(f"{place} imported its crosscoder: a table over seeds needs runs that trained theirs")
     for folder in ("crosscoder", "evaluation"):
-        artifact.verify(run_dir / folder)
-    config = json.loads((run_dir / "crosscoder" / "config.json").read_text(encoding="utf-8"))
-    made_for = {name: config[name] for name in ("checkpoints", "layer", "features", "sparsity", "positions", "weights")}
+        artifact.verify(place / folder)
+    own = json.loads((place / "crosscoder" / "config.json").read_text(encoding="utf-8"))
+    made_for = {name: own[name] for name in ("checkpoints", "layer", "features", "sparsity", "positions", "weights")}
     settings = {**evaluated.settings, **trained.settings}
+    seed, start = settings.pop(TRAINING_SEED), settings.pop(START_SEED, None)
     # Those of [crosscoder] stand in its own configuration, where the default layer is filled in.
-    return made_for | {name: value for name, value in settings.items() if not name.startswith("crosscoder.")}
+    facts = made_for | {name: value for name, value in settings.items() if not name.startswith("crosscoder.")}
+    return _Evaluated(place, (seed, seed if start is None else start), facts)
 
 
 def _shown(value: Any) -> str:

@@ -9,9 +9,9 @@ from __future__ import annotations
 import copy
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 import torch
@@ -31,7 +31,7 @@ from crosstime.data.task import Prompts
 from crosstime.lm.finite import finite_residual
 from crosstime.lm.split import SplitLM
 from crosstime.run.config import RunConfig
-from crosstime.run.values import Run
+from crosstime.run.values import Shared
 from crosstime.training.harvest import Harvest
 from crosstime.training.learner import Learner
 from crosstime.training.peak import peak_products, synchronise
@@ -94,17 +94,16 @@ class Speeds:
     """A prompt with a feature ablated, at one checkpoint."""
 
 
-def measure(run: Run, configs: Sequence[RunConfig], seconds: float = SECONDS) -> Speeds:
+def measure(shared: Shared, seconds: float = SECONDS) -> Speeds:
     """Measures all pieces.
 
     Args:
-        run: its checkpoints' configuration, tokenizer and tasks are read; it has a device.
-        configs: of each crosscoder.
+        shared: the run, of which the checkpoints' configuration, the tokenizer and the tasks are read.
         seconds: about how long.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what a random model computes is no one's concern
-        return _Bench(run, configs, seconds / PIECES).speeds()
+        return _Bench(shared, seconds / PIECES).speeds()
 
 
 def seconds_each(work: Callable[[int], object], most: int, device: torch.device, seconds: float) -> float:
@@ -117,9 +116,9 @@ def seconds_each(work: Callable[[int], object], most: int, device: torch.device,
         seconds: about how long to measure.
     """
     n = 1
-    _clocked(lambda: work(n), device)  # whatever is slow the first time
+    _clocked(partial(work, n), device)  # whatever is slow the first time
     while True:
-        taken = _clocked(lambda: work(n), device)
+        taken = _clocked(partial(work, n), device)
         if n >= most or 3 * taken > seconds:
             return taken / n
         n = min(most, max(2 * n, int(n * seconds / (2 * taken))))
@@ -151,12 +150,12 @@ class _Bench:
     stage runs besides: forward below and above the layer, or forward and backward.
     """
 
-    def __init__(self, run: Run, configs: Sequence[RunConfig], slot: float) -> None:
-        self.run, self.configs, self.slot = run, configs, slot
-        self.config, self.device, self.layer = configs[0], run.device, run.layer
-        self.checkpoints, self.above = self.config.compare.size, run.metadata.n_layers - run.layer - 1
-        self.positions = self.config.positions
-        self.largest = max(configs, key=lambda config: config.crosscoder.features)
+    def __init__(self, shared: Shared, slot: float) -> None:
+        self.shared, self.slot, self.config = shared, slot, shared.config
+        self.configs = (shared.config, *shared.beside)
+        self.device, self.layer, self.positions = shared.device, shared.layer, shared.config.positions
+        self.checkpoints, self.above = self.config.compare.size, shared.metadata.n_layers - shared.layer - 1
+        self.largest = max(self.configs, key=lambda config: config.crosscoder.features)
         self.random = np.random.default_rng(0)
 
     def speeds(self) -> Speeds:
@@ -172,7 +171,8 @@ class _Bench:
             mixing=self._mixing(),
             steps=tuple(map(self._step, self.configs)),
             read=self._each(self._read, 32) + self.layer * block + above,
-            evaluated=self._each(self._evaluate, self.config.evaluation.batch_blocks) + below
+            evaluated=self._each(self._evaluate, self.config.evaluation.batch_blocks)
+            + below
             # Every checkpoint's loss three times: as it is, of the reconstruction, of zeros.
             + 3 * self.checkpoints * above,
             diagnosed=self._each(self._diagnose, self.config.diagnostics.batch_blocks) + below,
@@ -187,7 +187,7 @@ class _Bench:
 
     @cached_property
     def peak(self) -> float:
-        training, width = self.config.training, self.run.shape.width
+        training, width = self.config.training, self.shared.shape.width
         return peak_products(
             training.batch_size,
             self.checkpoints * width,
@@ -199,25 +199,25 @@ class _Bench:
     @cached_property
     def context(self) -> int:
         """Tokens of a text on which is measured: a block's, but fewer where one alone would take too long."""
-        shape = self.run.shape
+        shape = self.shared.shape
         of_model = 2 * self.checkpoints * (4 * shape.block + 3 * shape.vocabulary * shape.width)
         flop = of_model + 8 * self.checkpoints * shape.width * self.largest.crosscoder.features
         return min(self.config.text.context, max(SHORTEST, int(self.slot * self.peak / (4 * flop))))
 
     def _model(self, dtype: torch.dtype) -> PreTrainedModel:
-        metadata = self.run.metadata
+        metadata = self.shared.metadata
         return short_model(metadata.config, dtype, self.device, code=metadata.trust_remote_code)
 
     @cached_property
     def analysed(self) -> PreTrainedModel:
         """As the checkpoints are analysed."""
-        return self._model(self.run.dtype)
+        return self._model(self.shared.dtype)
 
     @cached_property
     def harvested(self) -> PreTrainedModel:
         """As they are harvested."""
         dtype = getattr(torch, self.config.training.harvest)
-        return self.analysed if dtype == self.run.dtype else self._model(dtype)
+        return self.analysed if dtype == self.shared.dtype else self._model(dtype)
 
     @cached_property
     def models(self) -> list[SplitLM]:
@@ -229,7 +229,7 @@ class _Bench:
 
     def _crosscoder(self, config: RunConfig, features: int) -> Crosscoder:
         """At its start values."""
-        names, width = tuple(map(str, range(self.checkpoints))), self.run.shape.width
+        names, width = tuple(map(str, range(self.checkpoints))), self.shared.shape.width
         made = Crosscoder(
             CrosscoderConfig(names, 0, width, features, positions=self.positions, sparsity=config.sparsity)
         ).to(self.device)
@@ -245,7 +245,7 @@ class _Bench:
     @cached_property
     def prompts(self) -> Prompts:
         """Those of the task that has most."""
-        found = [task.prompts(self.run.tokenizer, self.positions) for task in self.run.attributed]
+        found = [task.prompts(self.shared.tokenizer, self.positions) for task in self.shared.attributed]
         return max(found, key=len)
 
     @property
@@ -274,7 +274,7 @@ class _Bench:
         return list(range(min(8, self.crosscoder.config.features)))
 
     def _tokens(self, count: int, length: int) -> Int[Tensor, "B S"]:
-        return torch.from_numpy(self.random.integers(0, self.run.shape.vocabulary, (count, length)))
+        return torch.from_numpy(self.random.integers(0, self.shared.shape.vocabulary, (count, length)))
 
     def _text(self, blocks: int) -> Corpus:
         return Corpus(self._tokens(blocks, self.context).numpy().astype(np.uint32), "random", self.positions.bos)
@@ -300,14 +300,14 @@ class _Bench:
         length = round(self.length_of_prompts)
 
         def work(n: int) -> None:
-            x = torch.randn(n, length, self.run.shape.width, device=self.device, requires_grad=True)
+            x = torch.randn(n, length, self.shared.shape.width, device=self.device, requires_grad=True)
             last = torch.full((n,), length - 1, device=self.device)
             torch.autograd.grad(self.models[0].upper(x, positions=last).sum(), x)
 
         return seconds_each(work, 256, self.device, self.slot) / length
 
     def _load(self) -> float:
-        return _clocked(lambda: SplitLM(self.analysed, 0), self.device) * self.run.metadata.n_layers / 2
+        return _clocked(lambda: SplitLM(self.analysed, 0), self.device) * self.shared.metadata.n_layers / 2
 
     def _harvest(self, blocks: int) -> None:
         lower = SplitLM(self.harvested, 0).without_upper()
@@ -316,7 +316,7 @@ class _Bench:
             pass
 
     def _mixing(self) -> float:
-        batch, width = self.config.training.batch_size, self.checkpoints * self.run.shape.width
+        batch, width = self.config.training.batch_size, self.checkpoints * self.shared.shape.width
         ring = Ring(2 * batch, width, dtype=self.harvested.dtype, device=self.device, seed=0)
         rows, scale = torch.randn(batch, width, device=self.device).to(ring.store), torch.ones(1, device=self.device)
         ring.fill(rows)
@@ -335,7 +335,7 @@ class _Bench:
         A step that would take too long is measured on fewer rows, since its time grows in proportion to them; and one
         that would then still, on fewer features, in proportion to which all of it grows but the passes over the rows.
         """
-        training, width = config.training, self.checkpoints * self.run.shape.width
+        training, width = config.training, self.checkpoints * self.shared.shape.width
         wanted = self.slot / 3 * self.peak / (10 * width)
         features = min(config.crosscoder.features, max(1, int(wanted / FEWEST_ROWS)))
         rows = min(training.batch_size, max(FEWEST_ROWS, int(wanted / features)))
@@ -349,7 +349,7 @@ class _Bench:
         """Seconds of a step in the middle of training, where the schedules have settled."""
         learner = Learner(self._crosscoder(config, features), config.training)
         learner.step = config.training.steps // 2
-        x = torch.randn(rows, self.checkpoints * self.run.shape.width, device=self.device)
+        x = torch.randn(rows, self.checkpoints * self.shared.shape.width, device=self.device)
 
         def work(times: int) -> None:
             for _ in range(times):
@@ -369,7 +369,7 @@ class _Bench:
         latent_scaling(self.crosscoder, self.models, self._text(blocks), max_blocks=blocks, batch_blocks=blocks)
 
     def _search(self, blocks: int) -> None:
-        contexts(self.crosscoder, self.models, self._text(blocks), self.run.tokenizer, [], batch_blocks=blocks)
+        contexts(self.crosscoder, self.models, self._text(blocks), self.shared.tokenizer, [], batch_blocks=blocks)
 
     def _effects(self) -> tuple[float, float]:
         """Seconds of a task and of each of its prompts."""
@@ -402,8 +402,10 @@ class _Bench:
             both = seconds(many)
         each = max(0.0, both - fixed) / max(1, many - few)
         nodes = config.steps + 2
-        blocks = self.checkpoints * self.length_of_prompts * (
-            self.layer * self._block(self.analysed) + nodes * (self.above - 1) * self._block_and_back()
+        blocks = (
+            self.checkpoints
+            * self.length_of_prompts
+            * (self.layer * self._block(self.analysed) + nodes * (self.above - 1) * self._block_and_back())
         )
         return max(0.0, fixed - each) * max(1, config.bootstrap) / max(1, bootstrap), each + blocks
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
@@ -13,12 +14,19 @@ from crosstime.run import toml
 
 @dataclass(frozen=True)
 class Workspace:
-    """A run folder and its configuration: what every stage is given."""
+    """A run folder and its configuration: what every stage is given.
+
+    Several may share a run folder: each artifact is one's own, or all have it at the same place.
+    """
 
     folder: Path
     """The run folder."""
     config: Any
     """A dataclass of sections, as run.toml states them."""
+
+    def at(self, artifact: str) -> Path:
+        """Where an artifact is, of which `artifact` is the folder's name."""
+        return self.folder / artifact
 
 
 W = TypeVar("W", bound=Workspace)
@@ -43,7 +51,7 @@ class Stage(Generic[W]):
     name: str
     """What the user calls it."""
     folder: str
-    """The artifact's folder in the run folder."""
+    """The name of the artifact's folder; `Workspace.at` says where it is."""
     doing: str
     """What it does, for the line that announces it."""
     settings: tuple[str, ...]
@@ -52,6 +60,8 @@ class Stage(Generic[W]):
     """The artifacts that it reads, by folder, or by folder and file where one file is all it reads."""
     work: Callable[[W, Path], None]
     """Computes the artifact's files into a new folder."""
+    together: Callable[[Sequence[W], Sequence[Path]], None] | None = None
+    """Does the work for several workspaces at once, where that is cheaper than one by one."""
     facts: Callable[[W], Mapping[str, Any]] = _nothing
     """What its result depends on besides: hashes of the user's files."""
     settle: Callable[[W], None] = _nothing_to_settle
@@ -75,7 +85,7 @@ def state(workspace: W, stage: Stage[W]) -> State:
     Raises:
         ValueError, OSError: a file that the stage depends on cannot be read, or a manifest is damaged.
     """
-    manifest = artifact.read_manifest(workspace.folder / stage.folder)
+    manifest = artifact.read_manifest(workspace.at(stage.folder))
     if manifest is None:
         return State("missing")
     for now, then in (
@@ -103,12 +113,12 @@ def states(workspace: W, stages: Sequence[Stage[W]]) -> dict[str, State]:
 
 
 def bring_up_to_date(
-    workspace: W, stages: Sequence[Stage[W]], say: Callable[[str], None], *, last: str | None = None
+    workspaces: Sequence[W], stages: Sequence[Stage[W]], say: Callable[[str], None], *, last: str | None = None
 ) -> None:
-    """Does every stage that is out of date, in order.
+    """Does every stage that is out of date, in order: one workspace after the other, but for what they do together.
 
     Args:
-        workspace: its folder is held by this process (see `lock`).
+        workspaces: of one run folder, which is held by this process (see `lock`).
         stages: in an order in which each comes after its inputs.
         say: takes a line that tells the user what happens.
         last: do only this stage and those that it reads from; None for all.
@@ -116,23 +126,51 @@ def bring_up_to_date(
     Raises:
         ValueError: bad input, or an artifact that is up to date but damaged.
     """
-    artifact.sweep(workspace.folder)
-    for stage in _needed(stages, last):
-        now = state(workspace, stage)
+    for folder in {workspace.at(stage.folder).parent for workspace in workspaces for stage in stages}:
+        artifact.sweep(folder)
+    seen: set[Path] = set()
+    for workspace in workspaces:
+        for stage in _needed(stages, last):
+            group = workspaces if stage.together else [workspace]
+            if workspace.at(stage.folder) not in seen:
+                _bring_up_to_date(group, stage, say)
+            seen |= {each.at(stage.folder) for each in group}
+
+
+def _bring_up_to_date(workspaces: Sequence[W], stage: Stage[W], say: Callable[[str], None]) -> None:
+    undone: list[W] = []
+    for workspace in workspaces:
+        now, place = state(workspace, stage), workspace.at(stage.folder)
+        title = stage.name if place.parent == workspace.folder else f"{stage.name} {place.parent.name}"
         if now.status == "done":
-            artifact.verify(workspace.folder / stage.folder)
-            say(f"{stage.name}: up to date")
+            artifact.verify(place)
+            say(f"{title}: up to date")
         else:
-            say(f"{stage.name}: {stage.doing}" + (f" ({now.reason})" if now.reason else ""))
-            _do(workspace, stage)
+            say(f"{title}: {stage.doing}" + (f" ({now.reason})" if now.reason else ""))
+            undone.append(workspace)
+    if undone:
+        _do(undone, stage)
+    for workspace in workspaces:
         stage.settle(workspace)
 
 
-def _do(workspace: W, stage: Stage[W]) -> None:
-    settings, inputs = _settings(workspace, stage), _inputs(workspace, stage)
-    folder, before = workspace.folder / stage.folder, stage.seconds_before(workspace)
-    with artifact.writing(folder, settings=settings, inputs=inputs, seconds_before=before) as draft:
-        stage.work(workspace, draft)
+def _do(workspaces: Sequence[W], stage: Stage[W]) -> None:
+    with ExitStack() as stack:
+        drafts = [
+            stack.enter_context(
+                artifact.writing(
+                    workspace.at(stage.folder),
+                    settings=_settings(workspace, stage),
+                    inputs=_inputs(workspace, stage),
+                    seconds_before=stage.seconds_before(workspace),
+                )
+            )
+            for workspace in workspaces
+        ]
+        if stage.together and len(workspaces) > 1:
+            stage.together(workspaces, drafts)
+        else:
+            stage.work(workspaces[0], drafts[0])
 
 
 def _needed(stages: Sequence[Stage[W]], last: str | None) -> list[Stage[W]]:
@@ -163,13 +201,13 @@ def _settings(workspace: W, stage: Stage[W]) -> dict[str, Any]:
 
 
 def _inputs(workspace: W, stage: Stage[W]) -> dict[str, str]:
-    return {name: _content(workspace.folder, name) for name in stage.inputs}
+    return {name: _content(workspace, name) for name in stage.inputs}
 
 
-def _content(run_dir: Path, name: str) -> str:
+def _content(workspace: Workspace, name: str) -> str:
     """The hash of an artifact or of one file in it, as its manifest states it; empty where there is none."""
     folder, _, file = name.partition("/")
-    manifest = artifact.read_manifest(run_dir / folder)
+    manifest = artifact.read_manifest(workspace.at(folder))
     if manifest is None:
         return ""
     return manifest.files.get(file, "") if file else manifest.content

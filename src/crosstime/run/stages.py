@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from itertools import pairwise
@@ -24,7 +25,6 @@ from crosstime.analysis.numbers import finite
 from crosstime.analysis.quality import Quality, evaluate
 from crosstime.analysis.survey import survey
 from crosstime.analysis.validation import TOP_K, validate
-from crosstime.data.task import Task
 from crosstime.lm.tokenizer import fingerprint
 from crosstime.report.build import build_report
 from crosstime.report.data import ReportData, RunFacts, TaskEffects, TaskGroup, TrainingPoint
@@ -34,8 +34,9 @@ from crosstime.run.config import RunConfig
 from crosstime.run.stage import Stage
 from crosstime.run.summary import seconds
 from crosstime.run.values import Run
-from crosstime.training.log import read_log
-from crosstime.training.train import train
+from crosstime.training.config import Recipe
+from crosstime.training.log import Record, read_log
+from crosstime.training.train import train_several
 
 TRAINING_STATE = "training/state"
 TRAINING_LOG = "training/log.jsonl"
@@ -45,23 +46,23 @@ def write_suite(run: Run, draft: Path) -> None:
     """checkpoints.json: what decides the activations, by hash. tokenizer.json: what decides the tokens, by hash.
     sources.json: what is only told about the checkpoints.
     """
-    _write_json(draft / "checkpoints.json", run.fingerprints())
-    _write_json(draft / "tokenizer.json", {"sha256": fingerprint(run.tokenizer)})
+    _write_json(draft / "checkpoints.json", run.shared.fingerprints())
+    _write_json(draft / "tokenizer.json", {"sha256": fingerprint(run.shared.tokenizer)})
     told = ("name", "tokens", "source", "revision", "commit")
-    _write_json(draft / "sources.json", [{key: getattr(c, key) for key in told} for c in run.suite])
+    _write_json(draft / "sources.json", [{key: getattr(c, key) for key in told} for c in run.shared.suite])
 
 
 def write_survey(run: Run, draft: Path) -> None:
     """Every checkpoint on every set of minimal pairs and on held-out text."""
     found = survey(
-        run.suite,
-        _sets(run),
-        run.heldout_text,
-        layer=run.layer,
+        run.shared.suite,
+        run.shared.sets,
+        run.shared.heldout_text,
+        layer=run.shared.layer,
         positions=run.config.positions,
-        dtype=run.dtype,
-        device=run.device,
-        max_tokens_per_batch=run.batches.survey,
+        dtype=run.shared.dtype,
+        device=run.shared.device,
+        max_tokens_per_batch=run.shared.batches.survey,
         max_blocks=run.config.survey.blocks,
     )
     for name, why in found.broken.items():
@@ -73,29 +74,39 @@ def write_comparison(run: Run, draft: Path) -> None:
     """checkpoints.json: the compared ones, as in the suite's. proposal.json: why these, where the survey chose."""
     names, reasons = list(run.config.compare.checkpoints), None
     if not names:
-        proposal = run.read_survey().propose(run.config.compare.number)
+        proposal = run.shared.read_survey().propose(run.config.compare.number)
         names, reasons = proposal.checkpoints, proposal.reasons
-    chosen = [row for row in run.read_json("suite/checkpoints.json") if row["name"] in names]
+    chosen = [row for row in run.shared.read_json("suite/checkpoints.json") if row["name"] in names]
     _write_json(draft / "checkpoints.json", chosen)
     _write_json(draft / "proposal.json", reasons)
 
 
 def write_crosscoder(run: Run, draft: Path) -> None:
     """The trained crosscoder. An interrupted training goes on from its state, which lies outside the artifact."""
-    crosscoder = train(
-        run.compared,
-        run.train_text,
-        layer=run.layer,
-        features=run.config.crosscoder.features,
-        sparsity=run.config.sparsity,
-        positions=run.config.positions,
-        config=run.config.training,
-        device=run.device,
-        state_folder=run.folder / TRAINING_STATE,
-        log_path=run.folder / TRAINING_LOG,
-        blocks_at_once=run.batches.harvest,
+    write_crosscoders([run], [draft])
+
+
+def write_crosscoders(runs: Sequence[Run], drafts: Sequence[Path]) -> None:
+    """Several, trained on one harvest: as for one, and each with the weights of a training of its own."""
+    shared, config = runs[0].shared, runs[0].config
+    recipes = {
+        run.name: Recipe(run.config.crosscoder.features, run.config.sparsity, run.config.crosscoder.seed)
+        for run in runs
+    }
+    trained = train_several(
+        shared.compared,
+        shared.train_text,
+        recipes,
+        layer=shared.layer,
+        positions=config.positions,
+        config=config.training,
+        device=shared.device,
+        state_folder=shared.folder / TRAINING_STATE,
+        log_path=shared.folder / TRAINING_LOG,
+        blocks_at_once=shared.batches.harvest,
     )
-    crosscoder.save_pretrained(draft)
+    for run, draft in zip(runs, drafts, strict=True):
+        trained[run.name].save_pretrained(draft)
 
 
 def write_imported_crosscoder(run: Run, draft: Path) -> None:
@@ -112,8 +123,13 @@ def unfinished_seconds(run: Run) -> float:
     """How long the unfinished training that is to go on has trained, by its log."""
     if not (run.folder / TRAINING_STATE).exists():
         return 0.0
-    log = [{"rows": 0}, *read_log(run.folder / TRAINING_LOG)]
+    log = [{"rows": 0}, *_training_log(run)]
     return sum(((now["rows"] - before["rows"]) / now["rows_per_second"] for before, now in pairwise(log)), 0.0)
+
+
+def _training_log(run: Run) -> list[Record]:
+    """The crosscoder's own records of the log, which all that are trained in a run folder share."""
+    return [record for record in read_log(run.folder / TRAINING_LOG) if record.get("crosscoder", "") == run.name]
 
 
 def write_evaluation(run: Run, draft: Path) -> None:
@@ -121,10 +137,10 @@ def write_evaluation(run: Run, draft: Path) -> None:
     config = run.config.evaluation
     evaluate(
         run.crosscoder,
-        run.models,
-        run.heldout_text,
+        run.shared.models,
+        run.shared.heldout_text,
         max_blocks=config.blocks,
-        batch_blocks=run.batches.evaluation,
+        batch_blocks=run.shared.batches.evaluation,
     ).save(draft)
 
 
@@ -133,10 +149,10 @@ def write_diagnostics(run: Run, draft: Path) -> None:
     config = run.config.diagnostics
     diagnose(
         run.crosscoder,
-        run.models,
-        run.heldout_text,
+        run.shared.models,
+        run.shared.heldout_text,
         max_blocks=config.blocks,
-        batch_blocks=run.batches.diagnosis,
+        batch_blocks=run.shared.batches.diagnosis,
     ).save(draft)
 
 
@@ -144,14 +160,14 @@ def write_effects(run: Run, draft: Path) -> None:
     """features.parquet and tasks.json for people; task-N/ for the stages that follow."""
     config = run.config.effects
     found = []
-    for n, task in enumerate(run.attributed, 1):
+    for n, task in enumerate(run.shared.attributed, 1):
         effects = attribute(
             run.crosscoder,
-            run.models,
-            task.prompts(run.tokenizer, run.config.positions),
+            run.shared.models,
+            task.prompts(run.shared.tokenizer, run.config.positions),
             method=config.method,
             baseline=config.baseline,
-            text=run.heldout_text if config.baseline == "mean" else None,
+            text=run.shared.heldout_text if config.baseline == "mean" else None,
             rule=config.rule,
             steps=config.steps,
             threshold=config.threshold,
@@ -165,7 +181,7 @@ def write_effects(run: Run, draft: Path) -> None:
         (draft / f"task-{n}").mkdir()
         effects.save(draft / f"task-{n}")
         found.append(effects)
-    frequency = Quality.load(run.folder / "evaluation").frequency
+    frequency = Quality.load(run.at("evaluation")).frequency
     pq.write_table(feature_table(found, run.crosscoder, frequency), draft / "features.parquet")
     _write_json(draft / "tasks.json", [effects.summary() for effects in found])
 
@@ -173,15 +189,15 @@ def write_effects(run: Run, draft: Path) -> None:
 def write_ablation(run: Run, draft: Path) -> None:
     """The strongest features set to zero, beside random ones; exact effects of more, and what they validate."""
     config = run.config.ablation
-    frequency = Quality.load(run.folder / "evaluation").frequency
+    frequency = Quality.load(run.at("evaluation")).frequency
     ablations, exacts = [], []
-    for n, task in enumerate(run.attributed, 1):
-        prompts = task.prompts(run.tokenizer, run.config.positions)
-        effects = Effects.load(run.folder / "effects" / f"task-{n}")
+    for n, task in enumerate(run.shared.attributed, 1):
+        prompts = task.prompts(run.shared.tokenizer, run.config.positions)
+        effects = Effects.load(run.at("effects") / f"task-{n}")
         ablations.append(
             ablate(
                 run.crosscoder,
-                run.models,
+                run.shared.models,
                 prompts,
                 effects,
                 frequency,
@@ -194,7 +210,7 @@ def write_ablation(run: Run, draft: Path) -> None:
             exacts.append(
                 exact_effects(
                     run.crosscoder,
-                    run.models,
+                    run.shared.models,
                     prompts,
                     effects,
                     top=config.exact,
@@ -215,18 +231,18 @@ def write_contexts(run: Run, draft: Path) -> None:
     """Where the strongest features fire, and which tokens they promote."""
     config = run.config.report
     features: set[int] = set()
-    for n in range(1, len(run.attributed) + 1):
-        effects = Effects.load(run.folder / "effects" / f"task-{n}")
+    for n in range(1, len(run.shared.attributed) + 1):
+        effects = Effects.load(run.at("effects") / f"task-{n}")
         features.update(i for ie in effects.ie for i in strongest(ie, config.top_k))
     found = contexts(
         run.crosscoder,
-        run.models,
-        run.heldout_text,
-        run.tokenizer,
+        run.shared.models,
+        run.shared.heldout_text,
+        run.shared.tokenizer,
         sorted(features),
         top=config.contexts,
         max_blocks=config.blocks,
-        batch_blocks=run.batches.contexts,
+        batch_blocks=run.shared.batches.contexts,
     )
     save_contexts(draft / "contexts.json", found)
 
@@ -238,38 +254,43 @@ def write_report(run: Run, draft: Path) -> None:
 
 def report_data(run: Run) -> ReportData:
     """What the report is made from, read from the artifacts."""
-    survey_found = run.read_survey()
+    survey_found = run.shared.read_survey()
     proposed = not run.config.compare.checkpoints
     crosscoder = run.crosscoder.config
     trained = not run.config.crosscoder.from_
-    log = read_log(run.folder / TRAINING_LOG) if trained else []
-    exact, validation = _exact(run.folder / "ablation")
+    log = _training_log(run) if trained else []
+    exact, validation = _exact(run.at("ablation"))
     return ReportData(
-        title=run.config.report.title or run.folder.resolve().name,
+        title=_title(run),
         run=RunFacts(
-            source=run.source,
+            source=run.shared.source,
             layer=crosscoder.layer,
             n_features=crosscoder.features,
             rows_trained=run.config.training.steps * run.config.training.batch_size if trained else 0,
-            seed=run.config.training.seed,
-            seconds=tuple(seconds(run.folder, {stage.name: stage.folder for stage in _STAGES}).items()),
+            seed=run.config.start_seed,
+            seconds=tuple(seconds(run, {stage.name: stage.folder for stage in _STAGES}).items()),
             version=version("crosstime"),
         ),
         chosen=list(crosscoder.checkpoints),
         survey=survey_found,
         proposal=survey_found.propose(run.config.compare.number) if proposed else None,
-        quality=Quality.load(run.folder / "evaluation"),
-        features=pq.read_table(run.folder / "effects" / "features.parquet"),
-        tasks=tuple(TaskEffects.from_json(entry) for entry in run.read_json("effects/tasks.json")),
-        ablation=Ablation.load(run.folder / "ablation"),
-        contexts=load_contexts(run.folder / "contexts" / "contexts.json"),
-        diagnostics=Diagnostics.load(run.folder / "diagnostics"),
+        quality=Quality.load(run.at("evaluation")),
+        features=pq.read_table(run.at("effects") / "features.parquet"),
+        tasks=tuple(TaskEffects.from_json(entry) for entry in _read_json(run.at("effects") / "tasks.json")),
+        ablation=Ablation.load(run.at("ablation")),
+        contexts=load_contexts(run.at("contexts") / "contexts.json"),
+        diagnostics=Diagnostics.load(run.at("diagnostics")),
         exact=exact,
         validation=validation,
-        annotations=tuple(read_annotations(run.folder)),
+        annotations=tuple(read_annotations(run)),
         training=tuple(TrainingPoint(r["rows"], r["loss"], r["l0"], r["explained_variance"]) for r in log),
-        groups=tuple(TaskGroup(name, tuple(p.name for p in parts)) for name, parts in run.surveyed.items()),
+        groups=tuple(TaskGroup(name, tuple(p.name for p in parts)) for name, parts in run.shared.surveyed.items()),
     )
+
+
+def _title(run: Run) -> str:
+    title = run.config.report.title or run.folder.resolve().name
+    return f"{title}: {run.name}" if run.name else title
 
 
 def _exact(folder: Path) -> tuple[Exact | None, pa.Table | None]:
@@ -283,28 +304,27 @@ def _tasks(run: Run) -> dict[str, Any]:
     """The attributed tasks, in order, since their effects are kept by number; and how their pairs were chosen."""
     facts: dict[str, Any] = {}
     for n, task in enumerate((task for task in run.config.task if task.attribute), 1):
-        facts[f"task {n} {task.name}"] = run.tasks[task.name].sha256
+        facts[f"task {n} {task.name}"] = run.shared.tasks[task.name].sha256
         facts[f"task {n} max_pairs, sample_seed, prefix"] = [task.max_pairs, task.sample_seed, task.prefix]
     return facts
 
 
-def _sets(run: Run) -> list[Task]:
-    """The sets that the survey reads, each once."""
-    return list({part.name: part for parts in run.surveyed.values() for part in parts}.values())
-
-
 def _surveyed(run: Run) -> dict[str, Any]:
-    return {f"task {part.name}": part.sha256 for part in _sets(run)}
+    return {f"task {part.name}": part.sha256 for part in run.shared.sets}
 
 
 def _tasks_and_groups(run: Run) -> dict[str, Any]:
-    groups = enumerate(run.surveyed.items(), 1)
+    groups = enumerate(run.shared.surveyed.items(), 1)
     return {f"task {n} {name}": [part.name for part in parts] for n, (name, parts) in groups}
 
 
 def _told(run: Run) -> dict[str, Any]:
     """What the report tells besides what was computed: the names of the groups of tasks, and people's annotations."""
-    return _tasks_and_groups(run) | {"annotations": annotations_hash(run.folder)}
+    return _tasks_and_groups(run) | {"annotations": annotations_hash(run)}
+
+
+def _read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def _write_json(path: Path, value: Any) -> None:
@@ -360,6 +380,7 @@ _STAGES: tuple[Stage[Run], ...] = (
         settings=("positions", "crosscoder", "sparsity", "training"),
         inputs=("compare/checkpoints.json", "tokens/train.npy"),
         work=write_crosscoder,
+        together=write_crosscoders,
         settle=drop_training_state,
         seconds_before=unfinished_seconds,
     ),
@@ -443,6 +464,7 @@ def stages(config: RunConfig) -> tuple[Stage[Run], ...]:
             "inputs": ("compare/checkpoints.json",),
             "facts": Run.imported_facts,
             "work": write_imported_crosscoder,
+            "together": None,
             "seconds_before": lambda _: 0.0,
         }
     if config.effects.baseline == "mean":

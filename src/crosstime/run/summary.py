@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,36 +13,61 @@ import pyarrow.parquet as pq
 
 from crosstime import artifact
 from crosstime.analysis.numbers import finite, token_count
+from crosstime.run.screen import columns
+from crosstime.run.stage import State, Workspace
 
 LIFECYCLES = ("emerged", "maintained", "dropped", "transient", "negligible", "undefined")
-_QUALITIES = ("explained_variance", "loss_recovered", "delta_ce")
+_QUALITIES = {
+    "explained_variance": "explained variance",
+    "loss_recovered": "loss recovered",
+    "delta_ce": "added loss (nats)",
+}
+_CORRELATIONS = {"exact_correlation": "exact effects", "validation": "ablation ratio"}
+_MEASURES = {"ie": "IE", "rel_ie": "RelIE", "rel_dec": "RelDec"}
 
 
-def headline(run_dir: Path, folders: dict[str, str]) -> dict[str, Any]:
+def headline(run: Workspace, folders: Mapping[str, str]) -> dict[str, Any]:
     """What `crosstime show --json` prints. A value is null where it is not computed yet, or not a number.
 
     Args:
-        run_dir: the run folder.
+        run: of one crosscoder.
         folders: the artifact folder of each stage, by the stage's name, in order.
 
     Raises:
         ValueError: an artifact that holds one of the numbers is damaged.
     """
     return {
-        "checkpoints": _checkpoints(run_dir),
-        **_quality(run_dir / "evaluation"),
-        "labels": _labels(run_dir / "diagnostics"),
-        **_effects(run_dir / "effects"),
-        **_ablation(run_dir / "ablation"),
-        "seconds": seconds(run_dir, folders),
-        "report": _report(run_dir / "report"),
+        "checkpoints": _checkpoints(run),
+        **_quality(run.at("evaluation")),
+        "labels": _labels(run.at("diagnostics")),
+        **_effects(run.at("effects")),
+        **_ablation(run.at("ablation")),
+        "seconds": seconds(run, folders),
+        "report": _report(run.at("report")),
     }
 
 
-def seconds(run_dir: Path, folders: dict[str, str]) -> dict[str, float]:
+def seconds(run: Workspace, folders: Mapping[str, str]) -> dict[str, float]:
     """Wall time of each stage whose artifact is there; arguments as of `headline`."""
-    manifests = {name: artifact.read_manifest(run_dir / folder) for name, folder in folders.items()}
+    manifests = {name: artifact.read_manifest(run.at(folder)) for name, folder in folders.items()}
     return {name: manifest.seconds for name, manifest in manifests.items() if manifest}
+
+
+def statuses(found: Mapping[str, Mapping[str, State]]) -> str:
+    """The state of each stage, for a terminal; of each crosscoder where they differ.
+
+    Args:
+        found: by the crosscoder's name, then by the stage's.
+    """
+    rows = []
+    for stage in next(iter(found.values())):
+        names: dict[str, list[str]] = {}
+        for name, of_stages in found.items():
+            state = of_stages[stage]
+            names.setdefault(state.status + (f": {state.reason}" if state.reason else ""), []).append(name)
+        told = [text if len(names) == 1 else f"{', '.join(alike)}: {text}" for text, alike in names.items()]
+        rows.append((stage, "; ".join(told)))
+    return columns(rows)
 
 
 def table(numbers: dict[str, Any]) -> str:
@@ -51,11 +77,7 @@ def table(numbers: dict[str, Any]) -> str:
         names = [checkpoint["name"] for checkpoint in numbers["checkpoints"]]
         tokens = [token_count(checkpoint["tokens"]) for checkpoint in numbers["checkpoints"]]
         rows = [("checkpoints", names), ("tokens seen", tokens)]
-        for key, label in (
-            ("explained_variance", "explained variance"),
-            ("loss_recovered", "loss recovered"),
-            ("delta_ce", "added loss (nats)"),
-        ):
+        for key, label in _QUALITIES.items():
             if numbers[key]:
                 rows.append((label, [_number(numbers[key].get(name)) for name in names]))
         width = max(len(cell) for _, cells in rows for cell in cells)
@@ -74,17 +96,53 @@ def table(numbers: dict[str, Any]) -> str:
         ]
     if numbers["ablation_correlation"] is not None:
         lines.append(("IE and ablation", f"Spearman {_number(numbers['ablation_correlation'])}"))
-    for key, label in (("exact_correlation", "exact effects"), ("validation", "ablation ratio")):
+    for key, label in _CORRELATIONS.items():
         if numbers[key]:
-            with_what = (("ie", "IE"), ("rel_ie", "RelIE"), ("rel_dec", "RelDec"))
-            values = [f"{_number(numbers[key][name])} with {word}" for name, word in with_what if name in numbers[key]]
+            values = [f"{_number(value)} with {word}" for word, value in _correlations(numbers[key])]
             lines.append((label, f"Spearman {', '.join(values)}"))
-    label_width = max(len(label) for label, _ in lines)
-    return "\n".join(f"{label.ljust(label_width)}  {value}" for label, value in lines)
+    return columns(lines)
 
 
-def _checkpoints(run_dir: Path) -> list[dict[str, Any]] | None:
-    compared, sources = _json(run_dir / "compare", "checkpoints.json"), _json(run_dir / "suite", "sources.json")
+def comparison(numbers: Mapping[str, dict[str, Any]]) -> str:
+    """The headline numbers of several crosscoders side by side, for a terminal.
+
+    Args:
+        numbers: what `headline` gives for each, by its name.
+    """
+    figures = {name: _figures(of_one) for name, of_one in numbers.items()}
+    labels = dict.fromkeys(label for of_one in figures.values() for label in of_one)
+    rows = [(label, *(of_one.get(label, "-") for of_one in figures.values())) for label in labels]
+    reports = columns([(f"report {name}", of_one["report"] or "not yet written") for name, of_one in numbers.items()])
+    if not rows:
+        return reports
+    return f"{columns([('', *figures), *rows], right=range(1, len(figures) + 1))}\n\n{reports}"
+
+
+def _figures(numbers: dict[str, Any]) -> dict[str, str]:
+    """The headline numbers of one crosscoder one by one, by what they are."""
+    found: dict[str, str] = {}
+    if numbers["l0"] is not None:
+        found |= {"L0": _number(numbers["l0"], 1), "dead features": _percent(numbers["dead_fraction"])}
+    for key, label in _QUALITIES.items():
+        found |= {f"{label}, {name}": _number(value) for name, value in (numbers[key] or {}).items()}
+    found |= {f"{label} by decoder": f"{n:,}" for label, n in (numbers["labels"] or {}).items() if n}
+    if numbers["features"]:
+        found |= {f"{kind}, on any task": f"{numbers['features'][kind]:,}" for kind in LIFECYCLES[:3]}
+        found["completeness gap"] = _percent(numbers["completeness_gap"], 2)
+    if numbers["ablation_correlation"] is not None:
+        found["IE and ablation, Spearman"] = _number(numbers["ablation_correlation"])
+    for key, label in _CORRELATIONS.items():
+        found |= {f"{label} and {word}, Spearman": _number(value) for word, value in _correlations(numbers[key] or {})}
+    return found
+
+
+def _correlations(values: dict[str, Any]) -> list[tuple[str, float | None]]:
+    """Each measure, and how it goes with what was measured by ablation."""
+    return [(word, values[key]) for key, word in _MEASURES.items() if key in values]
+
+
+def _checkpoints(run: Workspace) -> list[dict[str, Any]] | None:
+    compared, sources = _json(run.at("compare"), "checkpoints.json"), _json(run.at("suite"), "sources.json")
     tokens = {row["name"]: row["tokens"] for row in sources or ()}
     return compared and [{"name": row["name"], "tokens": tokens.get(row["name"])} for row in compared]
 

@@ -75,8 +75,8 @@ def check_texts(run: Run) -> None:
 def text_facts(run: Run) -> dict[str, Any]:
     """What the tokens depend on besides settings: the content of the files. (Text on the hub is kept to its commit.)"""
     return {
-        "text.train": Files(run.train_files).identity()["files"] if run.train_files else [],
-        "text.heldout": Files(run.heldout_files).identity()["files"] if run.heldout_files else [],
+        "text.train": Files(run.shared.train_files).identity()["files"] if run.shared.train_files else [],
+        "text.heldout": Files(run.shared.heldout_files).identity()["files"] if run.shared.heldout_files else [],
     }
 
 
@@ -94,9 +94,9 @@ def unfinished_seconds(run: Run) -> float:
 def _texts(run: Run, commits: dict[str, str]) -> Iterator[Text]:
     """The texts of [text], in an order that never changes."""
     config = run.config.text
-    apart = 0.0 if run.heldout_files else config.heldout_share
-    if run.train_files:
-        yield Text(Files(run.train_files, config.column), config.limit_tokens, apart)
+    apart = 0.0 if run.shared.heldout_files else config.heldout_share
+    if run.shared.train_files:
+        yield Text(Files(run.shared.train_files, config.column), config.limit_tokens, apart)
     for text in config.hub:
         limit = round((config.limit_tokens or 0) * (text.share or 1 / len(config.hub)))
         commit = commits[_named(text)]
@@ -105,8 +105,8 @@ def _texts(run: Run, commits: dict[str, str]) -> Iterator[Text]:
         if text.heldout_split:
             heldout = HubText(text.repo, commit, text.config, text.heldout_split, text.column)
             yield Text(heldout, round(limit * config.heldout_share), 1.0)
-    if run.heldout_files:
-        yield Text(Files(run.heldout_files, config.column), None, 1.0)
+    if run.shared.heldout_files:
+        yield Text(Files(run.shared.heldout_files, config.column), None, 1.0)
 
 
 def _packing(config: TextConfig) -> Packing:
@@ -131,7 +131,7 @@ def _named(text: HubTextConfig) -> str:
 
 def _tokenisation(run: Run, source: Source) -> Tokenisation:
     text = run.config.text
-    return Tokenisation(source, run.tokenizer, text.context, run.config.positions, _packing(text))
+    return Tokenisation(source, run.shared.tokenizer, text.context, run.config.positions, _packing(text))
 
 
 def _check(run: Run, texts: Sequence[Text]) -> None:

@@ -97,22 +97,39 @@ def _unknown(key: str, value: Any, known: Mapping[str, Any], section: str) -> st
 
 def _value(hint: Any, value: Any, section: str, key: str) -> Any:
     """`value` as the annotation `hint` wants it."""
-    if is_dataclass(hint) and isinstance(hint, type):
+    one, several = _section(hint), _list_of_sections(hint)
+    if one or several:
         name = f"{section}.{key}" if section else key
-        if not isinstance(value, dict):
-            raise ValueError(f"`{name}` must be a section, [{name}], with keys of its own")
-        return build(hint, value, name)
-    if get_origin(hint) is tuple and is_dataclass(get_args(hint)[0]):
-        name = f"{section}.{key}" if section else key
-        if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
-            raise ValueError(f"`{name}` must be a list of sections: write [[{name}]] over each")
-        return tuple(build(get_args(hint)[0], item, f"{name} {n}") for n, item in enumerate(value, 1))
+        if one and isinstance(value, dict):
+            return build(one, value, name)
+        if several and isinstance(value, list) and all(isinstance(item, dict) for item in value):
+            return tuple(build(several, item, f"{name} {n}") for n, item in enumerate(value, 1))
+        wanted = [
+            *([f"a section, [{name}], with keys of its own"] if one else []),
+            *([f"a list of sections: write [[{name}]] over each"] if several else []),
+        ]
+        raise ValueError(f"`{name}` must be {', or '.join(wanted)}")
     try:
         return _plain(hint, value)
     except TypeError:
         where = f"[{section}] " if section else ""
         hinted = nearest(value, _words(hint)) if isinstance(value, str) else ""
         raise ValueError(f"{where}`{key}` must be {_describe(hint)}, not {_shown(value)}{hinted}") from None
+
+
+def _section(hint: Any) -> type[Any] | None:
+    """The dataclass of a key that may be a section, [key]."""
+    return next((kind for kind in _kinds(hint) if is_dataclass(kind) and isinstance(kind, type)), None)
+
+
+def _list_of_sections(hint: Any) -> type[Any] | None:
+    """The dataclass of a key that may be a list of sections, [[key]]."""
+    return next((_section(get_args(kind)[0]) for kind in _kinds(hint) if get_origin(kind) is tuple), None)
+
+
+def _kinds(hint: Any) -> Sequence[Any]:
+    """The alternatives of an annotation."""
+    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
 
 
 def _plain(hint: Any, value: Any) -> Any:

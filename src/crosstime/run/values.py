@@ -32,12 +32,20 @@ from crosstime.run.imported import fitted
 from crosstime.run.stage import Workspace
 from crosstime.run.tasks import read_task
 
+SHARED = ("suite", "tokens", "survey", "compare")
+"""The artifacts that all crosscoders of a run have in common."""
+
 
 @dataclass(frozen=True)
-class Run(Workspace):
-    """A run folder, its configuration, and what they lead to."""
+class Shared:
+    """What all crosscoders of a run have in common: the checkpoints, texts and tasks."""
 
+    folder: Path
+    """The run folder."""
     config: RunConfig
+    """Of any of them: their [crosscoder] and [sparsity] do not matter here, but for the layer."""
+    beside: tuple[RunConfig, ...] = ()
+    """Of the others, whose memory counts too."""
 
     # ------------------------------------------------------------------------------------------------ checkpoints
 
@@ -131,8 +139,10 @@ class Run(Workspace):
             ValueError: what must be held exceeds `compute.memory`.
         """
         budget = Budget.of(self.device, self.config.compute.memory_bytes)
-        is_there = artifact.read_manifest(self.folder / "crosscoder") is not None
-        return Batches.of([self.config], self.shape, budget, train=not (self.config.crosscoder.from_ or is_there))
+        configs = [self.config, *self.beside]
+        places = [self.folder / config.crosscoder.name / "crosscoder" for config in configs]
+        are_there = all(artifact.read_manifest(place) is not None for place in places)
+        return Batches.of(configs, self.shape, budget, train=not (self.config.crosscoder.from_ or are_there))
 
     @cached_property
     def models(self) -> list[SplitLM]:
@@ -191,43 +201,12 @@ class Run(Workspace):
             known |= {part.name: part.sha256 for part in surveyed[name]}
         return surveyed
 
-    # ------------------------------------------------------------------------------------------------------ artifacts
-
-    @cached_property
-    def crosscoder(self) -> Crosscoder:
-        """The trained crosscoder."""
-        return Crosscoder.from_pretrained(self.folder / "crosscoder").to(self.device)
-
     @property
-    def foreign_place(self) -> Path | str:
-        """Where the crosscoder lies that `crosscoder.from` names: a path, or a place on the hub if there is no such."""
-        source = self.config.crosscoder.from_
-        assert source is not None
-        return self._path(source) if self._path(source).exists() else source
+    def sets(self) -> list[Task]:
+        """The sets that the survey reads, each once."""
+        return list({part.name: part for parts in self.surveyed.values() for part in parts}.values())
 
-    @cached_property
-    def foreign(self) -> Crosscoder:
-        """That crosscoder, as it was found.
-
-        Raises:
-            ValueError: there is none, or it cannot be read.
-        """
-        return import_crosscoder(self.foreign_place)
-
-    @cached_property
-    def imported(self) -> Crosscoder:
-        """That crosscoder for this run's checkpoints (see `imported.fitted`).
-
-        Raises:
-            ValueError: as for `foreign`, or it does not fit this run.
-        """
-        return fitted(self.foreign, self.suite, self.config, self.layer)
-
-    def imported_facts(self) -> dict[str, Any]:
-        """What an imported crosscoder depends on besides settings: the files that it is read from, if they are here."""
-        folder = self._path(str(self.config.crosscoder.from_))
-        files = [folder] if folder.is_file() else sorted(path for path in folder.rglob("*") if path.is_file())
-        return {"crosscoder.from holds": _hashes(files)}
+    # --------------------------------------------------------------------------------------- artifacts and checks
 
     def read_survey(self) -> Survey:
         """What the survey found, with the tokens that the suite now states: they decide nothing in it."""
@@ -236,22 +215,8 @@ class Run(Workspace):
         return replace(found, tokens=[tokens[name] for name in found.checkpoints])
 
     def read_json(self, name: str) -> Any:
-        """The content of a JSON file of an artifact."""
+        """The content of a JSON file of a shared artifact."""
         return json.loads((self.folder / name).read_text(encoding="utf-8"))
-
-    # --------------------------------------------------------------------------------------------------------- checks
-
-    def check_suite(self) -> None:
-        """Finds what is wrong with the input before any long work, once the weights are there.
-
-        Raises:
-            ValueError: the checkpoints are not those that this run began with, the crosscoder to import does not fit
-                them, or as for `check_inputs`.
-        """
-        self._check_checkpoints()
-        self.check_inputs()
-        if self.config.crosscoder.from_ and artifact.read_manifest(self.folder / "crosscoder") is None:
-            _ = self.imported
 
     def check_inputs(self) -> None:
         """Finds what is wrong with the input, as far as that can be seen without weights.
@@ -291,8 +256,12 @@ class Run(Workspace):
             if self.config.effects.baseline == "patch":
                 second_prefixes(prompts)
 
-    def _check_checkpoints(self) -> None:
-        """Compares the checkpoints with those that stand in the suite's artifact."""
+    def check_checkpoints(self) -> None:
+        """Compares the checkpoints with those that stand in the suite's artifact.
+
+        Raises:
+            ValueError: they are not those that this run began with.
+        """
         began = {row["name"]: row for row in self.read_json("suite/checkpoints.json")}
         self._check_names(list(began), self.suite.names)
         for checkpoint, row in zip(self.suite, self.fingerprints(), strict=True):
@@ -325,20 +294,20 @@ class Run(Workspace):
         if suite.repo:
             return on_hub(suite.repo, list(suite.revisions), code=suite.trust_remote_code)
         if suite.folder:
-            return in_folder(self._path(suite.folder), names)
-        return in_folders([self._path(folder) for folder in suite.folders], names)
+            return in_folder(self.path(suite.folder), names)
+        return in_folders([self.path(folder) for folder in suite.folders], names)
 
     def _tokenizer(self) -> Path | str | None:
         """Where the common tokenizer is: a folder beside run.toml before a repository of the same name."""
         stated = self.config.suite.tokenizer
-        return self._path(stated) if stated and self._path(stated).is_dir() else stated
+        return self.path(stated) if stated and self.path(stated).is_dir() else stated
 
-    def _path(self, path: str) -> Path:
+    def path(self, path: str) -> Path:
         """A path of run.toml; it is relative to the run folder."""
         return self.folder / Path(path).expanduser()
 
     def _paths(self, paths: str | Sequence[str]) -> list[Path]:
-        return [self._path(path) for path in ([paths] if isinstance(paths, str) else paths)]
+        return [self.path(path) for path in ([paths] if isinstance(paths, str) else paths)]
 
     def _text_paths(self, stated: str | Sequence[str]) -> list[Path]:
         """Files of text; a name with * or ? that is no file stands for all files that it fits, in order."""
@@ -349,10 +318,86 @@ class Run(Workspace):
         return found
 
     def _task(self, config: TaskConfig) -> Task:
-        task = read_task(config, self._path)
+        task = read_task(config, self.path)
         if config.sample_seed is None:
             return first(task, config.max_pairs)
         return sample(task, config.max_pairs, config.sample_seed, self.tokenizer, self.config.positions)
+
+
+@dataclass(frozen=True)
+class Run(Workspace):
+    """A crosscoder of a run folder: its configuration, and what that leads to."""
+
+    config: RunConfig
+    shared: Shared
+
+    @property
+    def name(self) -> str:
+        """Of the crosscoder; empty where it has none."""
+        return self.config.crosscoder.name
+
+    @property
+    def own_folder(self) -> Path:
+        """Where the artifacts are that only this crosscoder has."""
+        return self.folder / self.name
+
+    def at(self, artifact: str) -> Path:
+        """Where an artifact is: in the run folder if it is shared, or else in the crosscoder's own."""
+        return (self.folder if artifact in SHARED else self.own_folder) / artifact
+
+    @cached_property
+    def crosscoder(self) -> Crosscoder:
+        """The trained crosscoder."""
+        return Crosscoder.from_pretrained(self.at("crosscoder")).to(self.shared.device)
+
+    @property
+    def foreign_place(self) -> Path | str:
+        """Where the crosscoder lies that `crosscoder.from` names: a path, or a place on the hub if there is no such."""
+        source = self.config.crosscoder.from_
+        assert source is not None
+        return self.shared.path(source) if self.shared.path(source).exists() else source
+
+    @cached_property
+    def foreign(self) -> Crosscoder:
+        """That crosscoder, as it was found.
+
+        Raises:
+            ValueError: there is none, or it cannot be read.
+        """
+        return import_crosscoder(self.foreign_place)
+
+    @cached_property
+    def imported(self) -> Crosscoder:
+        """That crosscoder for this run's checkpoints (see `imported.fitted`).
+
+        Raises:
+            ValueError: as for `foreign`, or it does not fit this run.
+        """
+        return fitted(self.foreign, self.shared.suite, self.config, self.shared.layer)
+
+    def imported_facts(self) -> dict[str, Any]:
+        """What an imported crosscoder depends on besides settings: the files that it is read from, if they are here."""
+        folder = self.shared.path(str(self.config.crosscoder.from_))
+        files = [folder] if folder.is_file() else sorted(path for path in folder.rglob("*") if path.is_file())
+        return {"crosscoder.from holds": _hashes(files)}
+
+    def check_suite(self) -> None:
+        """Finds what is wrong with the input before any long work, once the weights are there.
+
+        Raises:
+            ValueError: the checkpoints are not those that this run began with, the crosscoder to import does not fit
+                them, or as for `Shared.check_inputs`.
+        """
+        self.shared.check_checkpoints()
+        self.shared.check_inputs()
+        if self.config.crosscoder.from_ and artifact.read_manifest(self.at("crosscoder")) is None:
+            _ = self.imported
+
+
+def runs(folder: Path, configs: Sequence[RunConfig]) -> list[Run]:
+    """A run for the configuration of each crosscoder in a run folder; what they share is read once."""
+    shared = Shared(folder, configs[0], tuple(configs[1:]))
+    return [Run(folder, config, shared) for config in configs]
 
 
 def _hashes(files: Sequence[Path]) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,9 @@ Sink = Callable[[Record], None]
 
 
 @contextmanager
-def open_log(path: Path | None, loggers: Sequence[str], *, from_step: int) -> Iterator[list[Sink]]:
+def open_log(
+    path: Path | None, loggers: Sequence[str], *, from_step: int, names: Container[str] = ("",)
+) -> Iterator[list[Sink]]:
     """The places that each record goes to, until the block ends; the services then know whether it ended well.
 
     Args:
@@ -23,12 +25,13 @@ def open_log(path: Path | None, loggers: Sequence[str], *, from_step: int) -> It
             the resumed one will write again, are dropped.
         loggers: "wandb", "tensorboard".
         from_step: the step that the run starts or resumes at.
+        names: of the crosscoders that it trains; the lines of others, trained before, stay.
 
     Raises:
         ValueError: a logger's package is not installed.
     """
     services = {"wandb": _wandb, "tensorboard": _tensorboard}
-    file = [_jsonl(path, from_step)] if path is not None else []
+    file = [_jsonl(path, from_step, names)] if path is not None else []
     with ExitStack() as stack:
         yield file + [services[name](path, stack) for name in loggers]
 
@@ -41,8 +44,10 @@ def read_log(path: Path) -> list[Record]:
     return [json.loads(line) for line in lines[:-1] if line]
 
 
-def _jsonl(path: Path, from_step: int) -> Sink:
-    kept = [record for record in read_log(path) if record["step"] <= from_step]
+def _jsonl(path: Path, from_step: int, names: Container[str]) -> Sink:
+    kept = [
+        record for record in read_log(path) if record["step"] <= from_step or record.get("crosscoder", "") not in names
+    ]
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
 

@@ -21,7 +21,8 @@ TENSORS = "state.safetensors"
 class StateFolder:
     """Holds the newest state of a run, in a folder step-N that is written whole or not at all.
 
-    `settings` is everything that the run's course depends on; a state of other settings is refused, not used.
+    `settings` is everything that the run's course depends on; a state of other settings is refused, not used. What only
+    one crosscoder of several depends on stands under "NAME/"; the state of more crosscoders serves fewer.
     """
 
     folder: Path
@@ -44,7 +45,8 @@ class StateFolder:
         """The newest state and its step, or None where none was saved.
 
         Raises:
-            ValueError: the state is damaged, or was saved by a run with other settings; these are named.
+            ValueError: the state is damaged, or was saved by a run with other settings or without some of the
+                crosscoders; these are named.
         """
         if not self.folder.exists():
             return None
@@ -63,16 +65,27 @@ class StateFolder:
         return [int(path.name.removeprefix("step-")) for path in self.folder.glob("step-*")]
 
     def _check_settings(self, saved: Mapping[str, Any]) -> None:
+        ours, theirs = ({_whose(name) for name in settings} for settings in (self.settings, saved))
+        if new := sorted(ours - theirs):
+            raise ValueError(
+                f"the unfinished training in {self.folder} was begun without {', '.join(new)}: leave that out until it "
+                "is finished and train it then, to the same weights, or delete that folder to start all anew"
+            )
         changed = [
             f"{name} was {saved.get(name)!r} and is {self.settings.get(name)!r}"
             for name in sorted(saved.keys() | self.settings.keys())
-            if saved.get(name) != self.settings.get(name)
+            if _whose(name) in ours and saved.get(name) != self.settings.get(name)
         ]
         if changed:
             raise ValueError(
                 f"the unfinished training in {self.folder} was begun with other settings ({'; '.join(changed)}): "
                 "set them back to go on with it, or delete that folder to start anew"
             )
+
+
+def _whose(setting: str) -> str:
+    """The crosscoder that a setting is of; empty where all have it."""
+    return setting.rpartition("/")[0]
 
 
 def optimiser_tensors(optimiser: torch.optim.Optimizer, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -113,8 +113,10 @@ def train_several(
 
     Args:
         recipes: what each crosscoder is, by a name of your choice.
-        suite, corpus, layer, positions, config, device, state_folder, blocks_at_once: as for `train`.
-        log_path: as for `train`; each line has the name under "crosscoder", unless there is one without a name.
+        suite, corpus, layer, positions, config, device, blocks_at_once: as for `train`.
+        state_folder: as for `train`; from a state of more crosscoders those that are asked for go on.
+        log_path: as for `train`; each line has the name under "crosscoder", unless there is one without a name, and
+            lines of other names stay.
 
     Raises:
         ValueError: as for `train`; or there is no recipe, or a name holds a "/".
@@ -149,7 +151,7 @@ def train_several(
     if state_folder is not None:
         state = StateFolder(state_folder, _settings(learners, config, corpus))
     trainer = Trainer(learners, config, models, corpus, state, blocks_at_once=blocks_at_once)
-    with open_log(log_path, config.loggers, from_step=trainer.step) as log:
+    with open_log(log_path, config.loggers, from_step=trainer.step, names=recipes) as log:
         trainer.run(log)
     return {name: learner.crosscoder for name, learner in learners.items()}
 
