@@ -73,3 +73,42 @@ def test_activations_that_are_all_zero_are_refused():
     models[2].embed.zero_()
     with pytest.raises(ValueError, match=rf"checkpoint {models[2].name}: its activations are all zero"):
         calibrate(Harvest(models, CORPUS, Positions(), seed=0), blocks=5, batch=5)
+
+
+def _short_of_memory(monkeypatch, models, most):
+    """Lets the models' lower blocks run out of memory on more than so many blocks."""
+    for model in models:
+        whole = model.lower
+
+        def lower(tokens, mask=None, whole=whole):
+            if len(tokens) > most:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3 GiB.")
+            return whole(tokens, mask)
+
+        monkeypatch.setattr(model, "lower", lower)
+
+
+def test_the_same_rows_in_the_same_order_where_memory_runs_out(monkeypatch):
+    expected = _rows(_harvest(), 13)
+    models, notes = WORLD.models(), []
+    _short_of_memory(monkeypatch, models, 3)
+    harvest = Harvest(models, CORPUS, Positions(), seed=0, note=notes.append)
+    torch.testing.assert_close(_rows(harvest, 13), expected)
+    assert len(notes) == 2
+    assert notes[-1].startswith("harvest: memory ran out with 6 blocks of 10 tokens at once; going on with 3 (CUDA out")
+    sizes = [len(rows) for rows in harvest.rows(8)]
+    assert sizes == [27, 27, 18]
+    assert len(notes) == 2
+
+
+def test_blocks_at_once_bound_a_pass():
+    harvest = Harvest(WORLD.models(), CORPUS, Positions(), seed=0, blocks_at_once=4)
+    assert [len(rows) for rows in harvest.rows(10)] == [36, 36, 18]
+
+
+def test_where_not_one_block_fits_it_says_what_to_lower(monkeypatch):
+    models = WORLD.models()
+    _short_of_memory(monkeypatch, models, 0)
+    harvest = Harvest(models, CORPUS, Positions(), seed=0, blocks_at_once=1)
+    with pytest.raises(ValueError, match=r"harvest: .* one block of 10 tokens: lower training\.ring_rows"):
+        _rows(harvest, 2)
