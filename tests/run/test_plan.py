@@ -23,6 +23,7 @@ SPEEDS = Speeds(
     mixing=0.0,
     steps=(StepTime(fixed=2.0, rows=3.0, flop=2.5e12),),
     read=0.25,
+    asked=0.0,
     evaluated=5.0,
     diagnosed=6.0,
     searched=7.0,
@@ -142,7 +143,7 @@ def test_several_crosscoders_are_harvested_once_and_analysed_each(folder, monkey
     found = planned(folder, monkeypatch, replace(SPEEDS, steps=SPEEDS.steps * 2))
     both = {stage.name: stage.seconds for stage in found.stages}
     assert both["train"] - alone["train"] == pytest.approx(16 * 5.0, abs=0.1)
-    assert both["survey"] == alone["survey"]
+    assert both["survey"] == pytest.approx(alone["survey"], abs=1.0)
     assert both["diagnose"] == 2 * alone["diagnose"]
     assert found.one_more == 16 * 5.0
 
@@ -177,8 +178,8 @@ def test_what_limits_and_what_would_help(found, expected):
         GPTNeoXConfig(vocab_size=99, hidden_size=32, num_hidden_layers=5, num_attention_heads=4, intermediate_size=64),
         BloomConfig(vocab_size=99, hidden_size=32, n_layer=5, n_head=4),
         Gemma2Config(
-            vocab_size=99, hidden_size=32, num_hidden_layers=5, num_attention_heads=4, num_key_value_heads=2, head_dim=8,
-            intermediate_size=64, layer_types=["sliding_attention", "full_attention"] * 2 + ["sliding_attention"],
+            vocab_size=99, hidden_size=32, num_hidden_layers=5, num_attention_heads=4, num_key_value_heads=2,
+            head_dim=8, intermediate_size=64, layer_types=["sliding_attention", "full_attention"] * 2 + ["sliding_attention"],
         ),
     ],
     ids=lambda shape: shape.model_type,
@@ -191,19 +192,24 @@ def test_a_short_model_has_two_blocks_of_the_true_shape(shape):
 
 
 def test_seconds_of_one_unit(monkeypatch):
-    """More is done at once as long as there is time for it."""
-    clock, done = 0.0, []
+    """More is done at once as long as there is time for it; of several tries the least counts."""
+    clock, done, slow = 0.0, [], 1
 
     def work(n):
-        nonlocal clock
+        nonlocal clock, slow
         done.append(n)
-        clock += 0.5 + 0.01 * n
+        clock += slow * (0.1 + 0.01 * n)
+        slow = 1
 
     monkeypatch.setattr(speed.time, "perf_counter", lambda: clock)
     each = speed.seconds_each(work, 1000, torch.device("cpu"), 12.0)
     assert done[:2] == [1, 1]
-    assert done[-1] == max(done) <= 1000
-    assert each == pytest.approx((0.5 + 0.01 * done[-1]) / done[-1])
+    assert done == sorted(done)
+    assert each == pytest.approx((0.1 + 0.01 * done[-1]) / done[-1])
+    assert clock < 2 * 12.0
     done.clear()
-    speed.seconds_each(work, 1, torch.device("cpu"), 12.0)
-    assert done == [1, 1]
+    clock = 0.0
+    assert speed.seconds_each(work, 1, torch.device("cpu"), 12.0) == pytest.approx(0.11)
+    assert done == [1] * (2 + speed.TRIES)
+    slow = 50
+    assert speed.seconds_each(work, 1, torch.device("cpu"), 60.0) == pytest.approx(0.11)

@@ -217,13 +217,13 @@ class _Planner:
 
     def _survey(self, texts: int, reading: float) -> StagePlan:
         count, shape = len(self.shared.metadata.places), self.shared.shape
-        tokens = texts + self.config.survey.blocks * self.config.text.context
+        text = self._heldout(self.config.survey.blocks) * self.config.text.context
         a_pass = cost.pass_bytes(self.config, shape, self.config.compute.dtype) / self.config.text.context
         memory = shape.parameters * cost.BYTES[self.config.compute.dtype] + cost.logit_bytes(self.config, shape)
         return StagePlan(
             "survey",
-            f"{token_count(tokens)} tokens at each of {count} checkpoints",
-            reading + count * (self._load + tokens * self.speeds.read),
+            f"{token_count(texts + text)} tokens at each of {count} checkpoints",
+            reading + count * (self._load + texts * self.speeds.asked + text * self.speeds.read),
             self.before + memory + int(a_pass * self.shared.batches.survey),
         )
 
