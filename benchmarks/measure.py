@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import platform
+import resource
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
+
+PACKAGES = ("torch", "transformers", "sae-lens", "eai-sparsify")
+"""Whose versions are recorded, where they are installed."""
+
+GIB = 2**30
 
 
 def seconds(cases: Mapping[str, Callable[[], object]], *, repeats: int, device: torch.device) -> dict[str, float]:
@@ -58,7 +65,18 @@ def machine(device: torch.device) -> dict[str, object]:
         name = torch.cuda.get_device_name(device)
     else:
         name = f"{_processor()}, {torch.get_num_threads()} threads"
-    return {"device": name, "versions": {"python": platform.python_version(), "torch": version("torch")}}
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        with contextlib.suppress(PackageNotFoundError):
+            versions[package] = version(package)
+    return {"device": name, "versions": versions}
+
+
+def peak(device: torch.device) -> int:
+    """Bytes that this process held at most: on the device, or, on a CPU, at all."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _processor() -> str:

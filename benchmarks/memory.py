@@ -8,22 +8,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 
 import torch
-from measure import machine
-from train_step import learner
-
-from crosstime.crosscoder.sparsity.rules import L1, BatchTopK
-
-GIB = 2**30
-
-
-def peak(device: torch.device) -> int:
-    """Bytes that this process held at most: on the device, or, on a CPU, at all."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+from measure import GIB, machine, peak
+from train_step import RULES, learner
 
 
 def main() -> None:
@@ -33,10 +21,10 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=512)
     parser.add_argument("--features", type=int, default=8192)
     parser.add_argument("--batch", type=int, default=4096)
-    parser.add_argument("--rule", choices=("l1", "batchtopk"), default="l1")
+    parser.add_argument("--rule", choices=RULES, default="l1")
     parser.add_argument("--device", type=torch.device, default="cpu")
     sizes = parser.parse_args()
-    rule = L1() if sizes.rule == "l1" else BatchTopK(100, k_start=100)
+    rule = RULES[sizes.rule](100)
     before = peak(sizes.device)
     columns = sizes.checkpoints * sizes.width
     ours = learner(sizes.checkpoints, sizes.width, sizes.features, sizes.batch, rule, sizes.device)

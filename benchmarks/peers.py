@@ -1,7 +1,7 @@
 """One optimisation step of other people's trainers, out of a checkout that the user supplies.
 
-What such a checkout imports and a step does not use (loggers, plots, model wrappers) is replaced by stand-ins, so it
-need not be installed; `einops`, which they compute with, must be.
+What such a checkout imports and a step does not use is replaced by stand-ins, so it need not be installed; `einops`,
+which they compute with, must be.
 """
 
 from __future__ import annotations
@@ -9,39 +9,35 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Callable
-from importlib.abc import Loader, MetaPathFinder
-from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
-from unittest.mock import MagicMock
 
+import stand_ins
 import torch
 from torch import Tensor
 
-UNUSED = {
-    *("IPython", "circuitsvis", "matplotlib", "nnsight", "sae_lens", "sae_vis", "seaborn"),
-    *("transformer_lens", "umap", "wandb", "zstandard"),
-}
 
+def steps(
+    reference: Path | None, dictionary: Path | None, rule: str, x: Tensor, features: int, k: int
+) -> dict[str, Callable[[], object]]:
+    """The steps on rows x [B, M, D] that are comparable under a rule of ours, by the peer's name.
 
-class _StandIns(MetaPathFinder, Loader):
-    """Finds a module of stand-ins where one of `UNUSED` is not installed."""
-
-    def find_spec(self, name: str, *_: object) -> ModuleSpec | None:
-        return ModuleSpec(name, self, is_package=True) if name.split(".")[0] in UNUSED else None
-
-    def create_module(self, spec: ModuleSpec) -> ModuleType:
-        return _StandIn(spec.name)
-
-    def exec_module(self, module: ModuleType) -> None:
-        pass
-
-
-class _StandIn(ModuleType):
-    def __getattr__(self, name: str) -> MagicMock:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return MagicMock()
+    Args:
+        reference: checkout of the code of arXiv 2509.05291.
+        dictionary: checkout of science-of-finetuning/dictionary_learning.
+        rule: "l1" or "batchtopk"; they have no other.
+        x: the rows.
+        features: F.
+        k: of BatchTopK.
+    """
+    if rule == "topk":
+        return {}
+    made = {}
+    for name, folder, make in (("paper", reference, paper), ("dictionary_learning", dictionary, dictionary_learning)):
+        step = make(folder, x, features, None if rule == "l1" else k) if folder else None
+        if step is not None:
+            made[name] = step
+    return made
 
 
 def paper(folder: Path, x: Tensor, features: int, k: int | None) -> Callable[[], object] | None:
@@ -98,8 +94,7 @@ def dictionary_learning(folder: Path, x: Tensor, features: int, k: int | None) -
 
 def _import(folder: Path, name: str) -> ModuleType | None:
     """A module of a checkout; None where something that it does need is not installed."""
-    if not any(isinstance(finder, _StandIns) for finder in sys.meta_path):
-        sys.meta_path.append(_StandIns())
+    stand_ins.install()
     sys.path.insert(0, str(folder.resolve()))
     try:
         return importlib.import_module(name)

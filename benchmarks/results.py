@@ -15,28 +15,37 @@ HERE = Path(__file__).parent
 RESULTS = HERE / "RESULTS.md"
 PAPER = "--width 2048 --features 16384"
 WIDE = "--checkpoints 8 --features 65536"
+PYTHIA_1B = "--width 2048 --blocks 16 --layer 8 --context 1024 --harvest-blocks 32"
+PAPERS_RUN = f"{PYTHIA_1B} --features 16384 --ring-rows 524288"
 SIZES = {
     "cpu": [
         "train_step.py --repeats 5",
-        "train_step.py --width 128 --features 2048 --batch 1024 --repeats 9",
+        "train_step.py --width 128 --features 4096 --batch 1024 --repeats 9",
+        "train_step.py --checkpoints 1 --rule l1 topk batchtopk --repeats 5",
+        f"train_step.py {PAPER} --repeats 1 --alone",
+        f"train_step.py {WIDE} --batch 1024 --rule l1 --repeats 1 --alone",
         "harvest.py",
         "train_run.py",
+        "several.py",
         "effects.py --prompts 16",
         "memory.py --rule l1",
         "memory.py --rule batchtopk",
     ],
     "cuda": [
         f"train_step.py {PAPER} --k 200 --repeats 20",
-        f"train_step.py {WIDE} --repeats 20",
+        f"train_step.py {PAPER} --checkpoints 1 --rule l1 topk batchtopk --repeats 20",
+        f"train_step.py {WIDE} --repeats 20 --alone",
         "train_step.py --repeats 20",
-        "harvest.py --width 2048 --blocks 16 --layer 8 --context 1024 --harvest-blocks 32",
-        f"train_run.py {PAPER} --blocks 16 --layer 8 --context 1024 --ring-rows 131072 --steps 200",
+        f"harvest.py {PYTHIA_1B}",
+        f"train_run.py {PAPERS_RUN} --steps 200 --project-rows 400000000",
+        f"several.py {PAPERS_RUN} --steps 16 --repeats 9",
         "effects.py --prompts 256",
         f"memory.py {PAPER} --rule l1",
         f"memory.py {PAPER} --rule batchtopk",
     ],
 }
-"""What suits each kind of device: minutes in all. The last sizes on a GPU are the paper's and wider ones."""
+"""What suits each kind of device, minutes in all: the standing size, the demo's, a single checkpoint's, the paper's, a
+wide one. Where peers would not fit beside ours, they are left out."""
 
 
 def run(command: str, device: str, peers: list[str]) -> list[dict[str, Any]]:

@@ -6,14 +6,16 @@ The roofline is a run that does nothing but harvest and step, at the speed that 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import models
 import torch
-from measure import report
+from measure import GIB, peak, report
 
+from crosstime.lm.split import SplitLM
 from crosstime.training.config import TrainConfig
 from crosstime.training.learner import Learner
 from crosstime.training.train import Trainer
@@ -39,41 +41,82 @@ class Clock:
         return timed
 
 
-def main() -> None:
-    """Measure one run, from after its calibration to its end."""
-    parser = argparse.ArgumentParser(description=__doc__)
+@dataclasses.dataclass(frozen=True)
+class Seconds:
+    """Of some steps of a run, and of what they consist of."""
+
+    whole: float
+    harvest: float
+    step: float
+
+
+class Run:
+    """A run of some crosscoders on one harvest, after its first step: the ring is full."""
+
+    def __init__(self, sizes: argparse.Namespace, lower: Sequence[SplitLM], crosscoders: int) -> None:
+        config = TrainConfig(
+            rows=sizes.batch * 10_000,
+            batch_size=sizes.batch,
+            ring_rows=sizes.ring_rows,
+            harvest_blocks=sizes.harvest_blocks,
+            calibration_blocks=sizes.harvest_blocks,
+            log_steps=4,
+        )
+        learners = {str(seed): Learner(models.crosscoder(sizes), config, seed) for seed in range(crosscoders)}
+        self.trainer = Trainer(learners, config, lower, models.text(sizes, 1024))
+        self.harvest, self.step = Clock(sizes.device), Clock(sizes.device)
+        self.trainer._refill = self.harvest.around(self.trainer._refill)
+        for learner in learners.values():
+            learner.learn = self.step.around(learner.learn)
+        self.go_on(1)
+
+    def go_on(self, steps: int) -> Seconds:
+        """Take so many steps more."""
+        trainer = self.trainer
+        trainer.config = dataclasses.replace(trainer.config, rows=(trainer.step + steps) * trainer.config.batch_size)
+        self.harvest.seconds = self.step.seconds = 0.0
+        begin = time.perf_counter()
+        trainer.run([lambda _: None])
+        return Seconds(time.perf_counter() - begin, self.harvest.seconds, self.step.seconds)
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """The sizes of models, crosscoder and run."""
     models.add_flags(parser)
     parser.add_argument("--batch", type=int, default=4096)
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--ring-rows", type=int, default=16_384)
+    parser.add_argument("--harvest-blocks", type=int, default=16)
+
+
+def case(name: str, sizes: argparse.Namespace) -> dict[str, object]:
+    """The benchmark's name, with the sizes that decide its figures."""
+    keys = ("checkpoints", "width", "features", "batch", "layer", "ring_rows", "steps")
+    return {"benchmark": name, **{key: getattr(sizes, key) for key in keys}}
+
+
+def main() -> None:
+    """Measure one run, from after its first step to its end."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    add_flags(parser)
+    parser.add_argument("--project-rows", type=int, help="say how many hours a run of so many rows would take")
     sizes = parser.parse_args()
-    config = TrainConfig(
-        rows=sizes.batch * sizes.steps,
-        batch_size=sizes.batch,
-        ring_rows=sizes.ring_rows,
-        harvest_blocks=16,
-        calibration_blocks=16,
-        log_steps=4,
-    )
     lower = [model.without_upper() for model in models.checkpoints(sizes, torch.bfloat16)]
-    learner = Learner(models.crosscoder(sizes), config)
-    trainer = Trainer({"": learner}, config, lower, models.text(sizes, 1024))
-    harvest, step = Clock(sizes.device), Clock(sizes.device)
-    trainer._refill = harvest.around(trainer._refill)
-    learner.learn = step.around(learner.learn)
-    begin = time.perf_counter()
-    trainer.run([lambda _: None])
-    whole = time.perf_counter() - begin
-    case = {"benchmark": "train_run", **{key: getattr(sizes, key) for key in ("checkpoints", "width", "features")}}
+    taken, rows = Run(sizes, lower, 1).go_on(sizes.steps), sizes.batch * sizes.steps
+    explained = taken.harvest + taken.step
+    also = {"peak_memory_gib": round(peak(sizes.device) / GIB, 2)}
+    if sizes.project_rows:
+        also["projected_hours"] = round(taken.whole / rows * sizes.project_rows / 3600, 2)
     report(
-        case | {"batch": sizes.batch, "layer": sizes.layer, "ring_rows": sizes.ring_rows, "steps": sizes.steps},
+        case("train_run", sizes),
         "rows",
-        config.rows,
-        {"ours": whole, "roofline": harvest.seconds + step.seconds},
+        rows,
+        {"ours": taken.whole, "roofline": explained},
         sizes.device,
-        harvest_share=round(harvest.seconds / whole, 3),
-        step_share=round(step.seconds / whole, 3),
-        unexplained_share=round(1 - (harvest.seconds + step.seconds) / whole, 3),
+        harvest_share=round(taken.harvest / taken.whole, 3),
+        step_share=round(taken.step / taken.whole, 3),
+        unexplained_share=round(1 - explained / taken.whole, 3),
+        **also,
     )
 
 

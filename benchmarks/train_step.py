@@ -1,6 +1,7 @@
 """Rows a second of a whole optimisation step, against its matrix products alone and against other trainers.
 
-The step is everything between a batch and the next: loss, gradients, clipping, Adam, and what is logged.
+The step is everything between a batch and the next: loss, gradients, clipping, Adam, and what is logged. Other people's
+crosscoders join in where a checkout is given, and with one checkpoint their autoencoders where these are installed.
 """
 
 from __future__ import annotations
@@ -10,15 +11,23 @@ from collections.abc import Callable
 from pathlib import Path
 
 import peers
+import sae_peers
 import torch
 from measure import report, seconds
 
 from crosstime.crosscoder.crosscoder import Crosscoder, CrosscoderConfig
-from crosstime.crosscoder.sparsity.rules import L1, BatchTopK, Sparsity
+from crosstime.crosscoder.sparsity.rules import L1, BatchTopK, Sparsity, TopK
 from crosstime.training.config import TrainConfig
 from crosstime.training.learner import Learner
 
 STEPS = 10_000
+
+RULES: dict[str, Callable[[int], Sparsity]] = {
+    "l1": lambda _: L1(),
+    "topk": TopK,
+    "batchtopk": lambda k: BatchTopK(k, k_start=k),
+}
+"""The rules by name, of k."""
 
 
 def learner(checkpoints: int, width: int, features: int, batch: int, rule: Sparsity, device: torch.device) -> Learner:
@@ -53,6 +62,14 @@ def products(x: torch.Tensor, features: int) -> Callable[[], object]:
     return run
 
 
+def _peers(sizes: argparse.Namespace, rule: str, x: torch.Tensor) -> dict[str, Callable[[], object]]:
+    """The steps of all peers that are there and comparable, by name."""
+    found = peers.steps(sizes.reference, sizes.dictionary_learning, rule, x, sizes.features, sizes.k)
+    if sizes.checkpoints == 1:
+        found |= sae_peers.steps(rule, x[:, 0], sizes.features, sizes.k)
+    return found
+
+
 def main() -> None:
     """Measure each rule at one size."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -60,29 +77,24 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=512)
     parser.add_argument("--features", type=int, default=8192)
     parser.add_argument("--batch", type=int, default=4096)
-    parser.add_argument("--rule", nargs="+", choices=("l1", "batchtopk"), default=["l1", "batchtopk"])
+    parser.add_argument("--rule", nargs="+", choices=RULES, default=["l1", "batchtopk"])
     parser.add_argument("--k", type=int, default=100)
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--device", type=torch.device, default="cpu")
     parser.add_argument("--reference", type=Path, help="checkout of the code of arXiv 2509.05291")
     parser.add_argument("--dictionary-learning", type=Path, help="checkout of science-of-finetuning's trainers")
+    parser.add_argument("--alone", action="store_true", help="without peers, where memory does not hold them too")
     sizes = parser.parse_args()
     torch.manual_seed(0)
     x = torch.randn(sizes.batch, sizes.checkpoints, sizes.width, device=sizes.device)
-    cases: dict[str, Callable[[], object] | None] = {"roofline": products(x.flatten(1), sizes.features)}
+    cases = {"roofline": products(x.flatten(1), sizes.features)}
     for name in sizes.rule:
-        k = None if name == "l1" else sizes.k
-        rule = L1() if k is None else BatchTopK(k, k_start=k)
+        rule = RULES[name](sizes.k)
         ours = learner(sizes.checkpoints, sizes.width, sizes.features, sizes.batch, rule, sizes.device)
         cases[f"{name} ours"] = lambda ours=ours: ours.learn(x.flatten(1))
-        if sizes.reference:
-            cases[f"{name} paper"] = peers.paper(sizes.reference, x, sizes.features, k)
-        if sizes.dictionary_learning:
-            cases[f"{name} dictionary_learning"] = peers.dictionary_learning(
-                sizes.dictionary_learning, x, sizes.features, k
-            )
-    there = {name: run for name, run in cases.items() if run is not None}
-    taken = seconds(there, repeats=sizes.repeats, device=sizes.device)
+        if not sizes.alone:
+            cases |= {f"{name} {peer}": step for peer, step in _peers(sizes, name, x).items()}
+    taken = seconds(cases, repeats=sizes.repeats, device=sizes.device)
     for name in sizes.rule:
         of_rule = {key.removeprefix(f"{name} "): value for key, value in taken.items() if key.startswith(f"{name} ")}
         case = {"benchmark": "train_step", "rule": name}

@@ -8,7 +8,9 @@ from typing import get_args, get_type_hints
 
 import pytest
 
-from crosstime.run.config import RunConfig
+from crosstime.crosscoder.sparsity.rules import BatchTopK
+from crosstime.run.config import RunConfig, RunFile
+from crosstime.run.toml import build
 from crosstime.training.config import TrainConfig
 
 QUICKSTART = (Path(__file__).parents[1] / "docs" / "quickstart.md").read_text(encoding="utf-8")
@@ -23,6 +25,17 @@ def test_every_key_stands_in_the_row_of_its_section(section):
     (row,) = re.findall(rf"^\| `\[+{section}\]+` \| (.*) \|$", QUICKSTART, flags=re.MULTILINE)
     keys = {field.name.removesuffix("_") for field in fields(SECTIONS[section])}
     assert keys <= set(re.findall(r"`(\w+)(?: = \w+)?`", row))
+
+
+def test_the_sweep_over_several_crosscoders_is_a_run():
+    (sweep,) = [
+        block for block in re.findall(r"```toml\n(.*?)```", QUICKSTART, flags=re.DOTALL) if "[[crosscoder]]" in block
+    ]
+    common = {"suite": {"demo": True}, "text": {"demo": True}, "task": [{"name": "any", "jsonl": "pairs.jsonl"}]}
+    found = build(RunFile, common | tomllib.loads(sweep)).each()
+    assert [each.crosscoder.name for each in found] == ["k64", "k64-153", "k64-6582", "k32"]
+    assert [each.start_seed for each in found] == [124, 153, 6582, 124]
+    assert [each.sparsity for each in found] == [BatchTopK(k=k) for k in (64, 64, 64, 32)]
 
 
 def test_every_key_of_training_has_a_row_with_its_default():

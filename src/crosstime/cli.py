@@ -467,11 +467,9 @@ def _trained(source: str) -> str | Path:
     """The crosscoder of a run, if one is named; else what is named."""
     from crosstime.run import config
 
-    place = Path(source)
-    in_run = (place.parent / config.FILE).is_file() and (not place.exists() or (place / "resolved.toml").is_file())
-    if not in_run and not (place / config.FILE).is_file():
+    if not config.is_of_run(Path(source)):
         return source
-    one = _only(place)
+    one = _only(Path(source))
     if artifact.read_manifest(one.at("crosscoder")) is None:
         raise ValueError(f"{source} has no crosscoder yet: `crosstime train {one.folder}` makes it")
     return one.at("crosscoder")

@@ -42,6 +42,19 @@ def test_encode_and_decode_are_the_equations(crosscoder, x):
     torch.testing.assert_close(crosscoder(x), x_hat)
 
 
+def test_over_one_checkpoint_it_is_a_sparse_autoencoder(crosscoder, x, tmp_path):
+    alone = Crosscoder(CrosscoderConfig(("step2",), layer=2, width=D, features=F))
+    with torch.no_grad():
+        alone.W_enc.copy_(crosscoder.W_enc[1:2])
+        alone.W_dec.copy_(crosscoder.W_dec[:, 1:2])
+        alone.b_dec.copy_(crosscoder.b_dec[1:2])
+    f = torch.relu(x[..., 1, :] @ alone.W_enc[0])
+    torch.testing.assert_close(alone(x[..., 1:2, :])[..., 0, :], f @ alone.W_dec[:, 0] + alone.b_dec[0])
+    alone.save_pretrained(tmp_path)
+    assert torch.equal(Crosscoder.from_pretrained(tmp_path)(x[..., 1:2, :]), alone(x[..., 1:2, :]))
+    assert "# Crosscoder over 1 checkpoint\n" in (tmp_path / "README.md").read_text(encoding="utf-8")
+
+
 def test_decoding_is_bias_plus_features_times_raw_decoder(crosscoder, x):
     f = crosscoder.encode(x)
     for m in range(M):
@@ -183,8 +196,8 @@ def test_a_failed_save_leaves_the_old_crosscoder_whole(crosscoder, x, tmp_path, 
 
 
 def test_what_describes_no_crosscoder_is_refused():
-    with pytest.raises(ValueError, match="at least two checkpoints"):
-        CrosscoderConfig(("a",), 0, D, F)
+    with pytest.raises(ValueError, match="needs a checkpoint to read"):
+        CrosscoderConfig((), 0, D, F)
     with pytest.raises(ValueError, match="different names"):
         CrosscoderConfig(("a", "a"), 0, D, F)
     with pytest.raises(ValueError, match="must be positive"):

@@ -1,7 +1,7 @@
 import pytest
 
 from crosstime.crosscoder.sparsity.rules import L1, BatchTopK, JumpReLU, TopK
-from crosstime.run import config, preset
+from crosstime.run import annotations, config, preset, stages, tokens
 
 LEAST = """
 [suite]
@@ -135,6 +135,98 @@ def test_what_cannot_be_is_refused_by_name(tmp_path, change, message):
     assert old in LEAST
     with pytest.raises(ValueError, match=rf"run\.toml: .*{message}"):
         load(tmp_path, LEAST.replace(old, new, 1))
+
+
+SEVERAL = """
+[[crosscoder]]
+name = "l1"
+features = 512
+layer = 2
+[[crosscoder]]
+name = "again"
+features = 512
+seed = 153
+[[crosscoder]]
+name = "few"
+seed = 124
+[crosscoder.sparsity]
+rule = "topk"
+k = 7
+[sparsity]
+rule = "l1"
+weight = 0.3
+"""
+
+
+def test_each_of_several_crosscoders_has_the_configuration_that_it_would_have_alone(tmp_path):
+    (tmp_path / "run.toml").write_text(LEAST + SEVERAL)
+    found = config.load(tmp_path)
+    assert [each.crosscoder.name for each in found] == ["l1", "again", "few"]
+    assert [each.crosscoder.features for each in found] == [512, 512, 16_384]
+    assert [each.sparsity for each in found] == [L1(0.3), L1(0.3), TopK(7)]
+    assert {each.crosscoder.layer for each in found} == {2}  # as the one that states it
+    assert [each.start_seed for each in found] == [124, 153, 124]
+    assert found[2].crosscoder.seed is None  # to state the default changes nothing
+    for each in found:
+        assert load(tmp_path, config.resolved(each)) == each
+
+
+def test_a_single_crosscoder_may_be_written_either_way(tmp_path):
+    keys = "features = 512\nseed = 7\n[crosscoder.sparsity]\nrule = 'topk'\nk = 7\n"
+    assert load(tmp_path, f"{LEAST}[crosscoder]\n{keys}") == load(tmp_path, f"{LEAST}[[crosscoder]]\n{keys}")
+    found = load(tmp_path, f"{LEAST}[crosscoder]\n{keys}")
+    assert (found.crosscoder.features, found.start_seed, found.sparsity) == (512, 7, TopK(7))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('name = "again"\n', "", r"\[crosscoder 2\] needs a `name`, since there are several"),
+        ('name = "again"', 'name = "l1"', r"two crosscoders are called 'l1'"),
+        ('name = "again"', 'name = "report"', r"crosscoder\.name is 'report', which is taken in a run folder"),
+        ('name = "again"', 'name = "a/b"', r"crosscoder\.name is 'a/b', and is to be that of a folder"),
+        ('name = "again"', 'name = ".."', r"crosscoder\.name is '\.\.', and is to be that of a folder"),
+        ('name = "again"', 'name = " a"', r"crosscoder\.name is ' a', and is to be that of a folder"),
+        ('name = "again"', 'nam = "again"', r"\[crosscoder 2\] unknown key `nam`; the nearest is 'name'"),
+        ("seed = 153", "seed = -1", r"crosscoder\.seed must not be negative"),
+        ("seed = 153", "layer = 3", r"crosscoder 'l1' has layer 2 and 'again' layer 3: several learn from one harvest"),
+        ("seed = 153", 'from = "theirs"', r"crosscoder 'again': `from` does not go with several"),
+        ("k = 7", "k = 99_999", r"crosscoder 'few': sparsity\.k is 99999: a dictionary of 16384 features has not so"),
+        ('"topk"', '"topq"', r"\[crosscoder 3\.sparsity\] `rule` must be one of .*; the nearest is 'topk'"),
+        ("weight", "wieght", r"\[sparsity\] unknown key `wieght`; the nearest is 'weight'"),
+    ],
+)
+def test_mistakes_in_one_of_several_are_told_with_its_name(tmp_path, old, new, message):
+    assert old in SEVERAL
+    (tmp_path / "run.toml").write_text(LEAST + SEVERAL.replace(old, new, 1))
+    with pytest.raises(ValueError, match=rf"run\.toml: {message}"):
+        config.load(tmp_path)
+
+
+def test_an_empty_list_of_crosscoders_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="crosscoder is an empty list"):
+        load(tmp_path, f"crosscoder = []\n{LEAST}")
+
+
+def test_no_crosscoder_may_stand_where_an_artifact_does():
+    assert {stage.folder for stage in stages._STAGES} | {annotations.FOLDER, tokens.STATE} <= set(config._TAKEN)
+
+
+def test_one_crosscoder_of_a_run_is_named_by_its_folder(tmp_path):
+    (tmp_path / "run.toml").write_text(LEAST + SEVERAL)
+    run_dir, (found,) = config.find(tmp_path / "again")
+    assert (run_dir, found.crosscoder.name) == (tmp_path, "again")
+    assert config.find(tmp_path) == (tmp_path, config.load(tmp_path))
+    with pytest.raises(ValueError, match=r"has no crosscoder 'agin'; the nearest is 'again' of l1, again, few"):
+        config.find(tmp_path / "agin")
+    with pytest.raises(ValueError, match=r"has several crosscoders: name one \(l1, again, few\), as in .*/l1"):
+        config.only(*config.find(tmp_path))
+    (tmp_path / "again").mkdir()
+    with pytest.raises(ValueError, match=r"again is a part of a run, whose stages are done together: name "):
+        config.load(tmp_path / "again")
+    (tmp_path / "run.toml").write_text(LEAST)
+    with pytest.raises(ValueError, match=r"has no crosscoder 'x', and its only one has no name"):
+        config.find(tmp_path / "x")
 
 
 def test_a_folder_that_is_not_there_or_holds_no_run(tmp_path):

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from crosstime.run import preset
-from crosstime.run.cost import Device, estimate
+from crosstime.run.cost import H100, Device, estimate
 
 PYTHIA = preset.PRESETS["pythia-1b-1B-4B-286B"].shape
 
@@ -85,6 +85,19 @@ def test_a_crosscoder_that_is_not_trained_costs_no_training():
     assert (found.rows, found.tokens, found.seconds) == (0, 0, 0)
     assert found.gpu_bytes < estimate(config, PYTHIA).gpu_bytes
     assert found.run_bytes == 4 * 201_326_592 + 2 * 428_032_000
+
+
+def test_several_crosscoders_cost_one_harvest_and_the_steps_of_all():
+    config = preset.settings("pythia-1b-1B-4B-286B")
+    small = replace(config, crosscoder=replace(config.crosscoder, features=4096))
+    alone, both = estimate(config, PYTHIA), estimate(config, PYTHIA, beside=[small])
+    assert (both.rows, both.tokens, both.harvest_flop) == (alone.rows, alone.tokens, alone.harvest_flop)
+    assert both.weights == 201_326_592 * 5 // 4
+    assert both.product_flop == alone.product_flop * 1.25
+    harvest = alone.harvest_flop / H100.harvest
+    assert both.seconds - harvest == pytest.approx((alone.seconds - harvest) * 1.25)
+    assert both.gpu_bytes - alone.gpu_bytes == 20 * 201_326_592 // 4  # they step one after the other
+    assert both.run_bytes - alone.run_bytes == (2 * 12 + 4) * 201_326_592 // 4
 
 
 def test_what_the_table_says_of_the_papers_budget():

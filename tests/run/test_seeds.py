@@ -106,12 +106,65 @@ def test_a_default_layer_is_the_one_that_it_means(runs, tmp_path):
 
 def test_one_seed_twice_or_too_few_runs_or_none_are_refused(runs, tmp_path):
     copy = shutil.copytree(runs[0], tmp_path / "copy")
-    with pytest.raises(ValueError, match=r"both have training\.seed 1"):
+    with pytest.raises(ValueError, match=r"both have the same seeds, \(1, 1\)"):
         seed_table([*runs, copy])
     with pytest.raises(ValueError, match="at least 2 crosscoders; got 1"):
         seed_table(runs[:1])
     with pytest.raises(ValueError, match="crosstime evaluate"):
         seed_table([runs[0], tmp_path / "nothing"])
+
+
+SEVERAL = """
+[suite]
+demo = true
+[text]
+demo = true
+[[task]]
+name = "agreement"
+sets = ["subject-verb"]
+"""
+
+
+def write_several(folder, **crosscoders):
+    """A run with several crosscoders: by name, the seed of the start values and other settings."""
+    names = "".join(f'[[crosscoder]]\nname = "{name}"\n' for name in crosscoders)
+    (folder / "run.toml").write_text(SEVERAL + names)
+    for name, (seed, settings) in crosscoders.items():
+        write_run(folder / name, 1, settings={"crosscoder.seed": seed} | settings)
+    return folder
+
+
+def test_a_run_stands_for_its_crosscoders_that_differ_in_the_seed_only(tmp_path, runs):
+    run_dir = write_several(tmp_path, a=(None, {}), b=(8, {}), c=(8, {"sparsity.weight": 3.0}))
+    assert seed_table([run_dir]).seeds == [1, 8]
+    assert seed_table([run_dir / "b", runs[1], run_dir / "a"]).seeds == [8, 2, 1]
+    with pytest.raises(ValueError, match=r"a and .*c are not one comparison: sparsity\.weight is null"):
+        seed_table([run_dir / "a", run_dir / "c"])
+    with pytest.raises(ValueError, match=r"has several crosscoders: name one \(a, b, c\)"):
+        seed_table([run_dir, runs[1]])
+    with pytest.raises(ValueError, match=r"has no crosscoder 'd'; the nearest is"):
+        seed_table([run_dir / "a", run_dir / "d"])
+
+
+def test_which_of_several_sets_must_be_said_and_that_one_is_there(tmp_path):
+    other = {"sparsity.weight": 3.0}
+    run_dir = write_several(tmp_path, a=(None, {}), b=(8, {}), c=(8, other), d=(9, other))
+    with pytest.raises(ValueError, match=r"has 2 sets that differ in their seed only \(a, b; c, d\): name one set"):
+        seed_table([run_dir])
+    write_several(tmp_path, a=(None, {}), c=(8, other))
+    with pytest.raises(ValueError, match="are not one comparison: sparsity"):
+        seed_table([run_dir])
+    write_several(tmp_path, a=(8, {}), b=(8, {}))
+    with pytest.raises(ValueError, match=r"both have the same seeds"):
+        seed_table([run_dir])
+    shutil.rmtree(run_dir / "b" / "evaluation")
+    with pytest.raises(ValueError, match=rf"b holds no evaluation .* run `crosstime evaluate {run_dir}` first"):
+        seed_table([run_dir])
+
+
+def test_seeds_of_the_training_are_told_where_those_of_the_start_values_are_all_one(tmp_path):
+    runs = [write_run(tmp_path / f"run {n}", n, settings={"crosscoder.seed": 7}) for n in (1, 2)]
+    assert seed_table(runs).seeds == [1, 2]
 
 
 def test_an_imported_crosscoder_has_no_seed(runs):

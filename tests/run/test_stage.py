@@ -141,6 +141,61 @@ def test_what_a_killed_run_left_is_swept(tmp_path, three):
     assert not (tmp_path / ".one-folder.writing").exists()
 
 
+@dataclass(frozen=True)
+class Named(Workspace):
+    """One of several in a run folder, who share the first artifact."""
+
+    name: str
+
+    def at(self, artifact: str) -> Path:
+        return self.folder / artifact if artifact == "one-folder" else self.folder / self.name / artifact
+
+
+def test_several_workspaces_share_do_together_and_do_alone(tmp_path, three, calls):
+    def together(workspaces, drafts):
+        calls.append("two of " + ", ".join(workspace.name for workspace in workspaces))
+        for workspace, draft in zip(workspaces, drafts, strict=True):
+            (draft / "a.txt").write_text(workspace.name)
+
+    three[1] = replace(three[1], together=together)
+    a, b, c = (Named(tmp_path, Config(), name) for name in "abc")
+    said = []
+    bring_up_to_date([a, b], three, said.append)
+    assert calls == ["one", "two of a, b", "three", "three"]
+    assert said == [
+        "one: doing it",
+        *("two a: doing it", "two b: doing it"),
+        *("three a: doing it", "three b: doing it"),
+    ]
+    assert (tmp_path / "b" / "two-folder" / "a.txt").read_text() == "b"
+    assert {state.status for state in states(b, three).values()} == {"done"}
+    calls.clear()
+    said.clear()
+    (tmp_path / "b" / ".three-folder.writing").mkdir()
+    bring_up_to_date([a, c, b], three, said.append, last="two")
+    assert calls == ["two"]  # of c alone
+    assert said == ["one: up to date", "two a: up to date", "two c: doing it", "two b: up to date"]
+    assert not (tmp_path / "b" / ".three-folder.writing").exists()
+
+
+def test_what_is_done_together_stands_whole_or_not_at_all(tmp_path, three):
+    def fail(_workspaces, drafts):
+        (drafts[0] / "half").write_text("half")
+        raise ValueError("bad input")
+
+    three[1] = replace(three[1], together=fail)
+    with pytest.raises(ValueError, match="bad input"):
+        bring_up_to_date([Named(tmp_path, Config(), name) for name in "ab"], three, lambda _: None)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == [
+        "a",
+        "a.txt",
+        "b",
+        "b.txt",
+        "manifest.json",
+        "one-folder",
+    ]
+
+
 def test_the_seconds_of_unfinished_attempts_count(tmp_path, calls):
     one = replace(stage("one", (), calls, settings=()), seconds_before=lambda _: 1000.0)
     go(tmp_path, [one])

@@ -7,7 +7,7 @@ import pytest
 
 from crosstime import artifact
 from crosstime.run import summary
-from crosstime.run.stage import Workspace
+from crosstime.run.stage import State, Workspace
 
 FOLDERS = {"compare": "compare", "evaluate": "evaluation", "attribute": "effects", "report": "report"}
 KEYS = {
@@ -128,6 +128,33 @@ def test_the_table_is_aligned(finished):
     assert rows["completeness gap"].endswith("0.40 %")
     assert rows["exact effects"].endswith("Spearman 0.800 with IE, 0.800 with RelIE")
     assert rows["ablation ratio"].endswith("Spearman 0.750 with RelIE, - with RelDec")
+
+
+def test_several_stand_side_by_side(finished, tmp_path_factory):
+    done = summary.headline(Workspace(finished, None), FOLDERS)
+    empty = summary.headline(Workspace(tmp_path_factory.mktemp("empty"), None), FOLDERS)
+    lines = summary.comparison({"one": done, "not yet": empty, "two": done | {"l0": 1234.5}}).splitlines()
+    assert lines[0].split() == ["one", "not", "yet", "two"]
+    rows = {line.split("  ")[0]: line.split()[-3:] for line in lines}
+    assert rows["L0"] == ["12.5", "-", "1234.5"]
+    assert rows["explained variance, b"] == ["0.800", "-", "0.800"]
+    assert rows["emerged by decoder"] == ["1,200", "-", "1,200"]
+    assert rows["dropped, on any task"] == ["1", "-", "1"]
+    assert rows["exact effects and RelIE, Spearman"] == ["0.800", "-", "0.800"]
+    assert len({len(line) for line in lines[: lines.index("")]}) == 1
+    assert rows["report not yet"] == ["not", "yet", "written"]
+    assert summary.comparison({"a": empty, "b": empty}).count("\n") == 1
+
+
+def test_states_are_told_apart_only_where_they_differ():
+    done, stale = State("done"), State("stale", "training.lr changed")
+    found = {
+        "a": {"suite": done, "train": done},
+        "b": {"suite": done, "train": stale},
+        "c": {"suite": done, "train": done},
+    }
+    assert summary.statuses(found).splitlines() == ["suite  done", "train  a, c: done; b: stale: training.lr changed"]
+    assert summary.statuses({"": found["b"]}).splitlines()[1] == "train  stale: training.lr changed"
 
 
 def test_damage_is_found(finished):

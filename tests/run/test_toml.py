@@ -41,6 +41,12 @@ class Outer:
     shelf: Shelf = Shelf()
 
 
+@dataclass(frozen=True)
+class Either:
+    shelf: Shelf | tuple[Shelf, ...] = Shelf()
+    inner: Inner | None = None
+
+
 def read(tmp_path, text):
     path = tmp_path / "x.toml"
     path.write_text(text, encoding="utf-8")
@@ -77,6 +83,17 @@ def read(tmp_path, text):
 def test_errors_name_the_file_the_section_and_the_key(tmp_path, text, message):
     with pytest.raises(ValueError, match=rf"x\.toml.*{message}"):
         read(tmp_path, text)
+
+
+def test_a_section_may_stand_once_or_several_times_or_not_at_all():
+    once, twice = toml.build(Either, {"shelf": {"length": 2}}), toml.build(Either, {"shelf": [{"length": 2}, {}]})
+    assert (once.shelf, twice.shelf) == (Shelf(2), (Shelf(2), Shelf()))
+    assert once.inner is None
+    assert toml.build(Either, {"inner": {"steps": 4}}).inner == Inner(steps=4)
+    with pytest.raises(ValueError, match=r"\[shelf 2\] unknown key `lenth`"):
+        toml.build(Either, {"shelf": [{}, {"lenth": 2}]})
+    with pytest.raises(ValueError, match=r"`shelf` must be a section, \[shelf\], .*, or a list of sections"):
+        toml.build(Either, {"shelf": 3})
 
 
 def test_a_file_that_is_not_utf8_is_refused(tmp_path):

@@ -79,6 +79,10 @@ def test_unfinished_training_is_timed_by_its_log(make, tmp_path):
     assert stages.unfinished_seconds(run) == 0  # a log without a state is that of a finished training
     (tmp_path / "training" / "state").mkdir()
     assert stages.unfinished_seconds(run) == 14
+    others = [record | {"crosscoder": name, "rows_per_second": 20.0} for name in ("a", "b") for record in records]
+    log.write_text("".join(json.dumps(record) + "\n" for record in others))
+    assert stages.unfinished_seconds(run) == 0
+    assert stages.unfinished_seconds(make({"name": "some", "sets": ["distractor"]}, crosscoder={"name": "b"})) == 15
     log.unlink()
     assert stages.unfinished_seconds(run) == 0
 

@@ -10,6 +10,7 @@ from crosstime.crosscoder.crosscoder import Crosscoder, CrosscoderConfig
 from crosstime.crosscoder.sparsity.rules import L1, BatchTopK
 from crosstime.training.config import TrainConfig
 from crosstime.training.learner import Learner
+from crosstime.training.products import SPARSE_UP_TO
 
 M, D, F, B, STEPS = 3, 16, 64, 128, 500
 RULES = [L1(0.3), BatchTopK(8, k_start=16, k_steps=100)]
@@ -59,8 +60,10 @@ def _plain_steps(crosscoder, batches):
         yield loss.item(), (1 - error / x.var(0, correction=0).sum()).item()
 
 
+@pytest.mark.parametrize("sparse_up_to", [0.0, 1.0], ids=["dense", "sparse"])
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.rule)
-def test_low_precision_learns_what_a_plain_trainer_learns(rule, batches):
+def test_low_precision_learns_what_a_plain_trainer_learns(rule, sparse_up_to, batches, monkeypatch):
+    monkeypatch.setitem(SPARSE_UP_TO, "cpu", sparse_up_to)
     learner = Learner(_crosscoder(rule), _config())
     ours = []
     for x in batches:

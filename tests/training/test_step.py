@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from crosstime.crosscoder.crosscoder import Crosscoder, CrosscoderConfig
+from crosstime.crosscoder.sparsity import jumprelu
 from crosstime.crosscoder.sparsity.rule import END, Progress
 from crosstime.crosscoder.sparsity.rules import L1, BatchTopK, JumpReLU, TopK
 from crosstime.crosscoder.sparsity.scratch import Scratch
@@ -64,6 +65,16 @@ def test_gradients_are_those_of_the_loss(rule, x):
     gradients(crosscoder, x, END, torch.float32, _idle(), Scratch())
     for name, parameter in weights.items():
         torch.testing.assert_close(parameter.grad, expected[name], msg=lambda m, name=name: f"{name}: {m}")
+
+
+def test_gates_are_worked_on_by_some_rows_at_a_time(x, monkeypatch):
+    found = []
+    for values in (jumprelu.CACHED_VALUES, 5 * F):  # the last part of 16 rows then holds one
+        monkeypatch.setattr(jumprelu, "CACHED_VALUES", values)
+        crosscoder = _crosscoder(JumpReLU(0.2, threshold=0.3, window=0.5))
+        stats = gradients(crosscoder, x, END, torch.float32, _idle(), Scratch())
+        found.append([stats.penalty, *(parameter.grad for parameter in crosscoder.parameters())])
+    torch.testing.assert_close(found[0], found[1])
 
 
 def test_a_gates_threshold_feels_what_the_straight_through_estimator_says(x):

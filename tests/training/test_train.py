@@ -271,6 +271,12 @@ def test_crosscoders_need_plain_names(tiny_suite, names):
         train_several(Suite.from_folder(tiny_suite), _corpus(9), recipes, layer=0)
 
 
+def test_one_checkpoint_leaves_nothing_to_compare(tiny_suite):
+    suite = Suite.from_folder(tiny_suite)
+    with pytest.raises(ValueError, match=f"at least two checkpoints; the suite has only '{suite.names[0]}'"):
+        train(suite.select(suite.names[:1]), _corpus(9), layer=0, features=16)
+
+
 def test_adam_ring_random_state_and_position_survive(tmp_path):
     world = plant(n_rows=200)
     state = StateFolder(tmp_path, {})
@@ -319,6 +325,25 @@ def test_a_state_of_other_settings_is_refused_and_the_difference_named(tmp_path)
         StateFolder(tmp_path, {"training.lr": 0.2, "text": "a"}).load()
 
 
+def test_a_state_of_more_crosscoders_serves_fewer_but_not_others(tmp_path, tiny_suite):
+    suite = Suite.from_folder(tiny_suite)
+    ids = np.random.default_rng(0).integers(2, suite.vocab_size, (80, 17), dtype=np.uint16)
+    corpus, config = Corpus(ids, "random", bos=False), dataclasses.replace(SMALL, rows=1000)
+    common = {"layer": 1, "positions": Positions(bos=False), "config": config, "state_folder": tmp_path}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "_report", _kill_after_saves)
+        with pytest.raises(_Killed):
+            train_several(suite, corpus, SWEEP, **common)
+    with pytest.raises(ValueError, match="was begun without new, newer: leave that out until it is finished"):
+        train_several(suite, corpus, {**SWEEP, "new": Recipe(8), "newer": Recipe(8)}, **common)
+    fewer = {name: SWEEP[name] for name in ("again", "topk")}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "_start", None)  # it goes on
+        found = train_several(suite, corpus, fewer, **common)
+    peace = train_several(suite, corpus, fewer, **{**common, "state_folder": None})
+    assert all(_equal(found[name], peace[name]) for name in fewer)
+
+
 def test_a_damaged_state_is_refused_and_an_unfinished_one_ignored(tmp_path):
     state = StateFolder(tmp_path, {})
     state.save(3, {"x": torch.zeros(1)})
@@ -353,6 +378,16 @@ def test_the_log_has_every_interval_once_also_after_a_kill(tmp_path):
     with open_log(path, (), from_step=20) as (write,):
         write({"step": 30, "again": True})
     assert read_log(path) == [{"step": 10}, {"step": 20}, {"step": 30, "again": True}]
+
+
+def test_the_log_keeps_the_lines_of_crosscoders_that_were_trained_before(tmp_path):
+    path = tmp_path / "log.jsonl"
+    with open_log(path, (), from_step=0, names=("a", "b")) as (write,):
+        write({"crosscoder": "a", "step": 10})
+        write({"crosscoder": "b", "step": 10})
+    with open_log(path, (), from_step=0, names=("b", "c")) as (write,):
+        write({"crosscoder": "c", "step": 10})
+    assert [record["crosscoder"] for record in read_log(path)] == ["a", "c"]
 
 
 def test_records_hold_what_the_log_promises():

@@ -24,7 +24,7 @@ class CrosscoderConfig:
     """What a crosscoder was made for, and on what; stored as config.json beside its weights."""
 
     checkpoints: tuple[str, ...]
-    """Names of the checkpoints, in the order of training."""
+    """Names of the checkpoints, in the order of training. Over one alone it is a sparse autoencoder."""
     layer: int
     """The block whose output it reads, counted from 0."""
     width: int
@@ -44,8 +44,8 @@ class CrosscoderConfig:
 
     def __post_init__(self) -> None:
         """Raises ValueError where the configuration describes no crosscoder."""
-        if len(self.checkpoints) < 2:
-            raise ValueError(f"a crosscoder compares at least two checkpoints; got {list(self.checkpoints)}")
+        if not self.checkpoints:
+            raise ValueError("a crosscoder needs a checkpoint to read; got none")
         if len(set(self.checkpoints)) < len(self.checkpoints):
             raise ValueError(f"the checkpoints of a crosscoder need different names; got {list(self.checkpoints)}")
         if min(self.width, self.features) < 1:

@@ -154,13 +154,14 @@ def _card(config: dict[str, Any]) -> str:
             strict=True,
         )
     )
+    number = len(config["checkpoints"])
     first = "encoded" if config["positions"]["encode_first"] else "not encoded"
     return f"""---
 library_name: crosstime
 tags: [crosscoder, sparse-autoencoder, interpretability, pretraining-dynamics]
 ---
 
-# Crosscoder over {len(config["checkpoints"])} checkpoints
+# Crosscoder over {number} checkpoint{"s" if number > 1 else ""}
 
 One dictionary of {config["features"]:,} features for the output of block {config["layer"]}, width {config["width"]}:
 

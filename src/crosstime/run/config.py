@@ -592,6 +592,13 @@ def find(place: Path) -> tuple[Path, tuple[RunConfig, ...]]:
     return run_dir, (known[place.name],)
 
 
+def is_of_run(place: Path) -> bool:
+    """Whether a place is a run folder, or RUN_DIR/NAME, as far as can be told: a name may be mistyped."""
+    if (place / FILE).is_file() or not (place.parent / FILE).is_file():
+        return (place / FILE).is_file()
+    return not place.exists() or place.name in [each.crosscoder.name for each in load(place.parent)]
+
+
 def only(place: Path, configs: Sequence[RunConfig]) -> RunConfig:
     """The configuration of the one crosscoder that a place means (see `find`).
 

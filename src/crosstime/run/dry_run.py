@@ -87,9 +87,10 @@ def _crosscoder(run: Run, cost: Cost) -> str:
         what = f"{run.foreign.config.features:,} features" if isinstance(place, Path) else "on the hub, not looked at"
         return f"that of {config.crosscoder.from_}, {what}; {where}"
     name = f"{run.name}: " if run.name else ""
+    seed = "" if config.crosscoder.seed is None else f", start values of seed {config.crosscoder.seed}"
     return (
-        f"{name}{config.crosscoder.features:,} features, {cost.weights / 1e6:,.1f}M weights, {config.sparsity.rule}, "
-        f"seed {config.start_seed}; {where}"
+        f"{name}{config.crosscoder.features:,} features, {cost.weights / 1e6:,.1f}M weights, "
+        f"{config.sparsity.rule}{seed}; {where}"
     )
 
 

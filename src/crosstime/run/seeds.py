@@ -88,7 +88,7 @@ def seed_table(places: Sequence[Path], *, match: bool = False) -> SeedTable:
             )
     for one, other in combinations(evaluated, 2):
         if one.seeds == other.seeds:
-            raise ValueError(f"{one.place} and {other.place} both have {TRAINING_SEED} {one.seeds[0]}")
+            raise ValueError(f"{one.place} and {other.place} both have the same seeds, {one.seeds}")
     quality = over_seeds([Quality.load(place / "evaluation") for place in places])
     crosscoders = [Crosscoder.from_pretrained(place / "crosscoder") for place in places] if match else []
     return SeedTable(_told(evaluated), quality, stability(crosscoders) if match else None)
@@ -122,7 +122,7 @@ def _one(place: Path) -> Path:
     Raises:
         ValueError: it means several, or the run has none of this name.
     """
-    if not (place / config.FILE).is_file() and not (place.parent / config.FILE).is_file():
+    if not config.is_of_run(place):
         return place
     run_dir, configs = config.find(place)
     return run_dir / config.only(place, configs).crosscoder.name

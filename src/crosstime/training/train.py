@@ -124,6 +124,8 @@ def train_several(
     """
     if not recipes or any("/" in name for name in recipes):
         raise ValueError(f"name at least one crosscoder, without a / in its name; got {list(recipes)}")
+    if len(suite.names) < 2:
+        raise ValueError(f"a crosscoder compares at least two checkpoints; the suite has only {suite.names[0]!r}")
     config, positions = config or TrainConfig(), positions or Positions()
     positions.check(corpus.bos, "the text")
     configs = {

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import reduce
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from crosstime.crosscoder.sparsity.l1 import Penalised
-from crosstime.crosscoder.sparsity.rule import Codes, Progress
+from crosstime.crosscoder.sparsity.rule import Codes, Progress, where_positive
 from crosstime.crosscoder.sparsity.scratch import Scratch
+
+CACHED_VALUES = 1 << 18
+"""Codes that a CPU works on at once: what is made of them stays in its cache."""
 
 
 @dataclass(frozen=True)
@@ -83,59 +86,65 @@ class JumpReLU(Penalised):
         scratch: Scratch,
     ) -> Codes:
         assert threshold is not None
-        return _GatedCodes(self, h.float(), norms, threshold, self.weight_at(progress))
+        return _GatedCodes(self, h, norms, threshold.exp(), self.weight_at(progress), scratch)
 
 
 class _GatedCodes(Codes):
-    """Codes of every checkpoint by itself; autograd finds the gradients of gates and penalty."""
+    """Codes of every checkpoint by itself.
+
+    The gradient of theta is -theta / (window ||d||) times that of the codes within the window, and 0 elsewhere. Gates,
+    penalty and gradients are worked out in float32 for some rows at a time, so nothing of the size of the codes is kept
+    but these and their gradients.
+    """
 
     def __init__(
         self,
         rule: JumpReLU,
         h: Float[Tensor, "B F"],
         norms: Float[Tensor, "F M"],
-        threshold: Tensor,
+        theta: Float[Tensor, " F"],
         weight: float,
+        scratch: Scratch,
     ) -> None:
+        self._rule, self._h, self._theta = rule, h, theta
+        self._norms = norms.T
         self.slope = None
-        self._leaves = [tensor.detach().requires_grad_() for tensor in (h, norms, threshold)]
-        h, norms, threshold = self._leaves
-        with torch.enable_grad():
-            theta = threshold.exp()
-            gated = [_Gate.apply(h, norms[:, m], theta, rule.window) for m in range(norms.shape[1])]
-            prices = [torch.tanh(rule.stretch * f * norms[:, m]).mean(0) for m, f in enumerate(gated)]
-            often = torch.stack(prices).mean(0)
-            self._penalty = weight * (often * (1 + often / rule.frequency)).sum()
-        self._gated, self.written = gated, [f.detach() for f in gated]
-        self.penalty = self._penalty.detach()
-        self.shared = torch.stack(self.written).amax(0)
-        self.sums = self.shared.sum(0)
+        self.written = [scratch.empty(f"gated {m}", h.shape, h) for m in range(norms.shape[1])]
+        often = torch.zeros_like(theta)
+        for rows in self._parts():
+            part = h[rows].float()
+            for f, norm in zip(self.written, self._norms, strict=True):
+                gated = part * (part * norm > theta)
+                f[rows] = gated
+                often += torch.tanh(gated.mul_(rule.stretch * norm)).sum(0)
+        often /= len(h) * len(self.written)
+        self.penalty = weight * (often * (1 + often / rule.frequency)).sum()
+        self._price = weight * (1 + 2 * often / rule.frequency) * rule.stretch / (len(h) * len(self.written))
+        self.shared = reduce(torch.maximum, self.written)
+        self.sums = self.shared.sum(0).float()
 
     def backward(
         self, gradients: Sequence[Float[Tensor, "B F"]]
     ) -> tuple[Float[Tensor, "B F"], Float[Tensor, "F M"] | None, Float[Tensor, " F"] | None]:
-        given = [gradient.float() for gradient in gradients]
-        h, norms, threshold = torch.autograd.grad(
-            [*self._gated, self._penalty], self._leaves, [*given, torch.ones_like(self._penalty)]
-        )
-        return h, norms, threshold
+        h_gradient = gradients[0]
+        norms_gradient, theta_gradient = torch.zeros_like(self._norms), torch.zeros_like(self._theta)
+        for rows in self._parts():
+            part = self._h[rows].float()
+            total = torch.zeros_like(part)
+            for m, (f, norm) in enumerate(zip(self.written, self._norms, strict=True)):
+                gated = f[rows].float()
+                price = (1 - torch.tanh(gated * (self._rule.stretch * norm)).square_()).mul_(self._price)
+                norms_gradient[m] += (price * gated).sum(0)
+                gradient = price.mul_(norm).add_(gradients[m][rows])
+                near = ((part * norm - self._theta).abs_() < self._rule.window / 2) & (part * norm > 0)
+                # A checkpoint whose decoder vanished writes nothing and moves no threshold.
+                per_unit = torch.where(norm > 0, -self._theta / (self._rule.window * norm.clamp_min(1e-12)), 0.0)
+                theta_gradient += (gradient * near).sum(0) * per_unit
+                total += where_positive(gradient, gated, out=gradient)
+            h_gradient[rows] = total
+        return h_gradient, norms_gradient.T, theta_gradient * self._theta
 
-
-class _Gate(torch.autograd.Function):
-    """f where f ||d|| > theta, else 0; theta's gradient is -theta / (window ||d||) near the edge, and 0 elsewhere."""
-
-    @staticmethod
-    def forward(ctx: Any, f: Tensor, norms: Tensor, theta: Tensor, window: float) -> Tensor:
-        size = f * norms
-        ctx.save_for_backward(size, norms, theta)
-        ctx.window = window
-        return f * (size > theta)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, Tensor, None]:
-        (gradient,) = gradients
-        size, norms, theta = ctx.saved_tensors
-        near = ((size - theta).abs() < ctx.window / 2) & (size > 0)
-        # A checkpoint whose decoder vanished writes nothing and moves no threshold.
-        per_unit = torch.where(norms > 0, -theta / (ctx.window * norms.clamp_min(1e-12)), 0.0)
-        return gradient * (size > theta), None, (gradient * near).sum(0) * per_unit, None
+    def _parts(self) -> Iterator[slice]:
+        """Rows whose values fit a CPU's cache; elsewhere, as many as need no more memory than a matrix of codes."""
+        at_once = max(1, CACHED_VALUES // self._h.shape[1]) if self._h.device.type == "cpu" else len(self._h) // 8 + 1
+        return (slice(start, start + at_once) for start in range(0, len(self._h), at_once))

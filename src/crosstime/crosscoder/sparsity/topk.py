@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from crosstime.crosscoder.sparsity.rule import Progress, Sparsity, total_norms
+from crosstime.crosscoder.sparsity.rule import Progress, Sparsity, bits, total_norms
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,8 +59,14 @@ class TopK(Reviving):
 
 
 def largest_per_row(values: Float[Tensor, "*b F"], k: int) -> Bool[Tensor, "*b F"]:
-    """Where the k largest values of each row are; of equal values those of lower index come first."""
-    least = torch.topk(values, k, dim=-1, sorted=True).values[..., -1:]
-    above, equal = values > least, values == least
-    room = k - above.sum(-1, keepdim=True)
-    return above | (equal & (equal.cumsum(-1) <= room))
+    """Where the k largest values of each row are, none of them negative; of equals those of lower index come first."""
+    features = values.shape[-1]
+    # A value's bits with its index behind them are a number that no other value of the row has.
+    wide = torch.int32 if values.dtype.itemsize == 2 and features <= 1 << 16 else torch.int64
+    backwards = torch.arange(features - 1, -1, -1, dtype=wide, device=values.device)
+    numbers = bits(values).to(wide).mul_(features).add_(backwards)
+    if values.device.type != "cpu":
+        return numbers >= numbers.topk(k, dim=-1, sorted=True).values[..., -1:]
+    # Here torch sorts whole rows.
+    least = np.partition(numbers.numpy(), features - k, axis=-1)[..., features - k, None]
+    return numbers >= torch.from_numpy(least)
