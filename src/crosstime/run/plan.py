@@ -12,8 +12,9 @@ from crosstime.analysis.effects import POSITIONS_AT_ONCE
 from crosstime.analysis.numbers import token_count
 from crosstime.analysis.survey import SIMILARITY_TOKENS
 from crosstime.analysis.task_scores import TaskReader
-from crosstime.lm.memory import held_bytes, shown_bytes, total_bytes
+from crosstime.lm.memory import shown_bytes, total_bytes
 from crosstime.run import cost
+from crosstime.run.budget import Budget
 from crosstime.run.screen import columns
 from crosstime.run.speed import SECONDS, Speeds, measure
 from crosstime.run.tokens import check_texts
@@ -149,7 +150,7 @@ def plan(runs: Sequence[Run], seconds: float = SECONDS) -> Plan:
     shared = runs[0].shared
     shared.check_inputs()
     check_texts(runs[0])
-    begin, before = time.perf_counter(), held_bytes(shared.device)
+    begin, before = time.perf_counter(), Budget.of(shared.device, None).before
     reader = TaskReader(
         shared.sets,
         shared.tokenizer,
@@ -168,7 +169,7 @@ class _Planner:
     def __init__(self, shared: Shared, before: int, speeds: Speeds) -> None:
         self.shared, self.speeds, self.config = shared, speeds, shared.config
         self.configs = [shared.config, *shared.beside]
-        self.before = before if shared.device.type == "cpu" else 0
+        self.before = before
         """Bytes that are held in any case."""
         self.held = self.before + sum(cost.analysis_parts(self.configs, shared.shape).values())
         """Bytes that every analysis holds."""
