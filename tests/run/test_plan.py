@@ -179,7 +179,8 @@ def test_what_limits_and_what_would_help(found, expected):
         BloomConfig(vocab_size=99, hidden_size=32, n_layer=5, n_head=4),
         Gemma2Config(
             vocab_size=99, hidden_size=32, num_hidden_layers=5, num_attention_heads=4, num_key_value_heads=2,
-            head_dim=8, intermediate_size=64, layer_types=["sliding_attention", "full_attention"] * 2 + ["sliding_attention"],
+            head_dim=8, intermediate_size=64,
+            layer_types=["sliding_attention", "full_attention"] * 2 + ["sliding_attention"],
         ),
     ],
     ids=lambda shape: shape.model_type,

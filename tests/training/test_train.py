@@ -472,7 +472,7 @@ def test_where_there_is_no_terminal_lines_tell_how_far_it_is(caplog, monkeypatch
     lines = [record.getMessage() for record in caplog.records]
     assert len(lines) == 4
     assert re.fullmatch(
-        r"train: 25 % of 2\.00k tokens, \d\d:\d\d left; \S+ tok/s, \d+ % of peak, harvest \d+ %, \S+ [MG]iB, "
+        r"25 % of 2\.00k tokens, \d\d:\d\d left; \S+ tok/s, \d+ % of peak, harvest \d+ %, \S+ [MG]iB, "
         r"loss \S+, L0 \S+, EV \S+",
         lines[0],
     )

@@ -85,7 +85,7 @@ def limit_bytes(device: torch.device, most: int) -> None:
 
 
 def release() -> None:
-    """Give back to devices and to the system what was freed, which torch and the C library would keep for themselves."""
+    """Give back to devices and to the system what was freed, which torch and the C library would keep."""
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):  # of glibc

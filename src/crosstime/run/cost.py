@@ -37,7 +37,7 @@ ROW_BYTES = 16
 HARVEST_VALUES = 12
 """Values that a block holds for each token while it runs, in widths of the model: a guess that suits most."""
 
-EVALUATED, DIAGNOSED = 3, 6
+EVALUATED, DIAGNOSED = 3, 8
 """Values that evaluation and diagnosis hold for each feature at each token, measured: codes, and what they multiply."""
 
 

@@ -14,7 +14,6 @@ from crosstime.analysis.survey import SIMILARITY_TOKENS
 from crosstime.analysis.task_scores import TaskReader
 from crosstime.lm.memory import shown_bytes, total_bytes
 from crosstime.run import cost
-from crosstime.run.budget import Budget
 from crosstime.run.screen import columns
 from crosstime.run.speed import SECONDS, Speeds, measure
 from crosstime.run.tokens import check_texts
@@ -150,7 +149,7 @@ def plan(runs: Sequence[Run], seconds: float = SECONDS) -> Plan:
     shared = runs[0].shared
     shared.check_inputs()
     check_texts(runs[0])
-    begin, before = time.perf_counter(), Budget.of(shared.device, None).before
+    begin = time.perf_counter()
     reader = TaskReader(
         shared.sets,
         shared.tokenizer,
@@ -160,16 +159,16 @@ def plan(runs: Sequence[Run], seconds: float = SECONDS) -> Plan:
     )
     texts = sum(batch.tokens.numel() for batch in reader.batches)
     reading = time.perf_counter() - begin
-    return _Planner(shared, before, measure(shared, seconds)).plan(texts, reading)
+    return _Planner(shared, measure(shared, seconds)).plan(texts, reading)
 
 
 class _Planner:
     """Puts the pieces together."""
 
-    def __init__(self, shared: Shared, before: int, speeds: Speeds) -> None:
+    def __init__(self, shared: Shared, speeds: Speeds) -> None:
         self.shared, self.speeds, self.config = shared, speeds, shared.config
         self.configs = [shared.config, *shared.beside]
-        self.before = before
+        self.before = shared.budget.before
         """Bytes that are held in any case."""
         self.held = self.before + sum(cost.analysis_parts(self.configs, shared.shape).values())
         """Bytes that every analysis holds."""

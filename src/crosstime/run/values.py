@@ -132,17 +132,21 @@ class Shared:
         return Shape.of(self.metadata.config, trust_remote_code=self.metadata.trust_remote_code)
 
     @cached_property
+    def budget(self) -> Budget:
+        """Memory that may be held; asked for before anything large is loaded, and on CUDA enforced from then on."""
+        return Budget.of(self.device, self.config.compute.memory_bytes)
+
+    @cached_property
     def batches(self) -> Batches:
-        """How much is worked on at a time; asked for before anything large is loaded.
+        """How much is worked on at a time.
 
         Raises:
             ValueError: what must be held exceeds `compute.memory`.
         """
-        budget = Budget.of(self.device, self.config.compute.memory_bytes)
         configs = [self.config, *self.beside]
         places = [self.folder / config.crosscoder.name / "crosscoder" for config in configs]
         are_there = all(artifact.read_manifest(place) is not None for place in places)
-        return Batches.of(configs, self.shape, budget, train=not (self.config.crosscoder.from_ or are_there))
+        return Batches.of(configs, self.shape, self.budget, train=not (self.config.crosscoder.from_ or are_there))
 
     @cached_property
     def models(self) -> list[SplitLM]:

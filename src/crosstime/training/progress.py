@@ -50,11 +50,11 @@ class Progress:
         words = ", ".join([speed_in_words(records[0]), "; ".join(map(losses_in_words, records))])
         self.bar.set_postfix_str(words, refresh=False)
         now = time.monotonic()
-        if self.bar.disable and (now - self.told >= SECONDS or self.done == self.total):
+        if self.bar.disable and now - self.told >= SECONDS:
             self.told = now
             left = (now - self.begin) * (self.total - self.done) / (self.done - self.start)
             LOGGER.info(
-                "train: %.0f %% of %s tokens, %s left; %s",
+                "%.0f %% of %s tokens, %s left; %s",
                 100 * self.done / self.total,
                 tqdm.format_sizeof(self.total),
                 tqdm.format_interval(left),

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -193,7 +193,7 @@ class Trainer:
             any_crosscoder.config.positions,
             seed=config.seed,
             blocks_at_once=blocks_at_once,
-            note=self._note,
+            note=partial(_note, self.notes),  # not a method, which would keep this in memory
         )
         # A refill takes as many slots as it makes rows, so the ring must have room for that beside a batch.
         self.refill = config.harvest_blocks * self.harvest.rows_per_block
@@ -249,10 +249,6 @@ class Trainer:
                 self.ring.fill(rows.flatten(1))
         self.ring.shuffle()
         self.interval.harvest_seconds += time.perf_counter() - begin
-
-    def _note(self, note: str) -> None:
-        self.notes.append(note)
-        warn(note)
 
     def _start(self) -> None:
         mean, scale = calibrate(self.harvest, blocks=self.config.calibration_blocks, batch=self.config.harvest_blocks)
@@ -331,9 +327,14 @@ class Trainer:
             }
             for name, learner in self.learners.items()
         ]
-        self.notes = []
+        self.notes.clear()
         self.interval = Interval()
         return records
+
+
+def _note(notes: list[str], note: str) -> None:
+    notes.append(note)
+    warn(note)
 
 
 def _of(name: str, key: str) -> str:
