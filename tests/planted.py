@@ -48,12 +48,19 @@ class LinearLM(SplitLM):
         assert mask is None
         return self.embed[tokens]
 
-    def upper(self, residual: Tensor, mask: Tensor | None = None, positions: Tensor | None = None) -> Tensor:
+    def upper(
+        self,
+        residual: Tensor,
+        mask: Tensor | None = None,
+        positions: Tensor | None = None,
+        tokens: Tensor | None = None,
+    ) -> Tensor:
         assert mask is None
         summed = residual.cumsum(dim=1)
         if positions is not None:
             summed = summed[torch.arange(len(summed)), positions]
-        return summed @ self.unembed
+        logits = summed @ self.unembed
+        return logits if tokens is None else logits.gather(-1, tokens)
 
     def head(self, residual: Tensor) -> Tensor:
         return residual @ self.unembed

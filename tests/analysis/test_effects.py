@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from crosstime.analysis.effects import PAPER_STEPS, CompletenessWarning, Effects, attribute
+from crosstime.analysis.effects import PAPER_STEPS, CompletenessWarning, Effects, attribute, attribute_several
 from crosstime.analysis.features import feature_table
 from crosstime.analysis.path_rules import nodes_and_weights
 from crosstime.crosscoder.crosscoder import Crosscoder, CrosscoderConfig
@@ -16,6 +16,7 @@ from crosstime.crosscoder.sparsity.rules import JumpReLU
 from crosstime.data.corpus import Corpus
 from crosstime.data.positions import Positions
 from crosstime.data.task import Prompts
+from crosstime.lm.memory import MemoryWarning
 from crosstime.lm.split import SplitLM
 from planted import RIGHT, WRONG
 
@@ -283,10 +284,35 @@ def test_a_small_feature_s_effect_is_what_its_ablation_does(crosscoder, models, 
         assert found.ie[m, strongest] == pytest.approx(np.mean(change), rel=0.05, abs=1e-6)
 
 
-def test_long_prompts_make_smaller_batches(crosscoder, models, prompts, monkeypatch):
-    one = attribute(crosscoder, models, prompts, steps=4, bootstrap=0)
-    monkeypatch.setattr("crosstime.analysis.effects.POSITIONS_AT_ONCE", 60)
-    np.testing.assert_allclose(attribute(crosscoder, models, prompts, steps=4, bootstrap=0).ie, one.ie, atol=1e-6)
+def test_a_pass_holds_no_more_positions_than_are_allowed(crosscoder, models, prompts, monkeypatch):
+    one, sizes, upper = _effects(crosscoder, models, prompts), [], SplitLM.upper
+
+    def counted(self, residual, *args, **kwargs):
+        sizes.append(residual.shape[:2].numel())
+        return upper(self, residual, *args, **kwargs)
+
+    monkeypatch.setattr(SplitLM, "upper", counted)
+    some = _effects(crosscoder, models, prompts, positions_at_once=60)
+    assert max(sizes) <= 60
+    np.testing.assert_allclose(some.ie, one.ie, atol=1e-6)
+
+
+def test_when_memory_runs_out_it_goes_on_with_half_as_many_prompts(crosscoder, models, prompts, monkeypatch):
+    one, upper = _effects(crosscoder, models, prompts), SplitLM.upper
+
+    def small(self, residual, *args, **kwargs):
+        if residual.shape[:2].numel() > 40:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return upper(self, residual, *args, **kwargs)
+
+    monkeypatch.setattr(SplitLM, "upper", small)
+    with pytest.warns(
+        MemoryWarning, match="effects: memory ran out with 3 paths of 16 tokens at once; going on with 1"
+    ):
+        some = _effects(crosscoder, models, prompts)
+    np.testing.assert_allclose(some.ie, one.ie, atol=1e-6)
+    with pytest.raises(ValueError, match="there is not enough memory for one path of 64 tokens"):
+        _effects(crosscoder, models, prompts, steps=16, batch_size=1)
 
 
 @pytest.mark.parametrize(("method", "baseline"), EVERY_WAY)
@@ -354,6 +380,69 @@ def test_padding_would_change_nothing(crosscoder, models, prompts, side):
         ie.append(-(f * (gradient @ crosscoder.raw_decoder(m).T)).sum((0, 1)).detach().numpy() / len(prompts))
     clean = attribute(crosscoder, models, prompts, method="gradient", bootstrap=0)
     np.testing.assert_allclose(clean.ie, np.stack(ie), atol=2e-5)
+
+
+@pytest.fixture
+def crosscoders(crosscoder):
+    """Two of another size and another bias."""
+    other = Crosscoder(dataclasses.replace(crosscoder.config, features=24))
+    generator = torch.Generator().manual_seed(8)
+    mean = torch.randn(2, 16, generator=generator)
+    other.initialise(mean, torch.tensor([1.0, 0.5]), decoder_norm=0.4, tied=True, generator=generator)
+    return [crosscoder, other]
+
+
+def _values(effects):
+    return {name: value for name, value in vars(effects).items() if isinstance(value, np.ndarray)}
+
+
+@pytest.mark.parametrize(("method", "baseline"), EVERY_WAY)
+def test_several_crosscoders_have_the_effects_of_a_call_for_each(crosscoders, models, prompts, method, baseline):
+    settings = {"text": _text(models), "threshold": THRESHOLD, "bootstrap": 20, "steps": STEPS}
+    settings |= {"method": method, "baseline": baseline}
+    shared_end = baseline == "bias" and method in ("gradient", "released")
+    of_the_path = ("explained", "error", "total", "gap", "metric_end") if shared_end else ()
+    for crosscoder, found in zip(crosscoders, attribute_several(crosscoders, models, prompts, **settings), strict=True):
+        alone = _values(attribute(crosscoder, models, prompts, **settings))
+        for name, value in _values(found).items():
+            assert np.array_equal(value, alone[name], equal_nan=True) == (name not in of_the_path), name
+
+
+def test_several_crosscoders_go_to_the_mean_of_their_biases(crosscoders, models, prompts):
+    found = attribute_several(crosscoders, models, prompts, bootstrap=0)
+    middle = copy.deepcopy(crosscoders[0])
+    with torch.no_grad():
+        mean = torch.stack([crosscoder.raw_bias() for crosscoder in crosscoders]).mean(0)
+        middle.b_dec.copy_(mean * middle.scale[:, None])
+    expected = attribute(middle, models, prompts, bootstrap=0)
+    for effects in found:
+        np.testing.assert_allclose(effects.metric_end, expected.metric_end, rtol=1e-5)
+        np.testing.assert_allclose(effects.explained, effects.total, atol=1e-3)  # the error's part makes it whole
+    np.testing.assert_allclose(found[0].explained, expected.explained, rtol=1e-5)
+    np.testing.assert_allclose(found[0].error, expected.error, rtol=1e-4)  # its own bias lies in the error
+    assert np.abs(found[0].error - found[1].error).max() > 0.01
+
+
+def test_the_models_run_once_for_several_crosscoders(crosscoders, models, prompts, monkeypatch):
+    rows, upper = [], SplitLM.upper
+
+    def counted(self, residual, *args, **kwargs):
+        rows.append(len(residual))
+        return upper(self, residual, *args, **kwargs)
+
+    monkeypatch.setattr(SplitLM, "upper", counted)
+    attribute(crosscoders[0], models, prompts, bootstrap=0)
+    for_one = sum(rows)
+    attribute_several(crosscoders, models, prompts, bootstrap=0)
+    assert sum(rows) == 2 * for_one
+
+
+def test_crosscoders_that_do_not_go_together_are_refused(crosscoders, models, prompts):
+    with pytest.raises(ValueError, match="there is no crosscoder"):
+        attribute_several([], models, prompts)
+    crosscoders[1].config = dataclasses.replace(crosscoders[1].config, positions=Positions(encode_first=True))
+    with pytest.raises(ValueError, match="some of the crosscoders encode position 0 and some do not"):
+        attribute_several(crosscoders, models, prompts)
 
 
 def test_identical_checkpoints_share_every_effect(crosscoder, models, prompts):
@@ -518,8 +607,8 @@ def test_settings_that_make_no_sense_are_refused(crosscoder, models, prompts):
     for settings in ({"threshold": -1.0}, {"reference_batch": 0}, {"n_columns": 0}):
         with pytest.raises(ValueError, match="threshold must be at least 0, reference_batch and n_columns at least 1"):
             _effects(crosscoder, models, prompts, "released", **settings)
-    for settings in ({"batch_size": 0}, {"bootstrap": -1}):
-        with pytest.raises(ValueError, match="batch_size must be at least 1, bootstrap at least 0; got"):
+    for settings in ({"batch_size": 0}, {"positions_at_once": 0}, {"bootstrap": -1}):
+        with pytest.raises(ValueError, match="batch_size and positions_at_once must be at least 1, bootstrap"):
             _effects(crosscoder, models, prompts, **settings)
 
 

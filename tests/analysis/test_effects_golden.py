@@ -14,15 +14,16 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import golden_numbers
 from crosstime.analysis import integration
+from crosstime.analysis.activations import residuals
 from crosstime.analysis.baselines import Point, ends, points
-from crosstime.analysis.effect_sums import error_effects, feature_effects
+from crosstime.analysis.batch_effects import error_effects, feature_effects
 from crosstime.analysis.effects import PAPER_STEPS, attribute
 from crosstime.analysis.relative import pairwise
 from crosstime.crosscoder.crosscoder import Crosscoder
 from crosstime.crosscoder.sparsity.rules import BatchTopK
 from crosstime.data.task import Pair, Task
 from crosstime.lm.split import SplitLM
-from golden_numbers import FEATURES, FOLDER, LAYER, NAMES, POSITIONS, WIDTH, tensors
+from golden_numbers import FEATURES, FOLDER, LAYER, NAMES, POSITIONS, tensors
 
 BATCH, COLUMNS = 4, 5
 TOLERANCE = 1e-5
@@ -89,7 +90,7 @@ def padded_batches(prompts):
 @pytest.mark.parametrize("order", ["file", "sorted"])
 def test_residuals_codes_errors_and_metrics(crosscoder, models, prompts, order):
     golden, task = tensors(f"attribution_states_{order}_fp32"), prompts[order]
-    end_of = ends("bias", crosscoder, models, task)
+    end_of = ends("bias", [crosscoder], models, task)
     for b, batch in enumerate(padded_batches(task)):
         for row, n in enumerate(batch.tolist()):
             tokens = torch.tensor([task.tokens[n]])
@@ -98,17 +99,15 @@ def test_residuals_codes_errors_and_metrics(crosscoder, models, prompts, order):
             assert golden[f"b{b}.attention_mask"][row].sum() == length
             assert golden[f"b{b}.correct_id"][row] == task.right[n]
             assert golden[f"b{b}.wrong_id"][row] == task.wrong[n]
-            both = zip(points(crosscoder, models, tokens), end_of(torch.tensor([n])), strict=True)
-            for m, (start, end) in enumerate(both):
+            for m, (start, end) in enumerate(paths(crosscoder, models, tokens, end_of, n)):
                 assert_close(start.f[0], golden[f"b{b}.f"][row, -length:])
                 assert_close(start.x[0], golden[f"b{b}.m{m}.resid"][row, -length:])
-                assert_close(start.error[0], golden[f"b{b}.m{m}.residual_error"][row, -length:])
-                slopes = PAPER.integrate(
-                    models[m], start.x, start.to(end, 0).x, task.right[n : n + 1], task.wrong[n : n + 1]
-                )
+                error = start.x - start.f @ crosscoder.raw_decoder(m) - crosscoder.raw_bias()[m]
+                assert_close(error[0], golden[f"b{b}.m{m}.residual_error"][row, -length:])
+                clean, along = slopes(PAPER, models[m], start, start.to(end, 0), task, torch.tensor([n]))
                 metric = golden[f"b{b}.m{m}.metric_alpha"][:, row]
-                assert_close(slopes.metric_clean, golden[f"b{b}.m{m}.clean_metric"][row : row + 1])
-                assert_close(slopes.metric_end, metric[-1:])
+                assert_close(clean.metric, golden[f"b{b}.m{m}.clean_metric"][row : row + 1])
+                assert_close(along.metric, metric[-1:])
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -116,17 +115,16 @@ def test_effects_at_single_tokens(crosscoder, models, prompts, variant):
     order, path = VARIANTS[variant]
     golden, task = tensors(f"attribution_tokens_{variant}_fp32"), prompts[order]
     mask = tensors(f"attribution_states_{order}_fp32")
-    end_of = ends("bias", crosscoder, models, task)
+    end_of = ends("bias", [crosscoder], models, task)
     for b, batch in enumerate(padded_batches(task)):
         padding = mask[f"b{b}.attention_mask"] == 0
         found = {key: torch.zeros_like(golden[key]) for key in golden if key.startswith(f"b{b}.")}
         for row, n in enumerate(batch.tolist()):
             tokens = torch.tensor([task.tokens[n]])
-            both = zip(points(crosscoder, models, tokens), end_of(torch.tensor([n])), strict=True)
-            for m, (start, end) in enumerate(both):
+            for m, (start, end) in enumerate(paths(crosscoder, models, tokens, end_of, n)):
                 way = start.to(end, 0)
-                slopes = path.integrate(models[m], start.x, way.x, task.right[n : n + 1], task.wrong[n : n + 1])
-                for name, value in measured(slopes.mean, way, crosscoder.raw_decoder(m)).items():
+                _, along = slopes(path, models[m], start, way, task, torch.tensor([n]))
+                for name, value in measured(along.gradient, way, crosscoder.raw_decoder(m)).items():
                     found[f"b{b}.m{m}.{name}"][row, -tokens.shape[1] :] = value[0]
         for key, value in found.items():
             assert_close(value[~padding], golden[key][~padding])
@@ -134,8 +132,19 @@ def test_effects_at_single_tokens(crosscoder, models, prompts, variant):
                 assert not golden[key][padding].any()
 
 
+def paths(crosscoder, models, tokens, end_of, n):
+    """At each checkpoint, where the path of prompt n begins and where it ends."""
+    (end,) = end_of(torch.tensor([n]))
+    return zip(points(crosscoder, residuals(crosscoder, models, tokens)), end, strict=True)
+
+
+def slopes(path, model, start, way, task, index):
+    clean = integration.slope(model, start.x, task.right[index], task.wrong[index])
+    return clean, path.integrate(model, clean, start.x, way.x, task.right[index], task.wrong[index])
+
+
 def measured(gradient, way, decoder):
-    effect, error_effect = feature_effects(gradient, way, decoder), error_effects(gradient, way)
+    effect, error_effect = feature_effects(gradient, way.f, decoder), error_effects(gradient, way.x, way.f, decoder)
     return {
         "mean_grad_resid": gradient,
         "mean_grad_f": gradient @ decoder.T,
@@ -151,9 +160,9 @@ def narrowfix(crosscoder, models, prompts):
     for b, batch in enumerate(padded_batches(task)):
         mask = states[f"b{b}.attention_mask"]
         for m, model in enumerate(models):
-            x, error = states[f"b{b}.m{m}.resid"], states[f"b{b}.m{m}.residual_error"]
-            start = Point(x, states[f"b{b}.f"], error)
-            way = start.to(Point(crosscoder.raw_bias()[m].detach(), torch.zeros(FEATURES), torch.zeros(WIDTH)), 0)
+            x = states[f"b{b}.m{m}.resid"]
+            start = Point(x, states[f"b{b}.f"])
+            way = start.to(Point(crosscoder.raw_bias()[m].detach(), torch.zeros(FEATURES)), 0)
             gradient = torch.zeros_like(x)
             for alpha in range(PAPER_STEPS):
                 z = x + alpha / PAPER_STEPS * way.x

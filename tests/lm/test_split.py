@@ -93,6 +93,33 @@ def test_positions_are_rows_of_all_the_logits(model, batch):
     torch.testing.assert_close(chosen, split.upper(residual, mask)[torch.arange(3), positions])
 
 
+def test_tokens_are_columns_of_all_the_logits(model, batch):
+    tokens, mask = batch
+    split = SplitLM(model, 1)
+    residual = split.lower(tokens, mask)
+    positions, wanted = torch.tensor([LENGTH - 1, 5, 7]), torch.tensor([[3, 9], [0, VOCAB - 1], [4, 4]])
+    logits = split.upper(residual, mask)
+    everywhere = split.upper(residual, mask, tokens=wanted)
+    torch.testing.assert_close(everywhere, logits.gather(2, wanted[:, None].expand(-1, LENGTH, -1)))
+    chosen = split.upper(residual, mask, positions, wanted)
+    torch.testing.assert_close(chosen, everywhere[torch.arange(3), positions])
+    torch.testing.assert_close(split.upper(residual, mask), logits)  # the next call makes them all again
+
+
+def test_tokens_of_an_unembedding_of_another_kind(model, batch):
+    class Quantised(nn.Linear):
+        """Whose weights nobody else can read."""
+
+    tokens, mask = batch
+    plain = SplitLM(model, 1)
+    residual, wanted = plain.lower(tokens, mask), torch.tensor([[3, 9], [0, VOCAB - 1], [4, 4]])
+    other = tiny.make_model(model.config)
+    other.load_state_dict(model.state_dict())
+    other.get_output_embeddings().__class__ = Quantised
+    found = SplitLM(other, 1).upper(residual, mask, tokens=wanted)
+    torch.testing.assert_close(found, plain.upper(residual, mask, tokens=wanted))
+
+
 def test_gradient_is_the_whole_models(model, batch):
     """The gradient of a loss with respect to a block's output, which a hook on the whole model replaces."""
     tokens, mask = batch

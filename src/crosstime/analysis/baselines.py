@@ -24,45 +24,45 @@ BLOCKS_AT_ONCE = 16
 
 @dataclass(frozen=True)
 class Point:
-    """A residual stream of one checkpoint m and what it consists of: x = sum_i f_i d_i,m + b_m + error."""
+    """A residual stream of one checkpoint m and the features in it: x = sum_i f_i d_i,m + b_m + error."""
 
     x: Float[Tensor, "*b D"]
     f: Float[Tensor, "*b F"]
     """The features as they are written at this checkpoint."""
-    error: Float[Tensor, "*b D"]
 
     def to(self, end: Point, first: int) -> Point:
         """The way to `end`; there is none before position `first`, which the policy leaves alone."""
-        way = Point(end.x - self.x, end.f - self.f, end.error - self.error)
-        for part in (way.x, way.f, way.error):
+        way = Point(end.x - self.x, end.f - self.f)
+        for part in (way.x, way.f):
             part[:, :first] = 0
         return way
 
 
-Ends = Callable[[Int[Tensor, " B"]], Iterable[Point]]
-"""Where the paths of some prompts, given by number, end at each checkpoint; one point may serve all positions."""
+Ends = Callable[[Int[Tensor, " B"]], Iterable[Iterable[Point]]]
+"""Where the paths of some prompts, given by number, end, for each crosscoder at each checkpoint.
+
+The residual streams are the same for all crosscoders; one point may serve all positions."""
 
 
-def points(crosscoder: Crosscoder, models: Sequence[SplitLM], tokens: Int[Tensor, "B S"]) -> Iterator[Point]:
-    """The residual stream of each checkpoint on the same tokens, one checkpoint after the other.
-
-    Raises:
-        ValueError: a checkpoint gives NaN or infinity; it and the token are named.
-    """
-    x = residuals(crosscoder, models, tokens)
+def points(crosscoder: Crosscoder, x: Float[Tensor, "B S M D"]) -> Iterator[Point]:
+    """The residual streams of each checkpoint on the same tokens, one checkpoint after the other."""
     f = encode(crosscoder, x)
-    x_hat = crosscoder.decode(f)
-    for m in range(len(models)):
-        yield Point(x[:, :, m], crosscoder.at(f, m), x[:, :, m] - x_hat[:, :, m])
+    for m in range(x.shape[2]):
+        yield Point(x[:, :, m], crosscoder.at(f, m))
 
 
 def ends(
-    baseline: Baseline, crosscoder: Crosscoder, models: Sequence[SplitLM], prompts: Prompts, text: Corpus | None = None
+    baseline: Baseline,
+    crosscoders: Sequence[Crosscoder],
+    models: Sequence[SplitLM],
+    prompts: Prompts,
+    text: Corpus | None = None,
 ) -> Ends:
     """Where the paths end.
 
-    "bias": features and error at zero, so the path ends at the crosscoder's bias (zero ablation in arXiv 2509.05291).
-    "mean": features and error at their means over all encoded positions of a text, so the path ends at its mean
+    "bias": features at zero, and the error too, so the path ends at the crosscoder's bias (zero ablation in arXiv
+    2509.05291); for several crosscoders, at the mean of their biases, and the error of each at what that is from its
+    own. "mean": features and error at their means over all encoded positions of a text, so the path ends at its mean
     activation. (The mean over the prompts themselves would not do: it takes away just that part of the effect, mean
     change times mean gradient, that the prompts have in common.) "patch": features and error of each prompt's second
     prefix, position by position.
@@ -72,12 +72,17 @@ def ends(
     """
     match baseline:
         case "bias":
-            constant = _bias(crosscoder)
+            constant = _biases(crosscoders)
         case "mean":
-            constant = _means(crosscoder, models, text)
+            constant = _means(crosscoders, models, text)
         case "patch":
             patch = second_prefixes(prompts)
-            return lambda index: points(crosscoder, models, torch.tensor([patch[i] for i in index.tolist()]))
+
+            def at_second_prefixes(index: Int[Tensor, " B"]) -> Iterator[Iterable[Point]]:
+                x = residuals(crosscoders[0], models, torch.tensor([patch[i] for i in index.tolist()]))
+                return (points(crosscoder, x) for crosscoder in crosscoders)
+
+            return at_second_prefixes
         case _:
             raise ValueError(f"unknown baseline {baseline!r}: choose bias, mean or patch")
     return lambda _: constant
@@ -103,23 +108,29 @@ def second_prefixes(prompts: Prompts) -> list[list[int]]:
 
 
 @torch.no_grad()
-def _bias(crosscoder: Crosscoder) -> list[Point]:
-    zero = torch.zeros_like(crosscoder.b_enc)
-    return [Point(bias, zero, torch.zeros_like(bias)) for bias in crosscoder.raw_bias()]
+def _biases(crosscoders: Sequence[Crosscoder]) -> list[list[Point]]:
+    mean = torch.stack([crosscoder.raw_bias() for crosscoder in crosscoders]).mean(0)
+    return [[Point(x, torch.zeros_like(crosscoder.b_enc)) for x in mean] for crosscoder in crosscoders]
 
 
 @torch.no_grad()
-def _means(crosscoder: Crosscoder, models: Sequence[SplitLM], text: Corpus | None) -> list[Point]:
+def _means(crosscoders: Sequence[Crosscoder], models: Sequence[SplitLM], text: Corpus | None) -> list[list[Point]]:
     """Summed in float64, on the CPU since not every device has it."""
     if text is None or not len(text):
         raise ValueError('the baseline "mean" needs a text over which means are taken: pass held-out text as `text`')
-    crosscoder.config.positions.check(text.bos, "the text")
-    width, features = crosscoder.config.width, crosscoder.config.features
-    first = crosscoder.config.positions.first_encoded
+    config = crosscoders[0].config
+    config.positions.check(text.bos, "the text")
+    first = config.positions.first_encoded
     blocks = torch.from_numpy(text.blocks[:MEAN_BLOCKS].astype(np.int64))
-    sums = torch.zeros(len(models), width + features + width, dtype=torch.float64)
+    x_sum = torch.zeros(len(models), config.width, dtype=torch.float64)
+    f_sums = [torch.zeros(len(models), crosscoder.config.features, dtype=torch.float64) for crosscoder in crosscoders]
     for tokens in blocks.split(BLOCKS_AT_ONCE):
-        for m, point in enumerate(points(crosscoder, models, tokens)):
-            sums[m] += torch.cat([part[:, first:].sum((0, 1)) for part in (point.x, point.f, point.error)], -1).cpu()
-    means = (sums / blocks[:, first:].numel()).to(crosscoder.W_enc.dtype).to(crosscoder.W_enc.device)
-    return [Point(*mean.split([width, features, width])) for mean in means]
+        x = residuals(crosscoders[0], models, tokens)
+        x_sum += x[:, first:].sum((0, 1)).cpu()
+        for crosscoder, f_sum in zip(crosscoders, f_sums, strict=True):
+            for m, point in enumerate(points(crosscoder, x)):
+                f_sum[m] += point.f[:, first:].sum((0, 1)).cpu()
+    weight, count = crosscoders[0].W_enc, blocks[:, first:].numel()
+    x_mean = (x_sum / count).to(weight.dtype).to(weight.device)
+    f_means = [(f_sum / count).to(weight.dtype).to(weight.device) for f_sum in f_sums]
+    return [[Point(x, f) for x, f in zip(x_mean, f_mean, strict=True)] for f_mean in f_means]

@@ -23,15 +23,29 @@ def percentile_bounds(resampled: Float[Tensor, "M R F"]) -> tuple[np.ndarray, np
 
     A resample in which a feature has no effect has no shares. Without resamples all bounds are NaN.
     """
-    m, n, f = resampled.shape
-    if n == 0 or f == 0:
-        unknown, shares_unknown = np.full((m, f), np.nan, np.float32), np.full((f, m), np.nan, np.float32)
-        return unknown, unknown, shares_unknown, shares_unknown
-    levels = torch.tensor(LEVELS).to(resampled)
-    effects, shares = [], []
-    for part in resampled.split(512, dim=2):  # quantiles sort a copy: a part at a time keeps it small
-        size = part.abs()
-        effects.append(torch.quantile(part, levels, dim=1))
-        shares.append(torch.nanquantile(size / size.sum(0), levels, dim=1).transpose(1, 2))
-    (low, high), (share_low, share_high) = torch.cat(effects, 2).cpu().numpy(), torch.cat(shares, 1).cpu().numpy()
-    return low, high, share_low, share_high
+    effects = resampled.transpose(1, 2).contiguous().cpu().numpy()
+    size = np.abs(effects)
+    with np.errstate(invalid="ignore"):
+        shares = size / size.sum(0)
+    low, high = _percentiles(effects)
+    share_low, share_high = _percentiles(shares)
+    return low, high, share_low.T, share_high.T
+
+
+def _percentiles(values: Float[np.ndarray, "M F R"]) -> list[Float[np.ndarray, "M F"]]:
+    """The two that bound an interval, interpolated between neighbours; NaN does not count where there is anything else.
+
+    A plain sort is many times as fast as `torch.nanquantile` and as numpy's.
+    """
+    if not values.shape[-1]:
+        return [np.full(values.shape[:-1], np.nan, values.dtype)] * len(LEVELS)
+    ordered = np.sort(values, axis=-1)  # NaN comes last
+    last = np.maximum(np.count_nonzero(~np.isnan(ordered), axis=-1) - 1, 0)
+    bounds = []
+    for level in LEVELS:
+        below = (level * last).astype(np.int64)
+        low, high = (
+            np.take_along_axis(ordered, at[..., None], axis=-1)[..., 0] for at in (below, np.minimum(below + 1, last))
+        )
+        bounds.append((low + (level * last - below) * (high - low)).astype(values.dtype))
+    return bounds

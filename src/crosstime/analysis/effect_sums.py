@@ -2,102 +2,88 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
+from scipy.sparse import csc_array
 from torch import Tensor
 
-from crosstime.analysis.aggregation import Aggregation
-from crosstime.analysis.baselines import Point
+from crosstime.analysis.batch_effects import BatchEffects
 from crosstime.analysis.bootstrap import draw_counts, percentile_bounds
-from crosstime.analysis.integration import Slopes
-from crosstime.crosscoder.crosscoder import Crosscoder
+
+FEATURES_AT_ONCE = 256
+"""Features that are resampled together: M x N effects and M x R sums of each are held."""
 
 
 class EffectSums:
-    """Sums over prompts, in float64 so that their order does not matter (on the CPU: not every device has float64);
-    and the same under each resampling.
+    """Sums over N prompts at M checkpoints. They are taken in the order of the prompts, whatever the batches were.
 
     Args:
-        crosscoder: F features over M checkpoints.
-        aggregation: what becomes of the effects at single tokens of the N prompts.
-        single: which gradient the effects of single features are taken from; all effects together, the error's among
-            them, always come from the mean along the path.
-        bootstrap: R, the resamples of the prompts.
-        seed: of the resampling.
+        batches: at each checkpoint, effects on every prompt once.
+        weights: of the prompts.
+        features: F.
     """
 
-    def __init__(
-        self,
-        crosscoder: Crosscoder,
-        aggregation: Aggregation,
-        single: Literal["clean", "mean"],
-        bootstrap: int,
-        seed: int,
-    ) -> None:
-        self.crosscoder, self.aggregation, self.single = crosscoder, aggregation, single
-        m, f, n = len(crosscoder.config.checkpoints), crosscoder.config.features, len(aggregation.weights)
-        weight = crosscoder.W_enc
-        self.n = n
-        self.ie = torch.zeros(m, f, dtype=torch.float64)
-        self.prompts_above, self.prompts_below = torch.zeros(2, m, f, dtype=torch.long)
-        self.resampled = torch.zeros(m, bootstrap, f, dtype=weight.dtype, device=weight.device)
-        self.weights = aggregation.weights.to(weight.dtype).to(weight.device)
-        self.resampling = draw_counts(n, bootstrap, seed).to(weight) * self.weights
-        self.scalars = {
-            name: torch.zeros(m, dtype=torch.float64)
-            for name in ("explained", "error", "metric_clean", "metric_end", "absolute_gap", "absolute_total")
-        }
-
-    def add(self, m: int, index: Int[Tensor, " B"], slopes: Slopes, way: Point) -> None:
-        """Add one batch at checkpoint m.
-
-        Args:
-            m: the checkpoint.
-            index: the numbers of the prompts.
-            slopes: of the metric on the path.
-            way: of the path, from its beginning to its end.
-        """
-        gradient = slopes.clean if self.single == "clean" else slopes.mean
-        effect = self.aggregation.per_prompt(feature_effects(gradient, way, self.crosscoder.raw_decoder(m)))
-        explained, error = (slopes.mean * way.x).sum((1, 2)), error_effects(slopes.mean, way).sum(1)
-        index = index.to(self.weights.device)
-        weights = self.weights[index]
-        self.ie[m] += (weights[:, None] * effect).sum(0).cpu()
-        self.prompts_above[m] += (effect > 0).sum(0).cpu()
-        self.prompts_below[m] += (effect < 0).sum(0).cpu()
-        self.resampled[m] += self.resampling[:, index] @ effect
-        total = slopes.metric_end - slopes.metric_clean
-        gap = explained - total
-        for name, values in (
-            ("explained", weights * explained),
-            ("error", weights * error),
-            ("metric_clean", slopes.metric_clean / self.n),
-            ("metric_end", slopes.metric_end / self.n),
-            ("absolute_gap", gap.abs() / self.n),
-            ("absolute_total", total.abs() / self.n),
-        ):
-            self.scalars[name][m] += values.cpu().double().sum()
+    def __init__(self, batches: Sequence[Sequence[BatchEffects]], weights: Float[Tensor, " N"], features: int) -> None:
+        self.weights = weights
+        shape = len(weights), features
+        self.effects = [_matrix(of_checkpoint, shape) for of_checkpoint in batches]
+        """Those of features on single prompts [N, F], one matrix a checkpoint; few are not zero."""
+        self.ie: Float[np.ndarray, "M F"] = np.stack([at.astype(np.float64).T @ weights.numpy() for at in self.effects])
+        explained, error, clean, end = (
+            _by_prompt(batches, name, len(weights)) for name in ("explained", "error", "metric_clean", "metric_end")
+        )
+        total = end - clean
+        self.explained, self.error = explained @ weights.numpy(), error @ weights.numpy()
+        self.metric_clean, self.metric_end, self.total = clean.mean(1), end.mean(1), total.mean(1)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            self.gap = np.abs(explained - total).mean(1) / np.abs(total).mean(1)
 
     def sign_consistency(self) -> Float[np.ndarray, "M F"]:
         """Share of the prompts with an effect whose effect has the sign of the sum; NaN where there are none."""
-        alike = torch.where(self.ie > 0, self.prompts_above, torch.where(self.ie < 0, self.prompts_below, 0))
-        return (alike / (self.prompts_above + self.prompts_below)).numpy()
+        above, below = (
+            np.stack([sign(at).sum(0) for at in self.effects]) for sign in (lambda e: e > 0, lambda e: e < 0)
+        )
+        alike = np.where(self.ie > 0, above, np.where(self.ie < 0, below, 0))
+        with np.errstate(invalid="ignore"):
+            return (alike / (above + below)).astype(np.float32)
 
-    def intervals(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Percentile bounds of IE [M, F] and of RelIE [F, M]; a resample without effect of a feature has no RelIE."""
-        return percentile_bounds(self.resampled)
+    def intervals(
+        self, bootstrap: int, seed: int, device: torch.device
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Percentile bounds of IE [M, F] and of RelIE [F, M] over resamples of the prompts, low and high each.
+
+        A resample without effect of a feature has no RelIE, and a feature without any effect has none.
+
+        Args:
+            bootstrap: R, the resamples; without any, all bounds are NaN.
+            seed: of the resampling.
+            device: where the sums over each resample are made.
+        """
+        resampling = (draw_counts(len(self.weights), bootstrap, seed) * self.weights).float().to(device)
+        low, high = (np.full(self.ie.shape, 0 if bootstrap else np.nan, np.float32) for _ in range(2))
+        share_low, share_high = (np.full(self.ie.shape[::-1], np.nan, np.float32) for _ in range(2))
+        there = np.unique(np.concatenate([at.tocoo().col for at in self.effects]))
+        for part in np.split(there, range(FEATURES_AT_ONCE, len(there), FEATURES_AT_ONCE)) if bootstrap else ():
+            effects = torch.from_numpy(np.stack([at[:, part].toarray() for at in self.effects])).float().to(device)
+            found = percentile_bounds(resampling @ effects)
+            low[:, part], high[:, part], share_low[part], share_high[part] = found
+        return low, high, share_low, share_high
 
 
-def feature_effects(
-    gradient: Float[Tensor, "B S D"], way: Point, decoder: Float[Tensor, "F D"]
-) -> Float[Tensor, "B S F"]:
-    """Effects of features at single tokens: (f_i' - f_i) <gradient, d_i,m>."""
-    return way.f * (gradient @ decoder.T)
+def _matrix(batches: Sequence[BatchEffects], shape: tuple[int, int]) -> csc_array:
+    values, rows, columns = (
+        np.concatenate([getattr(batch, name) for batch in batches]) for name in ("values", "rows", "columns")
+    )
+    return csc_array((values, (rows, columns)), shape=shape)
 
 
-def error_effects(gradient: Float[Tensor, "B S D"], way: Point) -> Float[Tensor, "B S"]:
-    """Effects of the error at single tokens: <gradient, error' - error>."""
-    return (gradient * way.error).sum(-1)
+def _by_prompt(batches: Sequence[Sequence[BatchEffects]], name: str, n: int) -> Float[np.ndarray, "M N"]:
+    """One of the values that each prompt has."""
+    values = np.empty((len(batches), n))
+    for of_checkpoint, row in zip(batches, values, strict=True):
+        for batch in of_checkpoint:
+            row[batch.index] = getattr(batch, name)
+    return values

@@ -8,13 +8,16 @@ features: a feature's effect is the product of that gradient with its decoder ve
 The gradient where the path begins foretells best what ablating a single feature does; the mean along the path accounts
 for all of them together (docs/parity.md, "Which attribution predicts ablation"). By default each is used for what it is
 good at.
+
+What does not depend on the dictionary (residual streams, gradients) is computed once where the same prompts are put to
+several: only the product with the decoder vectors is each one's own.
 """
 
 from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -27,15 +30,18 @@ from torch import Tensor
 from tqdm import tqdm
 
 from crosstime.analysis import integration
-from crosstime.analysis.activations import check_models
+from crosstime.analysis.activations import check_models, residuals
 from crosstime.analysis.aggregation import Aggregation
-from crosstime.analysis.baselines import ends, points
+from crosstime.analysis.baselines import Ends, ends, points
+from crosstime.analysis.batch_effects import BatchEffects, Single, batch_effects
 from crosstime.analysis.effect_sums import EffectSums
+from crosstime.analysis.integration import slope
 from crosstime.analysis.path_rules import Baseline, Method, PathRule
 from crosstime.analysis.relative import NoEffect, relative, share_of_no_effect
 from crosstime.crosscoder.crosscoder import Crosscoder
 from crosstime.data.corpus import Corpus
 from crosstime.data.task import Prompts
+from crosstime.lm.memory import Parts
 from crosstime.lm.split import SplitLM
 
 POSITIONS_AT_ONCE = 8192
@@ -143,6 +149,7 @@ def attribute(
     n_columns: int = 18,
     no_effect: NoEffect = "undefined",
     batch_size: int = 32,
+    positions_at_once: int = POSITIONS_AT_ONCE,
     bootstrap: int = 1000,
     seed: int = 0,
 ) -> Effects:
@@ -180,47 +187,183 @@ def attribute(
         reference_batch: prompts of a padded batch, under the same.
         n_columns: fields of a record of the task's table, under the same: in the paper 18 for BLiMP, 6 for CLAMS.
         no_effect: what RelIE is of a feature without effect at any checkpoint (see `relative`).
-        batch_size: prompts per batch at most; a forward pass holds `steps + 2` times as many rows.
+        batch_size: prompts per batch at most; a pass through the blocks above the layer holds `steps` times as many.
+        positions_at_once: positions that such a pass holds at most, so long prompts make smaller batches; half as many
+            from then on, with a `MemoryWarning`, when memory runs out.
         bootstrap: resamples of the prompts for the intervals; 0 for none (the bounds are then NaN).
         seed: of the resampling.
 
     Raises:
         ValueError: the models do not fit the crosscoder, an unknown method, baseline, rule or `no_effect`, a number of
-            prompts or resamples that cannot be, the baseline "patch" for prompts without second prefixes, "mean"
-            without a text, or activations not finite.
+            prompts, positions or resamples that cannot be, the baseline "patch" for prompts without second prefixes,
+            "mean" without a text, activations not finite, or not enough memory for one prompt.
 
     Warns:
         CompletenessWarning: the completeness gap exceeds 5 % at some checkpoint; not under "released", whose one
             gradient does not claim to add up.
     """
-    check_models(crosscoder, models)
-    crosscoder.config.positions.check(prompts.bos, "the task")
-    if batch_size < 1 or bootstrap < 0:
-        raise ValueError(f"batch_size must be at least 1, bootstrap at least 0; got {batch_size} and {bootstrap}")
+    (effects,) = attribute_several(
+        [crosscoder],
+        models,
+        prompts,
+        method=method,
+        baseline=baseline,
+        text=text,
+        rule=rule,
+        steps=steps,
+        threshold=threshold,
+        reference_batch=reference_batch,
+        n_columns=n_columns,
+        no_effect=no_effect,
+        batch_size=batch_size,
+        positions_at_once=positions_at_once,
+        bootstrap=bootstrap,
+        seed=seed,
+    )
+    return effects
+
+
+def attribute_several(
+    crosscoders: Sequence[Crosscoder],
+    models: Sequence[SplitLM],
+    prompts: Prompts,
+    *,
+    method: Method = "gradient",
+    baseline: Baseline = "bias",
+    text: Corpus | None = None,
+    rule: PathRule = "gauss-legendre",
+    steps: int = 16,
+    threshold: float = 0.1,
+    reference_batch: int = 4,
+    n_columns: int = 18,
+    no_effect: NoEffect = "undefined",
+    batch_size: int = 32,
+    positions_at_once: int = POSITIONS_AT_ONCE,
+    bootstrap: int = 1000,
+    seed: int = 0,
+) -> list[Effects]:
+    """What `attribute` finds for each of several crosscoders of the same checkpoints, hardly slower than for one.
+
+    The effects of single features, their intervals and what follows from them are those of a call for each. So is all
+    the rest, but with the baseline "bias" and the methods "gradient" and "released": there all paths end at the mean of
+    the crosscoders' biases (with features at zero, and the error of each at what lies between its own bias and that
+    mean), and `explained`, `error`, `total`, `gap` and `metric_end` are of this path. With the other methods single
+    features depend on where the path ends, so with the baseline "bias" every crosscoder has a path of its own, and
+    costs as much as the first.
+
+    Args:
+        crosscoders: of the same checkpoints, layer and policy for position 0, on one device.
+        models, prompts: as for `attribute`, and so are all settings.
+
+    Raises:
+        ValueError: as `attribute`, or there is no crosscoder, or they differ in their policy for position 0.
+    """
+    _check(crosscoders, models, prompts)
+    if min(batch_size, positions_at_once) < 1 or bootstrap < 0:
+        raise ValueError(
+            "batch_size and positions_at_once must be at least 1, bootstrap at least 0; got "
+            f"{batch_size}, {positions_at_once} and {bootstrap}"
+        )
     share_of_no_effect(no_effect)  # before the long work
-    path = _path(method, rule, steps)
-    aggregation = (
+    measurement = _Measurement(
+        models,
+        prompts,
+        _path(method, rule, steps),
         Aggregation.released(prompts, threshold, reference_batch, n_columns)
         if method in ("released", "paper")
-        else Aggregation.mean(prompts)
+        else Aggregation.mean(prompts),
+        "clean" if method in ("gradient", "released") else "mean",
     )
-    ends_of = ends(baseline, crosscoder, models, prompts, text)
-    single = "clean" if method in ("gradient", "released") else "mean"
-    sums = EffectSums(crosscoder, aggregation, single, bootstrap, seed)
-    first = crosscoder.config.positions.first_encoded
-    progress = tqdm(total=len(prompts), desc=f"effects on {prompts.task}", unit="prompt", leave=False, disable=None)
-    with torch.no_grad(), progress as bar:
-        for index, tokens in _batches(prompts, batch_size, len(path.nodes)):
-            right, wrong = prompts.right[index], prompts.wrong[index]
-            both = zip(points(crosscoder, models, tokens), ends_of(index), strict=True)
-            for m, (start, end) in enumerate(both):
-                way = start.to(end, first)
-                sums.add(m, index, path.integrate(models[m], start.x, way.x, right, wrong), way)
-            bar.update(len(index))
-    effects = _effects(sums, crosscoder, prompts, method, baseline, no_effect)
+    # Where the path decides the effects of single features, no other crosscoder may move its end.
+    alone = baseline == "bias" and measurement.single == "mean"
+    found: list[Effects] = []
+    for group in [[crosscoder] for crosscoder in crosscoders] if alone else [crosscoders]:
+        all_batches = measurement.run(
+            group, ends(baseline, group, models, prompts, text), batch_size, positions_at_once
+        )
+        for crosscoder, batches in zip(group, all_batches, strict=True):
+            sums = EffectSums(batches, measurement.aggregation.weights, crosscoder.config.features)
+            bounds = sums.intervals(bootstrap, seed, crosscoder.W_enc.device)
+            found.append(_effects(sums, bounds, crosscoder, prompts, method, baseline, no_effect))
     if method != "released":
-        _warn_of_gap(effects)
-    return effects
+        for effects in found:
+            _warn_of_gap(effects)
+    return found
+
+
+@dataclass(frozen=True)
+class _Measurement:
+    """What is measured of every batch, whatever the crosscoder."""
+
+    models: Sequence[SplitLM]
+    prompts: Prompts
+    path: integration.Path
+    aggregation: Aggregation
+    single: Single
+
+    @torch.no_grad()
+    def run(
+        self, crosscoders: Sequence[Crosscoder], ends_of: Ends, batch_size: int, positions_at_once: int
+    ) -> list[list[list[BatchEffects]]]:
+        """Of each crosscoder and checkpoint the effects on all batches."""
+        found: list[list[list[BatchEffects]]] = [[[] for _ in self.models] for _ in crosscoders]
+        lower = "effects.steps, or the number of tokens of the prompts"
+        parts = Parts("effects", "path", positions_at_once, lower=lower)
+        title = f"effects on {self.prompts.task}"
+        with tqdm(total=len(self.prompts), desc=title, unit="prompt", leave=False, disable=None) as bar:
+
+            def work(index: Tensor) -> list[list[BatchEffects]]:
+                return self._batch(crosscoders, ends_of, index)
+
+            for index, tokens in self.prompts.by_length(batch_size):
+                for batch in parts.of(index, work, length=tokens.shape[1] * len(self.path.nodes)):
+                    for known, new in zip(found, batch, strict=True):
+                        for at, effects in zip(known, new, strict=True):
+                            at.append(effects)
+                    bar.update(len(batch[0][0].index))
+        return found
+
+    def _batch(
+        self, crosscoders: Sequence[Crosscoder], ends_of: Ends, index: Int[Tensor, " B"]
+    ) -> list[list[BatchEffects]]:
+        """Of each crosscoder and checkpoint the effects on prompts of one length."""
+        tokens = torch.tensor([self.prompts.tokens[n] for n in index.tolist()])
+        right, wrong = self.prompts.right[index], self.prompts.wrong[index]
+        first = crosscoders[0].config.positions.first_encoded
+        x = residuals(crosscoders[0], self.models, tokens)
+        clean = [slope(model, x[:, :, m], right, wrong) for m, model in enumerate(self.models)]
+        along: list[integration.Slope] = []
+        found = []
+        for crosscoder, end in zip(crosscoders, ends_of(index), strict=True):
+            both = zip(points(crosscoder, x), end, strict=True)
+            found.append([])
+            for m, way in enumerate(start.to(there, first) for start, there in both):
+                if m == len(along):  # the first crosscoder's: the others' residual streams go the same way
+                    along.append(self.path.integrate(self.models[m], clean[m], x[:, :, m], way.x, right, wrong))
+                found[-1].append(
+                    batch_effects(
+                        crosscoder,
+                        m,
+                        index,
+                        clean[m],
+                        along[m],
+                        way,
+                        aggregation=self.aggregation,
+                        single=self.single,
+                    )
+                )
+        return found
+
+
+def _check(crosscoders: Sequence[Crosscoder], models: Sequence[SplitLM], prompts: Prompts) -> None:
+    if not crosscoders:
+        raise ValueError("there is no crosscoder: pass at least one")
+    for crosscoder in crosscoders:
+        check_models(crosscoder, models)
+        crosscoder.config.positions.check(prompts.bos, "the task")
+    policies = {crosscoder.config.positions.first_encoded for crosscoder in crosscoders}
+    if len(policies) > 1:
+        raise ValueError("some of the crosscoders encode position 0 and some do not: attribute them in two calls")
 
 
 def _path(method: Method, rule: PathRule, steps: int) -> integration.Path:
@@ -235,26 +378,17 @@ def _path(method: Method, rule: PathRule, steps: int) -> integration.Path:
             raise ValueError(f"unknown method {method!r}: choose gradient, integrated, released or paper")
 
 
-def _batches(prompts: Prompts, batch_size: int, nodes: int) -> Iterator[tuple[Int[Tensor, " B"], Int[Tensor, "B S"]]]:
-    """Prompts of equal length, with their numbers."""
-    for index, tokens in prompts.by_length(batch_size):
-        at_once = max(1, POSITIONS_AT_ONCE // (tokens.shape[1] * nodes))
-        yield from zip(index.split(at_once), tokens.split(at_once), strict=True)
-
-
 def _effects(
     sums: EffectSums,
+    bounds: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray],
     crosscoder: Crosscoder,
     prompts: Prompts,
     method: Method,
     baseline: Baseline,
     no_effect: NoEffect,
 ) -> Effects:
-    of = {name: value.numpy() for name, value in sums.scalars.items()}
-    ie = sums.ie.float().numpy()
-    ie_low, ie_high, rel_low, rel_high = sums.intervals()
-    with np.errstate(invalid="ignore", divide="ignore"):
-        gap = of["absolute_gap"] / of["absolute_total"]
+    ie = sums.ie.astype(np.float32)
+    ie_low, ie_high, rel_low, rel_high = bounds
     return Effects(
         task=prompts.task,
         method=method,
@@ -269,12 +403,12 @@ def _effects(
         rel_ie_low=rel_low,
         rel_ie_high=rel_high,
         sign_consistency=sums.sign_consistency(),
-        explained=of["explained"],
-        error=of["error"],
-        total=of["metric_end"] - of["metric_clean"],
-        gap=gap,
-        metric_clean=of["metric_clean"],
-        metric_end=of["metric_end"],
+        explained=sums.explained,
+        error=sums.error,
+        total=sums.total,
+        gap=sums.gap,
+        metric_clean=sums.metric_clean,
+        metric_end=sums.metric_end,
     )
 
 

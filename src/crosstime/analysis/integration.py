@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -13,61 +14,67 @@ from crosstime.lm.split import SplitLM
 
 
 @dataclass(frozen=True)
-class Slopes:
-    """What integrating along the path gives for one batch at one checkpoint."""
+class Slope:
+    """A gradient of the metric, and the metric."""
 
-    clean: Float[Tensor, "B S D"]
-    """Gradient of the metric where the path begins."""
-    mean: Float[Tensor, "B S D"]
-    """Mean gradient of the metric along the path."""
-    metric_clean: Float[Tensor, " B"]
-    """The metric where the path begins: of the model as it is."""
-    metric_end: Float[Tensor, " B"]
+    gradient: Float[Tensor, "B S D"]
+    metric: Float[Tensor, " B"]
+
+
+def metric(
+    model: SplitLM, x: Float[Tensor, "B S D"], right: Int[Tensor, " B"], wrong: Int[Tensor, " B"]
+) -> Float[Tensor, " B"]:
+    """logit(wrong) - logit(right) at the last position, from residual streams."""
+    last = torch.full((len(x),), x.shape[1] - 1, device=model.device)
+    answers = torch.stack([wrong, right], dim=1).to(model.device)
+    logits = model.upper(x.to(model.device), positions=last, tokens=answers).to(x)
+    return logits[:, 0] - logits[:, 1]
+
+
+@torch.enable_grad()
+def slope(model: SplitLM, x: Float[Tensor, "B S D"], right: Int[Tensor, " B"], wrong: Int[Tensor, " B"]) -> Slope:
+    """The metric at residual streams, and its gradient there."""
+    leaf = x.detach().requires_grad_()
+    found = metric(model, leaf, right, wrong)
+    (gradient,) = torch.autograd.grad(found.sum(), leaf)
+    return Slope(gradient, found.detach())
 
 
 @dataclass(frozen=True)
 class Path:
-    """Points on a path and their weights in its integral; the first and the last one are its ends."""
+    """Points on a path from 0 to 1, and their weights in its integral."""
 
-    nodes: Float[Tensor, " K"]
-    weights: Float[Tensor, " K"]
+    nodes: Float[np.ndarray, " K"]
+    weights: Float[np.ndarray, " K"]
 
     @classmethod
     def of(cls, rule: PathRule, steps: int) -> Path:
-        """The rule's nodes, and both ends; where the rule has no node at an end, only the metric is read there.
-
-        `of("left", 1)` takes the gradient where the path begins and nowhere else.
+        """The rule's nodes; `of("left", 1)` takes the gradient where the path begins and nowhere else.
 
         Raises:
             ValueError: an unknown rule, or fewer steps than it needs.
         """
-        nodes, weights = (torch.from_numpy(array).double() for array in nodes_and_weights(rule, steps))
-        inside = (nodes > 0) & (nodes < 1)
-        ends = torch.tensor([0.0, 1.0], dtype=torch.float64)
-        first, last = ((weights * (nodes == end)).sum()[None] for end in ends)
-        return cls(
-            torch.cat([ends[:1], nodes[inside], ends[1:]]),
-            torch.cat([first, weights[inside], last]),
-        )
+        return cls(*nodes_and_weights(rule, steps))
 
-    @torch.enable_grad()
     def integrate(
         self,
         model: SplitLM,
+        clean: Slope,
         x: Float[Tensor, "B S D"],
         change: Float[Tensor, "B S D"],
         right: Int[Tensor, " B"],
         wrong: Int[Tensor, " B"],
-    ) -> Slopes:
-        """Gradients of logit(wrong) - logit(right) at the last position, on the line from x to x + change."""
-        batch, length = x.shape[:2]
-        nodes, weights = (values.to(x.dtype).to(x.device) for values in (self.nodes, self.weights))
-        at = (x + nodes[:, None, None, None] * change).flatten(0, 1).requires_grad_()
-        last = torch.full((len(at),), length - 1, device=model.device)
-        logits = model.upper(at.to(model.device), positions=last).to(x.dtype).unflatten(0, (-1, batch))
-        rows, right, wrong = (index.to(logits.device) for index in (torch.arange(batch), right, wrong))
-        metric = logits[:, rows, wrong] - logits[:, rows, right]
-        (gradient,) = torch.autograd.grad(metric.sum(), at)
-        gradient = gradient.unflatten(0, (-1, batch))
-        metric = metric.detach().to(x.device)
-        return Slopes(gradient[0], torch.einsum("k,kbsd->bsd", weights, gradient), metric[0], metric[-1])
+    ) -> Slope:
+        """The mean gradient on the line from x to x + change, all its points in one pass, and the metric at its end.
+
+        `clean` is the slope at x, where the path begins.
+        """
+        later = self.nodes > 0
+        gradient = self.weights[~later].sum() * clean.gradient
+        nodes, weights = (torch.from_numpy(values[later]).to(x) for values in (self.nodes, self.weights))
+        if len(nodes):
+            at = (x + nodes[:, None, None, None] * change).flatten(0, 1)
+            slopes = slope(model, at, right.repeat(len(nodes)), wrong.repeat(len(nodes)))
+            gradient = gradient + torch.einsum("k,kbsd->bsd", weights, slopes.gradient.unflatten(0, (-1, len(x))))
+        with torch.no_grad():
+            return Slope(gradient, metric(model, x + change, right, wrong))

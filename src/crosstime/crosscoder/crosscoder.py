@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from crosstime.crosscoder import files
@@ -103,7 +103,8 @@ class Crosscoder(nn.Module):
 
     def at(self, f: Float[Tensor, "*b F"], m: int) -> Float[Tensor, "*b F"]:
         """The features as checkpoint m writes them: f itself, but for rules that gate each checkpoint by itself."""
-        return self.config.sparsity.at(f, self.W_dec[:, m].norm(dim=-1) * self.unit[m], self.threshold)
+        rule = self.config.sparsity
+        return rule.at(f, self.W_dec[:, m].norm(dim=-1) * self.unit[m], self.threshold) if rule.gated else f
 
     def decode(self, f: Float[Tensor, "*b F"]) -> Float[Tensor, "*b M D"]:
         """The raw activations of all checkpoints that the features stand for."""
@@ -114,9 +115,10 @@ class Crosscoder(nn.Module):
         """The reconstruction of raw activations."""
         return self.decode(self.encode(x))
 
-    def raw_decoder(self, m: int) -> Float[Tensor, "F D"]:
-        """What one unit of each feature adds to the activation of checkpoint m."""
-        return self.W_dec[:, m] / self.scale[m]
+    def raw_decoder(self, m: int, features: Int[Tensor, " K"] | None = None) -> Float[Tensor, "K D"]:
+        """What one unit of each feature, or of each of some, adds to the activation of checkpoint m."""
+        rows = self.W_dec[:, m] if features is None else self.W_dec[features, m]
+        return rows / self.scale[m]
 
     def raw_bias(self) -> Float[Tensor, "M D"]:
         """What the crosscoder decodes when no feature fires; initialised at the mean activation."""

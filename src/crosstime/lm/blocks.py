@@ -110,28 +110,44 @@ class Start(PassThrough):
         return super().forward(self._residual)
 
 
-class Rows:
-    """Lets a model unembed one position of each row only. Whatever follows (scaling, soft-capping) still applies."""
+class Unembedding:
+    """Lets a model unembed one position of each row only, into some tokens' logits only.
+
+    Whatever follows (scaling, soft-capping) still applies, as long as it treats every logit by itself.
+    """
 
     def __init__(self, model: PreTrainedModel) -> None:
         unembedding = model.get_output_embeddings()
         if unembedding is None:
             raise ValueError(f"{type(model).__name__} is not a causal language model: it has no unembedding")
-        unembedding.register_forward_pre_hook(self._gather)
+        unembedding.register_forward_pre_hook(self._before)
+        unembedding.register_forward_hook(self._after)
         self._positions: Tensor | None = None
+        self._tokens: Tensor | None = None
+        self._logits: Tensor | None = None
 
     @contextmanager
-    def at(self, positions: Tensor | None) -> Iterator[None]:
-        """Within this context only `positions` [B] are unembedded; None for all."""
-        self._positions = positions
+    def at(self, positions: Tensor | None, tokens: Tensor | None) -> Iterator[None]:
+        """Within this context only `positions` [B] are unembedded, and into `tokens` [B, K]; None for all."""
+        self._positions, self._tokens = positions, tokens
         try:
             yield
         finally:
-            self._positions = None
+            self._positions = self._tokens = self._logits = None
 
-    def _gather(self, _module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
-        if self._positions is None:
-            return None
+    def _before(self, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         (hidden,) = args
-        rows = torch.arange(len(hidden), device=hidden.device)
-        return (hidden[rows, self._positions].unsqueeze(1),)
+        if self._positions is not None:
+            hidden = hidden[torch.arange(len(hidden), device=hidden.device), self._positions].unsqueeze(1)
+        # Weights of another kind of module (quantised, say) are its own affair: it makes all logits.
+        if self._tokens is not None and type(module) is nn.Linear:
+            self._logits = hidden @ module.weight[self._tokens].mT
+            if module.bias is not None:
+                self._logits = self._logits + module.bias[self._tokens].unsqueeze(1)
+            hidden = hidden[:0]  # no rows, so the product over the vocabulary costs nothing
+        return (hidden,)
+
+    def _after(self, _module: nn.Module, _args: Any, logits: Tensor) -> Tensor | None:
+        if self._tokens is None or self._logits is not None:
+            return self._logits
+        return logits.gather(2, self._tokens[:, None].expand(-1, logits.shape[1], -1))

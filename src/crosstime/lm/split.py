@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from crosstime.lm.blocks import PassThrough, Rows, Start, Tap, copy_sharing, find_blocks, shared_tensors
+from crosstime.lm.blocks import PassThrough, Start, Tap, Unembedding, copy_sharing, find_blocks, shared_tensors
 
 PROBE_ROWS, PROBE_LENGTH, PROBE_PADDING = 2, 8, 3
 """The batch on which a cut is compared with the whole model; in one pass its first row is padded on the left."""
@@ -70,7 +70,7 @@ class SplitLM:
         self._tap = Tap(list(self._lower.get_submodule(path).children())[layer])
         self._start, self._head_start = (Start(blocks[0], taps[0].extra) for _ in range(2))
         upper = copy_sharing(model, shared, [(blocks[0], self._start), *swaps[1 : layer + 1]])
-        self._rows = Rows(upper)
+        self._unembedding = Unembedding(upper)
         self._upper: PreTrainedModel | None = upper
         self._head: PreTrainedModel | None = copy_sharing(model, shared, [(blocks[0], self._head_start), *swaps[1:]])
 
@@ -106,19 +106,21 @@ class SplitLM:
         residual: Float[Tensor, "B S D"],
         mask: Int[Tensor, "B S"] | Bool[Tensor, "B S"] | None = None,
         positions: Int[Tensor, " B"] | None = None,
-    ) -> Float[Tensor, "B S V"] | Float[Tensor, "B V"]:
+        tokens: Int[Tensor, "B K"] | None = None,
+    ) -> Float[Tensor, "B S V"] | Float[Tensor, "B V"] | Float[Tensor, "B S K"] | Float[Tensor, "B K"]:
         """Logits from the residual stream after block `layer`; differentiable with respect to `residual`.
 
         Args:
             residual: of any floating dtype; the model computes in its own.
             mask: as for `lower`.
             positions: one position per row. Only their logits are made: `[B, V]` instead of `[B, S, V]`.
+            tokens: K tokens per row. Only their logits are made: `[B, K]` with positions, `[B, S, K]` without.
 
         Raises:
             ValueError: the upper blocks were freed by `without_upper`.
         """
         residual = residual.to(self.dtype)
-        with self._start.at(residual), self._rows.at(positions):
+        with self._start.at(residual), self._unembedding.at(positions, tokens):
             # What the embedding makes of this input is thrown away: the first block's stand-in starts from `residual`.
             logits = self._forward(self._upper, mask, inputs_embeds=residual.detach()).logits
         return logits if positions is None else logits.squeeze(1)
@@ -192,6 +194,7 @@ class SplitLM:
             "residual stream": (residual[real], hidden[real]),
             "logits": (self.upper(residual, mask)[real], logits[real]),
             "logits at one position": (self.upper(residual, mask, end), logits[:, -1]),
+            "logits of single tokens": (self.upper(residual, mask, end, tokens), logits[:, -1].gather(1, tokens)),
             "logits of the head": (self.head(last_hidden[real]), logits[real]),
         }
         for what, (ours, theirs) in pairs.items():
