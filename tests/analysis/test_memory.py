@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from crosstime.analysis.contexts import contexts
+from crosstime.analysis.intervention import intervene
 from crosstime.analysis.latent_scaling import latent_scaling
 from crosstime.analysis.quality import evaluate
 from crosstime.analysis.survey import survey
@@ -99,3 +100,21 @@ def test_a_survey_is_the_same(monkeypatch, tiny_suite):
         found = find()
     for name in ("sentence_accuracy", "token_accuracy", "logit_difference", "perplexity", "cosine", "pearson"):
         np.testing.assert_allclose(getattr(found, name), getattr(expected, name), rtol=1e-4, err_msg=name)
+
+
+def test_ablations_are_the_same(monkeypatch):
+    prompts, crosscoder, features = WORLD.prompts(), WORLD.crosscoder(), range(6)
+    expected = intervene(crosscoder, WORLD.models(), prompts, features, batch_size=16)
+    models = WORLD.models()
+    for model in models:
+        whole = model.upper
+
+        def upper(residual, *arguments, whole=whole, **options):
+            if len(residual) > 8:
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+            return whole(residual, *arguments, **options)
+
+        monkeypatch.setattr(model, "upper", upper)
+    with pytest.warns(MemoryWarning, match=r"ablate: memory ran out with \d+ prompts of \d tokens at once"):
+        found = intervene(crosscoder, models, prompts, features, batch_size=16)
+    torch.testing.assert_close(found.alone, expected.alone)

@@ -23,7 +23,7 @@ def batches(most, *, device=CUDA, before=0, configs=(SETTINGS,), train=True):
 
 def test_without_a_budget_batches_are_as_configured():
     found = batches(None)
-    assert found == Batches(harvest=32, survey=4096, evaluation=16, diagnosis=16, contexts=16)
+    assert found == Batches(harvest=32, survey=4096, evaluation=16, diagnosis=16, effects=8192, contexts=16)
     assert batches(80 * GIB) == found
     assert batches(80 * GIB, train=False).harvest == 0
 

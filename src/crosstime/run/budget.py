@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
+from crosstime.analysis.effects import POSITIONS_AT_ONCE
 from crosstime.lm.memory import held_bytes, limit_bytes, shown_bytes
 from crosstime.lm.shape import Shape
 from crosstime.run import cost
@@ -80,6 +81,8 @@ class Batches:
     """Blocks."""
     diagnosis: int
     """Blocks."""
+    effects: int
+    """Positions of all points of a path."""
     contexts: int
     """Blocks."""
 
@@ -113,6 +116,13 @@ class Batches:
             survey=max(1, survey) * context,
             evaluation=analysed("the evaluation", config.evaluation.batch_blocks, cost.EVALUATED, {**held, **logits}),
             diagnosis=analysed("the diagnosis", config.diagnostics.batch_blocks, cost.DIAGNOSED, held),
+            effects=budget.fitting(
+                "the effects",
+                POSITIONS_AT_ONCE,
+                "one token of a prompt",
+                cost.gradient_bytes(config, shape),
+                held,
+            ),
             contexts=analysed("the search for contexts", CONTEXT_BLOCKS, cost.EVALUATED, held),
         )
 

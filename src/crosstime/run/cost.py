@@ -173,6 +173,12 @@ def analysis_bytes(config: RunConfig, shape: Shape, codes: int) -> int:
     return 4 * config.text.context * (codes * config.crosscoder.features + 2 * config.compare.size * shape.width)
 
 
+def gradient_bytes(config: RunConfig, shape: Shape) -> int:
+    """Bytes that the blocks above the layer keep of a position for the way back."""
+    above = shape.layers - config.crosscoder.layer_of(shape.layers)
+    return shape.width * HARVEST_VALUES * above * BYTES[config.compute.dtype]
+
+
 def logit_bytes(config: RunConfig, shape: Shape) -> int:
     """Bytes that the logits of a part of a batch hold besides: twice, and their loss."""
     return 3 * 4 * max(LOGITS_AT_ONCE, config.text.context * shape.vocabulary)

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from crosstime.analysis.effects import POSITIONS_AT_ONCE
 from crosstime.analysis.numbers import token_count
 from crosstime.analysis.survey import SIMILARITY_TOKENS
 from crosstime.analysis.task_scores import TaskReader
@@ -295,19 +294,13 @@ class _Planner:
     def _attribute(self) -> StagePlan:
         count, config = sum(map(len, self.prompts)), self.config.effects
         seconds = len(self.prompts) * self.speeds.task + count * self.speeds.prompt
-        resampled = 4 * config.bootstrap * self.checkpoints * self.largest.crosscoder.features
+        at_once = self.shared.batches.effects * cost.gradient_bytes(self.config, self.shared.shape)
         return StagePlan(
             "attribute",
-            f"{count:,} prompts of {len(self.prompts)} tasks, {config.steps + 2} points each",
+            f"{count:,} prompts of {len(self.prompts)} tasks, {config.steps} points each",
             len(self.configs) * seconds,
-            self.held + resampled + self._gradient_bytes(),
+            self.held + at_once,
         )
-
-    def _gradient_bytes(self) -> int:
-        """That the blocks above the layer keep for the way back, at all positions of a pass."""
-        above = self.shared.metadata.n_layers - self.shared.layer
-        values = POSITIONS_AT_ONCE * self.shared.shape.width * cost.HARVEST_VALUES * above
-        return values * cost.BYTES[self.config.compute.dtype]
 
     def _ablate(self) -> StagePlan:
         config = self.config.ablation

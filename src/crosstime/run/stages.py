@@ -175,6 +175,7 @@ def write_effects(run: Run, draft: Path) -> None:
             n_columns=config.n_columns,
             no_effect=config.no_effect,
             batch_size=config.batch_size,
+            positions_at_once=run.shared.batches.effects,
             bootstrap=config.bootstrap,
             seed=config.seed,
         )
