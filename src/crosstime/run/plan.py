@@ -20,9 +20,9 @@ from crosstime.run.values import Run, Shared
 
 DISK = 1e9
 """Bytes a second that are read or written: assumed."""
-DISTINCT, FIRING = 0.7, 0.35
+DISTINCT, FIRING = 0.7, 0.45
 """Of the strongest features of all checkpoints, how many differ, and on which share of the prompts one fires. In the
-demo 0.7 and 0.35; what ablation costs is proportional to both, and known only when the effects are."""
+demo 0.7 and 0.45; what ablation costs is proportional to both, and known only when the effects are."""
 _SHORTER = {
     "survey": "a smaller survey.max_pairs or survey.blocks",
     "evaluate": "fewer evaluation.blocks",

@@ -270,9 +270,11 @@ class _Bench:
         return float(np.mean(list(map(len, self.prompts.tokens))))
 
     def _some(self, count: int) -> Prompts:
-        """Some of the prompts, spread over all."""
-        index = np.linspace(0, len(self.prompts) - 1, count).round().astype(int)
-        chosen = torch.from_numpy(index)
+        """Some of the prompts, of middling length, so that most of them share a batch."""
+        by_length = sorted(range(len(self.prompts)), key=lambda i: len(self.prompts.tokens[i]))
+        first = (len(by_length) - count) // 2
+        index = by_length[first : first + count]
+        chosen = torch.tensor(index)
         patch = self.prompts.patch
         return replace(
             self.prompts,
