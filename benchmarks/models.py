@@ -39,15 +39,16 @@ def config(sizes: argparse.Namespace, blocks: int) -> GPTNeoXConfig:
     )
 
 
+def whole(sizes: argparse.Namespace, seed: int, dtype: torch.dtype) -> GPTNeoXForCausalLM:
+    """A model as transformers has it."""
+    torch.manual_seed(seed)
+    with sizes.device:  # where random numbers are drawn many times faster, if it is a GPU
+        return GPTNeoXForCausalLM(config(sizes, sizes.blocks)).eval().to(dtype)
+
+
 def checkpoints(sizes: argparse.Namespace, dtype: torch.dtype) -> list[SplitLM]:
     """Models cut after the layer."""
-    made = []
-    for seed in range(sizes.checkpoints):
-        torch.manual_seed(seed)
-        with sizes.device:  # where random numbers are drawn many times faster, if it is a GPU
-            model = GPTNeoXForCausalLM(config(sizes, sizes.blocks)).eval().to(dtype)
-        made.append(SplitLM(model, sizes.layer, f"step{seed}"))
-    return made
+    return [SplitLM(whole(sizes, seed, dtype), sizes.layer, f"step{seed}") for seed in range(sizes.checkpoints)]
 
 
 def text(sizes: argparse.Namespace, blocks: int) -> Corpus:

@@ -27,7 +27,8 @@ SIZES = {
         "harvest.py",
         "train_run.py",
         "several.py",
-        "effects.py --prompts 16",
+        "effects.py",
+        "effects.py --width 128 --heads 4 --vocabulary 4096 --prompts 512 --peer-prompts 32",
         "memory.py --rule l1",
         "memory.py --rule batchtopk",
     ],
@@ -39,19 +40,23 @@ SIZES = {
         f"harvest.py {PYTHIA_1B}",
         f"train_run.py {PAPERS_RUN} --steps 200 --project-rows 400000000",
         f"several.py {PAPERS_RUN} --steps 16 --repeats 9",
-        "effects.py --prompts 256",
+        "effects.py --prompts 1024",
         f"memory.py {PAPER} --rule l1",
         f"memory.py {PAPER} --rule batchtopk",
     ],
 }
 """What suits each kind of device, minutes in all: the standing size, the demo's, a single checkpoint's, the paper's, a
 wide one. Where peers would not fit beside ours, they are left out."""
+PEERS = {"train_step.py": ("--reference", "--dictionary-learning"), "effects.py": ("--reference",)}
+"""The flags for the code of others, by benchmark."""
 
 
-def run(command: str, device: str, peers: list[str]) -> list[dict[str, Any]]:
-    """The lines that one benchmark prints."""
+def run(command: str, device: str, folders: dict[str, str]) -> list[dict[str, Any]]:
+    """The lines that one benchmark prints; `folders` are those of its peers, by their flag."""
     script, *flags = command.split()
-    more = ["--device", device, *(peers if script == "train_step.py" else [])]
+    more = ["--device", device]
+    for flag in PEERS.get(script, ()):
+        more += [flag, folders[flag]] if flag in folders else []
     done = subprocess.run([sys.executable, HERE / script, *flags, *more], stdout=subprocess.PIPE, text=True, check=True)
     print(done.stdout, end="", flush=True)
     return [json.loads(line) for line in done.stdout.splitlines()]
@@ -77,7 +82,8 @@ def _row(line: dict[str, Any]) -> dict[str, str]:
     plain = {key: value for key, value in line.items() if key not in ("case", "device", "versions", "unit", "peers")}
     ratios = plain.pop("times_peer", {})
     unit = line["unit"]
-    cells = {"": line["case"].get("rule", line["case"]["benchmark"])}
+    case = line["case"]
+    cells = {"": case.get("rule", case.get("method", case["benchmark"]))}
     for key, value in plain.items():
         cells[f"{key} ({unit})" if key in ("ours", "roofline", "must") else key.replace("_", " ")] = f"{value:.4g}"
     return cells | {f"times {peer}": f"{ratio:.3g}" for peer, ratio in ratios.items()}
@@ -90,12 +96,10 @@ def main() -> None:
     parser.add_argument("--reference", help="as for train_step.py")
     parser.add_argument("--dictionary-learning", help="as for train_step.py")
     flags = parser.parse_args()
-    peers = []
-    for name in ("reference", "dictionary_learning"):
-        if folder := getattr(flags, name):
-            peers += [f"--{name.replace('_', '-')}", folder]
+    given = {"--reference": flags.reference, "--dictionary-learning": flags.dictionary_learning}
+    folders = {flag: folder for flag, folder in given.items() if folder}
     commands = SIZES[flags.device.split(":")[0]]
-    text = section(commands, [run(command, flags.device, peers) for command in commands])
+    text = section(commands, [run(command, flags.device, folders) for command in commands])
     title = text.splitlines()[0]
     before, *sections = RESULTS.read_text(encoding="utf-8").split("\n## ")
     others = [f"## {other.rstrip()}\n" for other in sections if f"## {other}".splitlines()[0] != title]

@@ -102,12 +102,11 @@ class _Batch:
 
     def answers(self, b: Int[Tensor, " rows"], removed: Float[Tensor, "rows S D"] | int) -> Float[Tensor, " rows"]:
         """The answers to prompts b when something is taken from their activations."""
-        residual = (self.x[b] - removed).to(self.model.device)
+        residual, numbers = (self.x[b] - removed).to(self.model.device), b.cpu()
         last = torch.full((len(b),), residual.shape[1] - 1, device=residual.device)
-        logits = self.model.upper(residual, positions=last)
-        rows, b = torch.arange(len(b), device=logits.device), b.cpu()
-        right, wrong = (logits[rows, answer[b].to(logits.device)] for answer in (self.right, self.wrong))
-        return right.cpu().double() - wrong.cpu().double()
+        answers = torch.stack([self.right[numbers], self.wrong[numbers]], dim=1).to(residual.device)
+        right, wrong = self.model.upper(residual, positions=last, tokens=answers).cpu().double().unbind(1)
+        return right - wrong
 
     def without(
         self,
