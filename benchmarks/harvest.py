@@ -32,7 +32,7 @@ def main() -> None:
         for model in bare:
             model(tokens, use_cache=False)
 
-    cases = {"ours": lambda: harvest.next(sizes.harvest_blocks), "roofline": roofline}
+    cases = {"ours": lambda: list(harvest.rows(sizes.harvest_blocks)), "roofline": roofline}
     taken = seconds(cases, repeats=sizes.repeats, device=sizes.device)
     case = {
         "benchmark": "harvest",

@@ -21,7 +21,7 @@ import tyro
 from crosstime import artifact
 from crosstime.errors import users_line
 from crosstime.lm.nearest import nearest
-from crosstime.terminal import INTERRUPTED, mend_terminal, quiet, quiet_libraries, say, signals
+from crosstime.terminal import INTERRUPTED, mend_terminal, quiet, quiet_libraries, say, say_progress, signals
 
 if TYPE_CHECKING:
     from crosstime.run.values import Run
@@ -91,6 +91,26 @@ def run(run_dir: RunDir, dry_run: tyro.conf.FlagCreatePairsOff[bool] = False) ->
         _rehearse(run_dir)
         return
     print(_summary(_headlines(_bring_up_to_date(run_dir, None))))
+
+
+def plan(run_dir: RunDir, json: tyro.conf.FlagCreatePairsOff[bool] = False) -> None:
+    """Predict time, memory and disk of a run on this machine, and say what limits it; takes about 10 seconds.
+
+    Args:
+        run_dir: A folder with a run.toml.
+        json: Print one JSON object.
+    """
+    import json as json_format
+
+    from crosstime.run import config
+
+    configs = config.load(run_dir)
+    from crosstime.run import plan as planning
+    from crosstime.run.values import runs
+
+    quiet_libraries()
+    found = planning.plan(runs(run_dir, configs))
+    print(json_format.dumps(found.to_json(), allow_nan=False) if json else found.screen())
 
 
 def tokens(run_dir: RunDir) -> None:
@@ -353,7 +373,7 @@ def annotate(action: tyro.conf.Positional[Literal["export", "import"]]) -> None:
 COMMANDS: dict[str, Callable[..., None]] = {
     command.__name__.removesuffix("_"): command
     for command in (
-        *(demo, new, run, tokens, survey, train, evaluate, diagnose, attribute, ablate, report, show, table),
+        *(demo, new, plan, run, tokens, survey, train, evaluate, diagnose, attribute, ablate, report, show, table),
         *(annotate, import_, export),
     )
 }
@@ -371,6 +391,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with signals(), warnings.catch_warnings():
             quiet()
             mend_terminal()
+            say_progress()
             _dispatch(arguments)
             if sys.stdout is not None:  # a shell may have closed it
                 sys.stdout.flush()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
@@ -12,13 +13,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 INTERRUPTED = 130
 """The exit code of a process that a signal ended."""
 
 
 def say(line: str) -> None:
-    """Writes a line of ours to stderr."""
-    print(f"crosstime: {line}", file=sys.stderr, flush=True)
+    """Writes a line of ours to stderr, above the progress bars that stand there."""
+    tqdm.write(f"crosstime: {line}", file=sys.stderr)
 
 
 def quiet() -> None:
@@ -30,6 +33,20 @@ def quiet() -> None:
 
     warnings.simplefilter("default")
     warnings.showwarning = show_warning
+
+
+class _Say(logging.Handler):
+    """Says what the library logs."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        say(record.getMessage())
+
+
+def say_progress() -> None:
+    """Lets the library say how far it is where stderr is no terminal, and hence no progress bar is shown."""
+    logger = logging.getLogger("crosstime")
+    logger.setLevel(logging.INFO)
+    logger.handlers = [_Say()]
 
 
 def mend_terminal() -> None:

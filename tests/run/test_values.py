@@ -46,14 +46,14 @@ def test_sets_of_one_name_with_other_pairs_are_both_surveyed(make, pairs):
     second = {"name": "second", "jsonl": [pairs("y/pairs.jsonl", "dog", "fox"), "more.jsonl"]}
     run = make(first, second)
     assert sets(run) == {"first": ["pairs", "more"], "second": ["second: pairs", "more"]}
-    assert {part.name: len(part) for part in stages._sets(run)} == {"pairs": 1, "more": 1, "second: pairs": 2}
+    assert {part.name: len(part) for part in run.shared.sets} == {"pairs": 1, "more": 1, "second: pairs": 2}
 
 
 def test_a_set_of_two_groups_is_surveyed_once_and_told_in_both(make):
     run = make({"name": "some", "sets": ["distractor"]}, {"name": "all", "sets": ["subject-verb"]})
     found = sets(run)
     assert set(found["some"]) < set(found["all"])
-    names = [part.name for part in stages._sets(run)]
+    names = [part.name for part in run.shared.sets]
     assert sorted(names) == sorted(found["all"])
 
 

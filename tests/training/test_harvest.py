@@ -17,6 +17,10 @@ def _harvest(positions=Positions(), seed=0):  # noqa: B008
     return Harvest(WORLD.models(), CORPUS, positions, seed=seed)
 
 
+def _rows(harvest, blocks):
+    return torch.cat(list(harvest.rows(blocks)))
+
+
 def _tokens(rows):
     """Which token each row is the activation of."""
     return [int((WORLD.rows - row).abs().sum((1, 2)).argmin()) for row in rows]
@@ -24,8 +28,8 @@ def _tokens(rows):
 
 def test_an_epoch_holds_every_encoded_position_once_and_the_next_has_another_order():
     harvest = _harvest()
-    first = _tokens(torch.cat([harvest.next(n) for n in (7, 7, 7, 7, 2)]))
-    second = _tokens(torch.cat([harvest.next(n) for n in (16, 14)]))
+    first = _tokens(torch.cat([_rows(harvest, n) for n in (7, 7, 7, 7, 2)]))
+    second = _tokens(torch.cat([_rows(harvest, n) for n in (16, 14)]))
     expected = [token for token in range(300) if token % 10 != 0]  # position 0 of each block is not encoded
     assert sorted(first) == sorted(second) == expected
     assert first != second
@@ -33,19 +37,19 @@ def test_an_epoch_holds_every_encoded_position_once_and_the_next_has_another_ord
 
 def test_every_position_is_encoded_where_the_policy_says_so():
     harvest = _harvest(Positions(encode_first=True))
-    assert sorted(_tokens(harvest.next(30))) == list(range(300))
+    assert sorted(_tokens(_rows(harvest, 30))) == list(range(300))
 
 
 def test_rows_are_those_of_all_checkpoints_at_the_same_token():
-    rows = _harvest().next(3)
+    rows = _rows(_harvest(), 3)
     assert torch.equal(rows, WORLD.rows[_tokens(rows)])
 
 
 def test_position_is_all_there_is_to_going_on_across_an_epochs_end():
     one, other = _harvest(), _harvest()
-    one.next(25)
+    _rows(one, 25)
     other.position = one.position
-    assert torch.equal(one.next(11), other.next(11))
+    assert torch.equal(_rows(one, 11), _rows(other, 11))
 
 
 def test_calibration_is_mean_and_scale_of_the_encoded_rows_and_winds_back():
@@ -61,7 +65,7 @@ def test_activations_that_are_not_finite_name_checkpoint_and_token():
     models = WORLD.models()
     models[1].embed[123] = torch.nan
     with pytest.raises(ValueError, match=rf"checkpoint {models[1].name}: .* token id 123, position 3"):
-        Harvest(models, CORPUS, Positions(), seed=0).next(30)
+        _rows(Harvest(models, CORPUS, Positions(), seed=0), 30)
 
 
 def test_activations_that_are_all_zero_are_refused():
@@ -69,3 +73,42 @@ def test_activations_that_are_all_zero_are_refused():
     models[2].embed.zero_()
     with pytest.raises(ValueError, match=rf"checkpoint {models[2].name}: its activations are all zero"):
         calibrate(Harvest(models, CORPUS, Positions(), seed=0), blocks=5, batch=5)
+
+
+def _short_of_memory(monkeypatch, models, most):
+    """Lets the models' lower blocks run out of memory on more than so many blocks."""
+    for model in models:
+        whole = model.lower
+
+        def lower(tokens, mask=None, whole=whole):
+            if len(tokens) > most:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3 GiB.")
+            return whole(tokens, mask)
+
+        monkeypatch.setattr(model, "lower", lower)
+
+
+def test_the_same_rows_in_the_same_order_where_memory_runs_out(monkeypatch):
+    expected = _rows(_harvest(), 13)
+    models, notes = WORLD.models(), []
+    _short_of_memory(monkeypatch, models, 3)
+    harvest = Harvest(models, CORPUS, Positions(), seed=0, note=notes.append)
+    torch.testing.assert_close(_rows(harvest, 13), expected)
+    assert len(notes) == 2
+    assert notes[-1].startswith("harvest: memory ran out with 6 blocks of 10 tokens at once; going on with 3 (CUDA out")
+    sizes = [len(rows) for rows in harvest.rows(8)]
+    assert sizes == [27, 27, 18]
+    assert len(notes) == 2
+
+
+def test_blocks_at_once_bound_a_pass():
+    harvest = Harvest(WORLD.models(), CORPUS, Positions(), seed=0, blocks_at_once=4)
+    assert [len(rows) for rows in harvest.rows(10)] == [36, 36, 18]
+
+
+def test_where_not_one_block_fits_it_says_what_to_lower(monkeypatch):
+    models = WORLD.models()
+    _short_of_memory(monkeypatch, models, 0)
+    harvest = Harvest(models, CORPUS, Positions(), seed=0, blocks_at_once=1)
+    with pytest.raises(ValueError, match=r"harvest: .* one block of 10 tokens: lower training\.ring_rows"):
+        _rows(harvest, 2)

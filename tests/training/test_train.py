@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import signal
 import sys
 import types
@@ -18,6 +19,7 @@ from crosstime.crosscoder.sparsity.rules import L1, BatchTopK, JumpReLU, TopK
 from crosstime.data.corpus import Corpus
 from crosstime.data.positions import Positions
 from crosstime.data.task import Prompts
+from crosstime.lm.memory import MemoryWarning
 from crosstime.lm.suite import Suite
 from crosstime.training.config import Recipe, TrainConfig
 from crosstime.training.learner import Learner
@@ -400,6 +402,80 @@ def test_records_hold_what_the_log_promises():
     assert last["penalty"] > 0
     assert last["penalty_weight"] == 0.1
     assert last["loss"] == pytest.approx(last["squared_error"] + last["penalty"], rel=1e-4)
+
+
+def test_records_tell_speed_and_memory():
+    world = plant(n_rows=200)
+    records = []
+    _trainer(world).run([records.append])
+    for record in records:
+        assert record["tokens_per_second"] == record["rows_per_second"] > 0
+        assert record["peak_share"] > 0
+        assert record["memory"] > 2**20
+        assert "note" not in record
+
+
+def test_the_share_of_the_peak_is_that_of_the_time_without_harvest(monkeypatch):
+    trainer = _trainer(plant(n_rows=200))
+    (learner,) = trainer.learners.values()
+    flop = 10 * SMALL.batch_size * learner.crosscoder.W_enc.numel()
+    monkeypatch.setattr("crosstime.training.train.peak_products", lambda *_: 8.0 * flop)
+    trainer._learn(trainer.next_batch())
+    trainer._learn(trainer.next_batch())
+    now = trainer.interval.begin
+    monkeypatch.setattr("time.perf_counter", lambda: now + 5)
+    trainer.interval.harvest_seconds = 4.0
+    (record,) = trainer.records()
+    assert record["harvest_share"] == 0.8
+    assert record["peak_share"] == pytest.approx(2 * flop / 1.0 / (8 * flop))
+    assert record["tokens_per_second"] == 2 * SMALL.batch_size / 5
+
+
+def test_memory_that_runs_out_in_the_harvest_changes_the_log_and_nothing_else(monkeypatch, tmp_path):
+    world, path = plant(n_rows=200), tmp_path / "log.jsonl"
+    peace = _trained(world)
+    models = world.models()
+    for model in models:
+        whole = model.lower
+
+        def lower(tokens, mask=None, whole=whole):
+            if len(tokens) > 2:
+                raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")
+            return whole(tokens, mask)
+
+        monkeypatch.setattr(model, "lower", lower)
+    with pytest.warns(MemoryWarning, match="harvest: memory ran out with 4 blocks of 17 tokens at once"):
+        trainer = _trainer(world, models=models)
+    with open_log(path, (), from_step=0) as log:
+        trainer.run(log)
+    for ours, theirs in zip(_crosscoder(trainer).state_dict().values(), peace.state_dict().values(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
+    records = read_log(path)
+    assert records[0]["note"].startswith("harvest: memory ran out with 4 blocks of 17 tokens at once; going on with 2")
+    assert not any("note" in record for record in records[1:])
+
+
+def test_passes_may_be_smaller_than_a_refill():
+    world = plant(n_rows=200)
+    names = tuple(model.name for model in world.models())
+    config = CrosscoderConfig(names, 0, 24, 16, sparsity=L1(0.1))
+    corpus = _corpus(len(world.rows))
+    trainer = Trainer({"": Learner(Crosscoder(config), SMALL)}, SMALL, world.models(), corpus, blocks_at_once=1)
+    trainer.run()
+    torch.testing.assert_close(_crosscoder(trainer).W_dec, _trained(world).W_dec, rtol=1e-3, atol=1e-5)
+
+
+def test_where_there_is_no_terminal_lines_tell_how_far_it_is(caplog, monkeypatch):
+    monkeypatch.setattr("crosstime.training.progress.SECONDS", 0.0)
+    with caplog.at_level("INFO", logger="crosstime"):
+        _trainer(plant(n_rows=200)).run()
+    lines = [record.getMessage() for record in caplog.records]
+    assert len(lines) == 4
+    assert re.fullmatch(
+        r"25 % of 2\.00k tokens, \d\d:\d\d left; \S+ tok/s, \d+ % of peak, harvest \d+ %, \S+ [MG]iB, "
+        r"loss \S+, L0 \S+, EV \S+",
+        lines[0],
+    )
 
 
 def test_a_run_that_diverges_says_so():

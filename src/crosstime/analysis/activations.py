@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Callable, Iterator, Sequence
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from tqdm import tqdm
 
 from crosstime.crosscoder.crosscoder import Crosscoder
 from crosstime.data.corpus import Corpus
 from crosstime.lm.finite import finite_residual
+from crosstime.lm.memory import Parts
 from crosstime.lm.split import SplitLM
+
+T = TypeVar("T")
 
 
 def check_models(crosscoder: Crosscoder, models: Sequence[SplitLM]) -> None:
@@ -38,7 +42,7 @@ def check_models(crosscoder: Crosscoder, models: Sequence[SplitLM]) -> None:
                 )
 
 
-def heldout_batches(
+def heldout_blocks(
     crosscoder: Crosscoder,
     models: Sequence[SplitLM],
     heldout: Corpus,
@@ -46,8 +50,8 @@ def heldout_batches(
     max_blocks: int,
     batch_blocks: int,
     wanted: Literal["encoded", "predicted"],
-) -> tuple[Int[Tensor, "B S"], ...]:
-    """The first blocks of a held-out text, some at a time; refused where they cannot serve this crosscoder.
+) -> Int[Tensor, "N S"]:
+    """The first blocks of a held-out text; refused where they cannot serve this crosscoder.
 
     Args:
         wanted: what each block must have a token for: to be encoded, or to be predicted from one that is encoded.
@@ -64,7 +68,33 @@ def heldout_batches(
     least = crosscoder.config.positions.first_encoded + (1 if wanted == "encoded" else 2)
     if len(blocks) == 0 or blocks.shape[1] < least:
         raise ValueError(f"held-out text {heldout.name!r} has no block in which a token is {wanted}: give more text")
-    return blocks.split(batch_blocks)
+    return blocks
+
+
+def in_batches(
+    doing: str, blocks: Int[Tensor, "N S"], batch_blocks: int, work: Callable[[Int[Tensor, "B S"]], T]
+) -> Iterator[T]:
+    """What the work gives for each batch of blocks, in order; in smaller batches, with a warning, where memory ran out.
+
+    Args:
+        doing: what the work is: "evaluate".
+        blocks: all of them.
+        batch_blocks: blocks of a batch.
+        work: must change nothing but by what it returns (see `Parts`).
+
+    Raises:
+        ValueError: there is not enough memory for one block.
+    """
+    context = blocks.shape[1]
+    parts = Parts(doing, "block", batch_blocks * context, lower="text.context or crosscoder.features")
+    with tqdm(total=len(blocks), desc=doing, unit="block", leave=False, disable=None) as bar:
+
+        def counted(tokens: Tensor) -> tuple[int, T]:
+            return len(tokens), work(tokens)
+
+        for count, done in parts.of(blocks, counted, length=context):
+            yield done
+            bar.update(count)
 
 
 def residuals(

@@ -10,15 +10,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from tqdm import tqdm
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from crosstime.analysis.activations import check_models, encode, residuals
+from crosstime.analysis.activations import check_models, encode, in_batches, residuals
 from crosstime.crosscoder.crosscoder import Crosscoder
 from crosstime.data.corpus import Corpus
 from crosstime.lm.split import SplitLM
 
-BATCH_BLOCKS = 16
 PROMOTED = 10
 """Tokens listed per feature and checkpoint, at either end."""
 LEAD = 4
@@ -68,6 +67,7 @@ def contexts(
     top: int = 12,
     window: int = 24,
     max_blocks: int = 1024,
+    batch_blocks: int = 16,
 ) -> dict[int, FeatureContexts]:
     """Find the strongest contexts of some features in one pass over a text, at most one per block and feature.
 
@@ -80,6 +80,7 @@ def contexts(
         top: contexts per feature.
         window: tokens in a context; fewer where blocks are shorter.
         max_blocks: look at the first so many blocks at most.
+        batch_blocks: blocks harvested and encoded at a time; what is found does not depend on it.
 
     Raises:
         ValueError: the models are not the crosscoder's, there is no such feature, the text holds no block, or an
@@ -90,18 +91,21 @@ def contexts(
     chosen = sorted(set(features))
     if chosen and not 0 <= chosen[0] <= chosen[-1] < crosscoder.config.features:
         raise ValueError(f"the crosscoder has features 0 to {crosscoder.config.features - 1}; got {chosen}")
-    if min(top, window, max_blocks, len(corpus)) < 1:
+    if min(top, window, max_blocks, batch_blocks, len(corpus)) < 1:
         raise ValueError(
-            "top, window, max_blocks and the number of blocks must be at least 1; got "
-            f"{top}, {window}, {max_blocks} and {len(corpus)}"
+            "top, window, max_blocks, batch_blocks and the number of blocks must be at least 1; got "
+            f"{top}, {window}, {max_blocks}, {batch_blocks} and {len(corpus)}"
         )
     first_shown = 1 if crosscoder.config.positions.bos else 0
     search = _Search(chosen, top, window, first_shown)
     blocks = torch.from_numpy(corpus.blocks[:max_blocks].astype(np.int64))
-    for tokens in tqdm(blocks.split(BATCH_BLOCKS), desc="contexts", unit="batch", leave=False, disable=None):
-        with torch.inference_mode():
-            f = encode(crosscoder, residuals(crosscoder, models, tokens))[..., chosen]
-        search.look(tokens.numpy(), f.cpu().numpy())
+
+    @torch.inference_mode()
+    def codes(tokens: Tensor) -> tuple[Tensor, Tensor]:
+        return tokens, encode(crosscoder, residuals(crosscoder, models, tokens))[..., chosen].cpu()
+
+    for tokens, f in in_batches("contexts", blocks, batch_blocks, codes):
+        search.look(tokens.numpy(), f.numpy())
     promoted, suppressed = _promotions(crosscoder, models, tokenizer, chosen, search.mean_activation)
     return {
         feature: FeatureContexts(

@@ -14,6 +14,7 @@ from tqdm import tqdm
 from crosstime.analysis.activations import encode, residuals
 from crosstime.crosscoder.crosscoder import Crosscoder
 from crosstime.data.task import Prompts
+from crosstime.lm.memory import Parts
 from crosstime.lm.split import SplitLM
 
 
@@ -56,13 +57,18 @@ def intervene(
         features: K features, to be set one by one.
         groups: for each checkpoint its G groups of features, to be set together.
         baseline: the new value of every feature; 0 without it.
-        batch_size: rows per forward pass; the answers do not depend on it.
+        batch_size: rows per forward pass; the answers do not depend on it. Half as many from then on, with a
+            `MemoryWarning`, when memory runs out.
+
+    Raises:
+        ValueError: there is not enough memory for one prompt.
     """
     n_groups = len(groups[0]) if groups else 0
     clean = torch.zeros(len(models), len(prompts), dtype=torch.float64)
     alone, together = (
         torch.zeros(len(models), cases, len(prompts), dtype=torch.float64) for cases in (len(features), n_groups)
     )
+    parts = Parts("ablate", "prompt", None, lower="the number of tokens of the prompts")
     chosen = torch.tensor(features, dtype=torch.long, device=crosscoder.W_enc.device)
     with tqdm(total=len(prompts), desc=f"ablate on {prompts.task}", unit="prompt", leave=False, disable=None) as bar:
         for index, tokens in prompts.by_length(batch_size):
@@ -75,12 +81,12 @@ def intervene(
                 removed, decoder = crosscoder.at(f, m) - crosscoder.at(new, m), crosscoder.raw_decoder(m)
                 moved = (removed != 0).any(dim=1)
                 by_one = partial(_one, removed[..., chosen], decoder[chosen])
-                alone[m][:, index] = batch.without(moved[:, chosen], by_one, clean[m, index], batch_size)
+                alone[m][:, index] = batch.without(moved[:, chosen], by_one, clean[m, index], batch_size, parts)
                 if groups:
                     members = _members(groups[m], crosscoder)
                     by_group = partial(_group, removed, decoder, members)
                     concerned = moved.float() @ members.T > 0
-                    together[m][:, index] = batch.without(concerned, by_group, clean[m, index], batch_size)
+                    together[m][:, index] = batch.without(concerned, by_group, clean[m, index], batch_size, parts)
             bar.update(len(index))
     return Answers(clean, alone, together)
 
@@ -108,14 +114,21 @@ class _Batch:
         removed: Callable[[Tensor, Tensor], Tensor],
         clean: Float[Tensor, " B"],
         batch_size: int,
+        parts: Parts,
     ) -> Float[Tensor, "cases B"]:
         """The answers in each case, which are the clean ones where the prompt is not concerned.
 
         `removed(b, case)` is what the cases take from the prompts b, [rows, S, D].
         """
         answers = clean.repeat(concerned.shape[1], 1)
-        for b, case in (pairs.unbind(1) for pairs in concerned.nonzero().split(batch_size) if len(pairs)):
-            answers[case.cpu(), b.cpu()] = self.answers(b, removed(b, case))
+
+        def work(pairs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            b, case = pairs.unbind(1)
+            return case.cpu(), b.cpu(), self.answers(b, removed(b, case))
+
+        for pairs in concerned.nonzero().split(batch_size):
+            for case, b, found in parts.of(pairs, work, length=self.x.shape[1]):
+                answers[case, b] = found
         return answers
 
 

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from tqdm import tqdm
 
-from crosstime.analysis.activations import encode, heldout_batches, residuals
+from crosstime.analysis.activations import encode, heldout_blocks, in_batches, residuals
 from crosstime.crosscoder.crosscoder import Crosscoder
 from crosstime.data.corpus import Corpus
 from crosstime.lm.split import SplitLM
@@ -63,20 +63,37 @@ def latent_scaling(
     Raises:
         ValueError: the models are not the crosscoder's, the text holds no block, or an activation is not finite.
     """
-    batches = heldout_batches(
+    blocks = heldout_blocks(
         crosscoder, models, heldout, max_blocks=max_blocks, batch_blocks=batch_blocks, wanted="encoded"
     )
     first = crosscoder.config.positions.first_encoded
     sums = _Sums(crosscoder)
-    for tokens in tqdm(batches, desc="diagnose", unit="batch", leave=False, disable=None):
+
+    def measure(tokens: Tensor) -> _Batch:
         x = residuals(crosscoder, models, tokens)
-        sums.add(x[:, first:].flatten(0, 1), encode(crosscoder, x)[:, first:].flatten(0, 1))
+        return sums.of(x[:, first:].flatten(0, 1), encode(crosscoder, x)[:, first:].flatten(0, 1))
+
+    for batch in in_batches("diagnose", blocks, batch_blocks, measure):
+        sums.add(batch)
     return sums.scaling()
 
 
 def scaled_decoder(crosscoder: Crosscoder) -> Float[Tensor, "F M D"]:
     """The decoder in scaled units, in which checkpoints can be compared."""
     return crosscoder.W_dec * crosscoder.unit[:, None]
+
+
+class _Batch(NamedTuple):
+    """What a batch adds to the sums."""
+
+    n_tokens: int
+    fired: Int[Tensor, " F"]
+    squares: Float[Tensor, " F"]
+    """sum g^2"""
+    error: Float[Tensor, "F M"]
+    """sum g <y, d> of the first target."""
+    reconstruction: Float[Tensor, "F M"]
+    """Of the second."""
 
 
 class _Sums:
@@ -95,8 +112,8 @@ class _Sums:
         self.squares = torch.zeros(len(decoder), dtype=torch.float64)
         self.error, self.reconstruction = torch.zeros(2, *decoder.shape[:2], dtype=torch.float64)
 
-    def add(self, x: Float[Tensor, "N M D"], f: Float[Tensor, "N F"]) -> None:
-        """Add one batch of raw activations with their codes.
+    def of(self, x: Float[Tensor, "N M D"], f: Float[Tensor, "N F"]) -> _Batch:
+        """What a batch of raw activations with their codes adds.
 
         <y, d> is taken for all features in one product, so no feature's own target is ever formed.
         """
@@ -104,14 +121,22 @@ class _Sums:
         g = f
         for m in range(x.shape[1]):  # one checkpoint's codes at a time, which with JumpReLU are many
             g = torch.where(self.reference == m, self.crosscoder.at(f, m), g)
-        self.n_tokens += len(x)
-        self.fired += (g > 0).sum(0).cpu()
-        self.squares += _dot(g, g)
+        error, reconstruction = [], []
         for m in range(x.shape[1]):
             missed = (x[:, m] - x_hat[:, m]) * self.units[m] @ self.direction.T
+            error.append(_dot(g, missed) + _dot(g, self.crosscoder.at(f, m)) * self.own[:, m])
             written = (x_hat[:, m] - bias[m]) * self.units[m] @ self.direction.T
-            self.error[:, m] += _dot(g, missed) + _dot(g, self.crosscoder.at(f, m)) * self.own[:, m]
-            self.reconstruction[:, m] += _dot(g, written)
+            reconstruction.append(_dot(g, written))
+        return _Batch(
+            len(x), (g > 0).sum(0).cpu(), _dot(g, g), torch.stack(error, dim=1), torch.stack(reconstruction, dim=1)
+        )
+
+    def add(self, batch: _Batch) -> None:
+        self.n_tokens += batch.n_tokens
+        self.fired += batch.fired
+        self.squares += batch.squares
+        self.error += batch.error
+        self.reconstruction += batch.reconstruction
 
     def scaling(self) -> Scaling:
         size = (self.direction.square().sum(1).cpu() * self.squares)[:, None]

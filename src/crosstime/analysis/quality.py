@@ -5,18 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
-from tqdm import tqdm
 
-from crosstime.analysis.activations import encode, heldout_batches, residuals
+from crosstime.analysis.activations import encode, heldout_blocks, in_batches, residuals
 from crosstime.analysis.cross_entropy import cross_entropy
 from crosstime.analysis.numbers import finite
 from crosstime.crosscoder.crosscoder import Crosscoder
@@ -119,27 +119,20 @@ def evaluate(
     Raises:
         ValueError: the models are not the crosscoder's, the text holds no block, or an activation is not finite.
     """
-    batches = heldout_batches(
+    blocks = heldout_blocks(
         crosscoder, models, heldout, max_blocks=max_blocks, batch_blocks=batch_blocks, wanted="predicted"
     )
     first = crosscoder.config.positions.first_encoded
     fired = np.zeros(crosscoder.config.features, dtype=np.int64)
     errors = np.zeros(len(models))
     spread = _Spread()
-    nats = np.zeros((3, len(models)))  # clean, spliced, zero
-    for tokens in tqdm(batches, desc="evaluate", unit="batch", leave=False, disable=None):
-        x = residuals(crosscoder, models, tokens)
-        f = encode(crosscoder, x)[:, first:]
-        fired += (f > 0).sum(dim=(0, 1)).cpu().numpy()
-        xhat = crosscoder.decode(f)
-        rows = x[:, first:]
-        errors += (rows - xhat).square().sum(dim=(0, 1, 3)).cpu().numpy()
-        spread.add(rows.flatten(0, 1))
-        for m, model in enumerate(models):
-            for kind, encoded in enumerate((rows[:, :, m], xhat[:, :, m], torch.zeros_like(xhat[:, :, m]))):
-                spliced = torch.cat([x[:, :first, m], encoded], dim=1)
-                nats[kind, m] += cross_entropy(model, spliced, tokens, first).double().sum().item()
-    n_blocks, context = sum(map(len, batches)), batches[0].shape[1]
+    nats = np.zeros((3, len(models)))
+    for batch in in_batches("evaluate", blocks, batch_blocks, partial(_measure, crosscoder, models)):
+        fired += batch.fired
+        errors += batch.errors
+        spread.add(batch.moments)
+        nats += batch.nats
+    n_blocks, context = blocks.shape
     n_tokens = n_blocks * (context - first)
     clean, spliced, zero = nats / (n_blocks * (context - first - 1))
     total = spread.squares
@@ -156,6 +149,53 @@ def evaluate(
     )
 
 
+class _Batch(NamedTuple):
+    """What a batch of blocks adds."""
+
+    fired: np.ndarray
+    """[F] tokens on which each feature fires."""
+    errors: np.ndarray
+    """[M] squared error of the reconstruction."""
+    moments: _Moments
+    nats: np.ndarray
+    """[3, M] cross-entropy, summed over predictions: clean, spliced, zero."""
+
+
+def _measure(crosscoder: Crosscoder, models: Sequence[SplitLM], tokens: Int[Tensor, "B S"]) -> _Batch:
+    first = crosscoder.config.positions.first_encoded
+    x = residuals(crosscoder, models, tokens)
+    f = encode(crosscoder, x)[:, first:]
+    xhat = crosscoder.decode(f)
+    rows = x[:, first:]
+    nats = np.zeros((3, len(models)))
+    for m, model in enumerate(models):
+        for kind, encoded in enumerate((rows[:, :, m], xhat[:, :, m], torch.zeros_like(xhat[:, :, m]))):
+            spliced = torch.cat([x[:, :first, m], encoded], dim=1)
+            nats[kind, m] = cross_entropy(model, spliced, tokens, first).double().sum().item()
+    return _Batch(
+        fired=(f > 0).sum(dim=(0, 1)).cpu().numpy(),
+        errors=(rows - xhat).square().sum(dim=(0, 1, 3)).cpu().numpy(),
+        moments=_moments(rows.flatten(0, 1)),
+        nats=nats,
+    )
+
+
+class _Moments(NamedTuple):
+    """Of N rows."""
+
+    n: int
+    mean: np.ndarray
+    """[M, D]"""
+    squares: np.ndarray
+    """[M] sum ||x - mean||^2"""
+
+
+def _moments(rows: Float[Tensor, "N M D"]) -> _Moments:
+    mean = rows.mean(dim=0)
+    squares = (rows - mean).square().sum(dim=(0, 2)).cpu().double().numpy()
+    return _Moments(len(rows), mean.cpu().double().numpy(), squares)
+
+
 class _Spread:
     """sum ||x - mean||^2 per checkpoint, in one pass: batches are joined as in Chan, Golub, LeVeque 1979.
 
@@ -168,12 +208,9 @@ class _Spread:
         self.mean: np.ndarray = np.zeros(())
         self.squares: np.ndarray = np.zeros(())
 
-    def add(self, rows: Float[Tensor, "N M D"]) -> None:
-        n = len(rows)
-        mean = rows.mean(dim=0)
-        squares = (rows - mean).square().sum(dim=(0, 2)).cpu().double().numpy()
-        shift = mean.cpu().double().numpy() - self.mean
-        joined = self.n + n
-        self.squares = self.squares + squares + (shift**2).sum(axis=1) * (self.n * n / joined)
-        self.mean = self.mean + shift * (n / joined)
+    def add(self, batch: _Moments) -> None:
+        shift = batch.mean - self.mean
+        joined = self.n + batch.n
+        self.squares = self.squares + batch.squares + (shift**2).sum(axis=1) * (self.n * batch.n / joined)
+        self.mean = self.mean + shift * (batch.n / joined)
         self.n = joined

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import chain
 from pathlib import Path
 
@@ -16,9 +16,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
 
 from crosstime.analysis.choice import beats_chance, find_broken, shifts, spread
 from crosstime.analysis.cross_entropy import cross_entropy
@@ -28,6 +29,8 @@ from crosstime.data.corpus import Corpus
 from crosstime.data.positions import Positions
 from crosstime.data.task import Task
 from crosstime.lm.finite import finite_residual
+from crosstime.lm.memory import Parts
+from crosstime.lm.split import SplitLM
 from crosstime.lm.suite import Suite
 
 SIMILARITY_TOKENS = 20_000
@@ -253,7 +256,7 @@ def survey(
         tasks, suite.tokenizer, positions, max_tokens_per_batch=max_tokens_per_batch, sample=SIMILARITY_TOKENS
     )
     blocks = torch.from_numpy(heldout.take(max_blocks).blocks.astype(np.int64))
-    block_batches = blocks.split(max(max_tokens_per_batch // heldout.context, 1))
+    parts = Parts("survey", "text", max_tokens_per_batch, lower="text.context, or take compute.dtype bfloat16")
     total = len(suite) * (sum(batch.tokens.numel() for batch in reader.batches) + blocks.numel())
 
     scores, perplexities = [], []
@@ -261,14 +264,14 @@ def survey(
         for checkpoint in suite:
             bar.set_postfix_str(checkpoint.name)
             lm = suite.load(checkpoint.name, layer=layer, dtype=dtype, device=device)
-            scores.append(reader.read(lm, bar.update))
+            scores.append(reader.read(lm, parts, bar.update))
+            read = partial(_nats, lm, suite.tokenizer, int(positions.bos))
             nats = []
-            for batch in block_batches:
-                residual = finite_residual(lm, batch, suite.tokenizer)
-                nats.append(cross_entropy(lm, residual, batch, int(positions.bos)))
-                bar.update(batch.numel())
+            for found in parts.of(blocks, read, length=heldout.context):
+                nats.append(found)
+                bar.update(len(found) * heldout.context)
             perplexities.append(_perplexity(torch.cat(nats)))
-            del lm  # or it would stay beside the next one while that loads
+            del lm, read  # or it would stay beside the next one while that loads
 
     cosine, pearson = similarity(torch.stack([score.activations for score in scores]))
     logit_margins = [score.logit_margins for score in scores]
@@ -306,6 +309,11 @@ def similarity(activations: Float[Tensor, "C n D"]) -> tuple[Float[np.ndarray, "
     means = (sums / n_tokens).clamp(-1, 1)
     cosine, pearson = means.numpy()
     return cosine, pearson
+
+
+def _nats(lm: SplitLM, tokenizer: PreTrainedTokenizerBase, first: int, tokens: Int[Tensor, "B S"]) -> Tensor:
+    """Of each token of some blocks [B, n], for the predictions made from position `first` on."""
+    return cross_entropy(lm, finite_residual(lm, tokens, tokenizer), tokens, first)
 
 
 def _perplexity(nats: Float[Tensor, "B n"]) -> float:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from crosstime.data.positions import Positions
 from crosstime.data.task import Task, indices_by_length
 from crosstime.data.tokens import common_length
 from crosstime.lm.finite import finite_residual
+from crosstime.lm.memory import Parts
 from crosstime.lm.split import SplitLM
 
 
@@ -63,13 +65,31 @@ class _Batch:
     sample_row: Int[Tensor, " n"]
     sample_position: Int[Tensor, " n"]
 
+    def part(self, rows: slice) -> _Batch:
+        """Some of the texts, with their points, questions and samples."""
+        points, samples = (_within(column, rows) for column in (self.point_row, self.sample_row))
+        questions = _within(self.question_point, points)
+        return _Batch(
+            tokens=self.tokens[rows],
+            point_row=self.point_row[points] - rows.start,
+            point_position=self.point_position[points],
+            question_point=self.question_point[questions] - points.start,
+            question_token=self.question_token[questions],
+            sample_row=self.sample_row[samples] - rows.start,
+            sample_position=self.sample_position[samples],
+        )
+
     def answers(self, rows: slice, logits: Float[Tensor, "rows S V"]) -> Float[np.ndarray, " A"]:
         """The log-probabilities that are asked of some rows, given these rows' logits."""
-        first, last = torch.searchsorted(self.point_row, torch.tensor([rows.start, rows.stop])).tolist()
-        begin, end = torch.searchsorted(self.question_point, torch.tensor([first, last])).tolist()
-        point, token = self.question_point[begin:end] - first, self.question_token[begin:end]
-        chosen = logits[self.point_row[first:last] - rows.start, self.point_position[first:last]].float()
-        return (chosen[point, token] - chosen.logsumexp(-1)[point]).cpu().double().numpy()
+        asked = self.part(rows)
+        chosen = logits[asked.point_row, asked.point_position].float()
+        of_point = chosen.logsumexp(-1)[asked.question_point]
+        return (chosen[asked.question_point, asked.question_token] - of_point).cpu().double().numpy()
+
+
+def _within(numbers: Int[Tensor, " n"], wanted: slice) -> slice:
+    """Where, in ascending numbers, those stand that a slice holds."""
+    return slice(*torch.searchsorted(numbers, torch.tensor([wanted.start, wanted.stop])).tolist())
 
 
 class TaskReader:
@@ -124,27 +144,36 @@ class TaskReader:
         chosen = np.array(points)[spread]
         self.batches = list(_batches(texts, questions, chosen, max_tokens_per_batch))
 
-    def read(self, lm: SplitLM, advance: Callable[[int], object]) -> TaskScores:
+    def read(self, lm: SplitLM, parts: Parts, advance: Callable[[int], object]) -> TaskScores:
         """Put the tasks to a checkpoint.
 
         Args:
             lm: the checkpoint.
+            parts: in which batches are read.
             advance: is told, after each batch, how many tokens were read.
 
         Raises:
-            ValueError: an activation is not finite.
+            ValueError: an activation is not finite, or there is not enough memory for one text.
         """
         answers, samples = [], []
         for batch in self.batches:
-            residual = finite_residual(lm, batch.tokens, self._tokenizer)
-            samples.append(residual[batch.sample_row, batch.sample_position].to("cpu", torch.bfloat16))
-            answers += [batch.answers(part, logits) for part, logits in logits_in_parts(lm, residual)]
+            count, length = batch.tokens.shape
+            for answered, sample in parts.of(torch.arange(count), partial(self._read, lm, batch), length=length):
+                answers += answered
+                samples.append(sample)
             advance(batch.tokens.numel())
         sizes = self.n_pairs + self.n_prompts
         margins = np.zeros(sum(sizes))
         np.add.at(margins, self._margin, self._sign * np.concatenate(answers))
         by_task = np.split(margins, np.cumsum(sizes)[:-1])
         return TaskScores(by_task[: len(self.n_pairs)], by_task[len(self.n_pairs) :], torch.cat(samples))
+
+    def _read(self, lm: SplitLM, batch: _Batch, rows: Int[Tensor, " rows"]) -> tuple[list[np.ndarray], Tensor]:
+        """The answers to what is asked of neighbouring rows of a batch, and their sampled activations."""
+        part = batch.part(slice(int(rows[0]), int(rows[-1]) + 1))
+        residual = finite_residual(lm, part.tokens, self._tokenizer)
+        sample = residual[part.sample_row, part.sample_position].to("cpu", torch.bfloat16)
+        return [part.answers(some, logits) for some, logits in logits_in_parts(lm, residual)], sample
 
 
 class _Asked:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import os
 import re
@@ -83,6 +84,14 @@ def limit_bytes(device: torch.device, most: int) -> None:
         torch.cuda.set_per_process_memory_fraction(min(1.0, most / total_bytes(device)), device)
 
 
+def release() -> None:
+    """Give back to devices and to the system what was freed, which torch and the C library would keep."""
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):  # of glibc
+        trim(0)
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether memory ran out: on a device, or on the CPU, where torch raises a bare RuntimeError."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
@@ -152,8 +161,7 @@ class Parts:
                 f"({why})"
             )
         gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        release()
         self.positions = rows // 2 * length
         self.note(
             f"{self.doing}: memory ran out with {rows} {self.row}s of {length} tokens at once; going on with "

@@ -16,6 +16,7 @@ from crosstime.analysis.relative import NoEffect
 from crosstime.crosscoder.sparsity.rules import L1, Sparsity
 from crosstime.data.cut import Cut
 from crosstime.data.positions import Positions
+from crosstime.lm.memory import parse_bytes
 from crosstime.lm.nearest import nearest
 from crosstime.run import toml
 from crosstime.training.config import TrainConfig, check_seed
@@ -94,6 +95,17 @@ class ComputeConfig:
     """`auto` takes the first of cuda, mps and cpu that is there."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of the checkpoints in every stage but training, which has `training.harvest`."""
+    memory: str | None = field(default=None, metadata={"matters": False})
+    """Hold no more than this of the device's memory, "20GiB" say; of a CPU's, no more than this in all."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError where the memory is no amount."""
+        _ = self.memory_bytes
+
+    @property
+    def memory_bytes(self) -> int | None:
+        """`memory` as a number."""
+        return None if self.memory is None else parse_bytes(self.memory, "compute.memory")
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,9 @@ STEP_BYTES = 46
 """Moved for each weight in a step: Adam reads four values and writes three, clipping reads and writes the gradient
 (once more to measure it), and the copy for the products is written: (7 + 3 + 1.5) x 4 bytes."""
 
-TRAINING_BYTES = 16 + 4
-"""Held for each weight: itself, its gradient and two moments in float32; copies for the products and their results."""
+KEPT_BYTES, PRODUCT_BYTES = 16, 4
+"""Held in training for each weight: itself, its gradient and two moments in float32; and, during a step, copies for the
+products and their results."""
 
 CODE_BYTES, GATED_CODE_BYTES = 8, 24
 """Held in training for each feature of each row: the code, its gradient, and what chooses it. Where every checkpoint
@@ -35,6 +36,9 @@ ROW_BYTES = 16
 
 HARVEST_VALUES = 12
 """Values that a block holds for each token while it runs, in widths of the model: a guess that suits most."""
+
+EVALUATED, DIAGNOSED = 3, 8
+"""Values that evaluation and diagnosis hold for each feature at each token, measured: codes, and what they multiply."""
 
 
 @dataclass(frozen=True)
@@ -99,18 +103,17 @@ def estimate(config: RunConfig, shape: Shape, device: Device = H100, *, beside: 
     configs = [config, *beside]
     checkpoints, layer = config.compare.size, config.crosscoder.layer_of(shape.layers)
     context, trained = config.text.context, not config.crosscoder.from_
-    features = sum(each.crosscoder.features for each in configs)
     steps = config.training.steps if trained else 0
     rows = steps * config.training.batch_size
     tokens = round(rows * context / (context - config.positions.first_trained))
-    weights = 2 * checkpoints * shape.width * features
+    weights = sum(crosscoder_weights(each, shape) for each in configs)
     # A token attends to half of its sequence on average; scores and mixing cost 2 S D each for a whole one.
     per_token = (layer + 1) * (2 * shape.block + 2 * context * shape.width)
     harvest_flop = float(tokens) * checkpoints * per_token
     product_flop = float(rows) * FLOP_PER_WEIGHT_AND_ROW * weights
     seconds = harvest_flop / device.harvest + product_flop / device.products
     seconds += steps * (STEP_BYTES * weights + 2 * sum(map(_code_bytes, configs))) / device.bandwidth
-    analysis = _analysis_bytes(configs, shape, weights)
+    analysis = _analysis_bytes(configs, shape)
     return Cost(
         rows=rows,
         tokens=tokens,
@@ -118,21 +121,77 @@ def estimate(config: RunConfig, shape: Shape, device: Device = H100, *, beside: 
         harvest_flop=harvest_flop,
         product_flop=product_flop,
         seconds=seconds,
-        gpu_bytes=max(_training_bytes(configs, shape, weights), analysis) if trained else analysis,
+        gpu_bytes=max(_training_bytes(configs, shape), analysis) if trained else analysis,
         run_bytes=_run_bytes(config, shape, weights),
     )
 
 
-def _training_bytes(configs: Sequence[RunConfig], shape: Shape, weights: int) -> int:
-    """One crosscoder after the other takes its step, so only the codes of one are held; the largest count."""
-    config = configs[0]
-    training, checkpoints = config.training, config.compare.size
-    value = BYTES[training.harvest]
-    models = checkpoints * shape.cut(config.crosscoder.layer_of(shape.layers)) * value
-    batch = max(map(_code_bytes, configs)) + training.batch_size * checkpoints * shape.width * ROW_BYTES
-    pass_tokens = training.harvest_blocks * config.text.context
-    harvest = pass_tokens * shape.width * value * (HARVEST_VALUES + 2 * checkpoints)
-    return models + weights * TRAINING_BYTES + _ring_bytes(config, shape) + batch + harvest
+def training_parts(configs: Sequence[RunConfig], shape: Shape) -> dict[str, int]:
+    """Bytes that training holds from its beginning to its end, by what takes them."""
+    config, weights = configs[0], sum(crosscoder_weights(config, shape) for config in configs)
+    models = config.compare.size * shape.cut(config.crosscoder.layer_of(shape.layers))
+    return {
+        "checkpoints (training.harvest)": models * BYTES[config.training.harvest],
+        "weights, gradients and moments (crosscoder.features)": weights * KEPT_BYTES,
+        "ring (training.ring_rows)": ring_bytes(config, shape),
+        # One crosscoder after the other takes its step, in the same memory.
+        "a step (training.batch_size)": max(step_bytes(config, shape) for config in configs),
+    }
+
+
+def step_bytes(config: RunConfig, shape: Shape) -> int:
+    """Bytes that a training step works in; they are kept for the next."""
+    rows = config.training.batch_size * config.compare.size * shape.width * ROW_BYTES
+    return _code_bytes(config) + rows + crosscoder_weights(config, shape) * PRODUCT_BYTES
+
+
+def harvest_bytes(config: RunConfig, shape: Shape) -> int:
+    """Bytes that the harvest of one block of text holds besides: a pass, and the rows of all checkpoints twice."""
+    rows = 2 * config.text.context * config.compare.size * shape.width
+    return pass_bytes(config, shape, config.training.harvest) + rows * BYTES[config.training.harvest]
+
+
+def pass_bytes(config: RunConfig, shape: Shape, precision: str) -> int:
+    """Bytes that a checkpoint's pass over one block of text holds."""
+    return config.text.context * shape.width * HARVEST_VALUES * BYTES[precision]
+
+
+def analysis_parts(configs: Sequence[RunConfig], shape: Shape) -> dict[str, int]:
+    """Bytes that evaluation, effects and ablation hold from beginning to end, by what takes them."""
+    config, weights = configs[0], sum(crosscoder_weights(config, shape) for config in configs)
+    models = config.compare.size * shape.parameters
+    return {
+        "checkpoints (compute.dtype)": models * BYTES[config.compute.dtype],
+        "crosscoders (crosscoder.features)": 4 * weights,
+    }
+
+
+def analysis_bytes(config: RunConfig, shape: Shape, codes: int) -> int:
+    """Bytes that an analysis of one block of text holds besides: its rows, read and written, and values of that number
+    for each feature.
+    """
+    return 4 * config.text.context * (codes * config.crosscoder.features + 2 * config.compare.size * shape.width)
+
+
+def gradient_bytes(config: RunConfig, shape: Shape) -> int:
+    """Bytes that the blocks above the layer keep of a position for the way back."""
+    above = shape.layers - config.crosscoder.layer_of(shape.layers)
+    return shape.width * HARVEST_VALUES * above * BYTES[config.compute.dtype]
+
+
+def logit_bytes(config: RunConfig, shape: Shape) -> int:
+    """Bytes that the logits of a part of a batch hold besides: twice, and their loss."""
+    return 3 * 4 * max(LOGITS_AT_ONCE, config.text.context * shape.vocabulary)
+
+
+def crosscoder_weights(config: RunConfig, shape: Shape) -> int:
+    """Weights of the crosscoder's two matrices."""
+    return 2 * config.compare.size * shape.width * config.crosscoder.features
+
+
+def _training_bytes(configs: Sequence[RunConfig], shape: Shape) -> int:
+    harvest = configs[0].training.harvest_blocks * harvest_bytes(configs[0], shape)
+    return sum(training_parts(configs, shape).values()) + harvest
 
 
 def _code_bytes(config: RunConfig) -> int:
@@ -140,17 +199,14 @@ def _code_bytes(config: RunConfig) -> int:
     return codes * (GATED_CODE_BYTES * config.compare.size if config.sparsity.gated else CODE_BYTES)
 
 
-def _analysis_bytes(configs: Sequence[RunConfig], shape: Shape, weights: int) -> int:
-    """While a crosscoder is evaluated: whole checkpoints, the codes of a batch, logits (twice, and their loss)."""
-    config, features = configs[0], max(each.crosscoder.features for each in configs)
-    context = config.text.context
-    models = config.compare.size * shape.parameters * BYTES[config.compute.dtype]
-    codes = config.evaluation.batch_blocks * context * (features + config.compare.size * shape.width)
-    logits = max(LOGITS_AT_ONCE, context * shape.vocabulary)
-    return models + 4 * weights + 2 * 4 * codes + 3 * 4 * logits
+def _analysis_bytes(configs: Sequence[RunConfig], shape: Shape) -> int:
+    """While a crosscoder is evaluated."""
+    largest = max(configs, key=lambda config: config.crosscoder.features)
+    batch = largest.evaluation.batch_blocks * analysis_bytes(largest, shape, 2) + logit_bytes(largest, shape)
+    return sum(analysis_parts(configs, shape).values()) + batch
 
 
-def _ring_bytes(config: RunConfig, shape: Shape) -> int:
+def ring_bytes(config: RunConfig, shape: Shape) -> int:
     training = config.training
     rows = max(training.ring_rows, training.harvest_blocks * config.text.context + training.batch_size)
     return rows * config.compare.size * shape.width * BYTES[training.harvest]
@@ -158,6 +214,6 @@ def _ring_bytes(config: RunConfig, shape: Shape) -> int:
 
 def _run_bytes(config: RunConfig, shape: Shape, weights: int) -> int:
     """A new state is written before the old one goes; each is the crosscoder, Adam's moments and the ring."""
-    state = 0 if config.crosscoder.from_ else 12 * weights + _ring_bytes(config, shape)
+    state = 0 if config.crosscoder.from_ else 12 * weights + ring_bytes(config, shape)
     token = 2 if shape.vocabulary <= 1 << 16 else 4
     return 2 * state + 4 * weights + token * (config.text.limit_tokens or 0)

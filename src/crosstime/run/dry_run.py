@@ -40,7 +40,7 @@ def dry_run(runs: Sequence[Run]) -> str:
     run, shared = runs[0], runs[0].shared
     shared.check_inputs()
     check_texts(run)
-    shape = Shape.of(shared.metadata.config, trust_remote_code=shared.metadata.trust_remote_code)
+    shape = shared.shape
     if run.config.crosscoder.from_ and isinstance(run.foreign_place, Path):
         check_fit(run.foreign.config, run.config, shared.layer, shape.width)
     cost = estimate(run.config, shape, beside=[other.config for other in runs[1:]])

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
 from crosstime import artifact
+from crosstime.lm.memory import release
 from crosstime.run import toml
 
 
@@ -171,6 +172,7 @@ def _do(workspaces: Sequence[W], stage: Stage[W]) -> None:
             stage.together(workspaces, drafts)
         else:
             stage.work(workspaces[0], drafts[0])
+    release()
 
 
 def _needed(stages: Sequence[Stage[W]], last: str | None) -> list[Stage[W]]:

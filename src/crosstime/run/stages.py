@@ -25,7 +25,6 @@ from crosstime.analysis.numbers import finite
 from crosstime.analysis.quality import Quality, evaluate
 from crosstime.analysis.survey import survey
 from crosstime.analysis.validation import TOP_K, validate
-from crosstime.data.task import Task
 from crosstime.lm.tokenizer import fingerprint
 from crosstime.report.build import build_report
 from crosstime.report.data import ReportData, RunFacts, TaskEffects, TaskGroup, TrainingPoint
@@ -57,12 +56,13 @@ def write_survey(run: Run, draft: Path) -> None:
     """Every checkpoint on every set of minimal pairs and on held-out text."""
     found = survey(
         run.shared.suite,
-        _sets(run),
+        run.shared.sets,
         run.shared.heldout_text,
         layer=run.shared.layer,
         positions=run.config.positions,
         dtype=run.shared.dtype,
         device=run.shared.device,
+        max_tokens_per_batch=run.shared.batches.survey,
         max_blocks=run.config.survey.blocks,
     )
     for name, why in found.broken.items():
@@ -103,6 +103,7 @@ def write_crosscoders(runs: Sequence[Run], drafts: Sequence[Path]) -> None:
         device=shared.device,
         state_folder=shared.folder / TRAINING_STATE,
         log_path=shared.folder / TRAINING_LOG,
+        blocks_at_once=shared.batches.harvest,
     )
     for run, draft in zip(runs, drafts, strict=True):
         trained[run.name].save_pretrained(draft)
@@ -139,7 +140,7 @@ def write_evaluation(run: Run, draft: Path) -> None:
         run.shared.models,
         run.shared.heldout_text,
         max_blocks=config.blocks,
-        batch_blocks=config.batch_blocks,
+        batch_blocks=run.shared.batches.evaluation,
     ).save(draft)
 
 
@@ -151,7 +152,7 @@ def write_diagnostics(run: Run, draft: Path) -> None:
         run.shared.models,
         run.shared.heldout_text,
         max_blocks=config.blocks,
-        batch_blocks=config.batch_blocks,
+        batch_blocks=run.shared.batches.diagnosis,
     ).save(draft)
 
 
@@ -174,6 +175,7 @@ def write_effects(run: Run, draft: Path) -> None:
             n_columns=config.n_columns,
             no_effect=config.no_effect,
             batch_size=config.batch_size,
+            positions_at_once=run.shared.batches.effects,
             bootstrap=config.bootstrap,
             seed=config.seed,
         )
@@ -241,6 +243,7 @@ def write_contexts(run: Run, draft: Path) -> None:
         sorted(features),
         top=config.contexts,
         max_blocks=config.blocks,
+        batch_blocks=run.shared.batches.contexts,
     )
     save_contexts(draft / "contexts.json", found)
 
@@ -307,13 +310,8 @@ def _tasks(run: Run) -> dict[str, Any]:
     return facts
 
 
-def _sets(run: Run) -> list[Task]:
-    """The sets that the survey reads, each once."""
-    return list({part.name: part for parts in run.shared.surveyed.values() for part in parts}.values())
-
-
 def _surveyed(run: Run) -> dict[str, Any]:
-    return {f"task {part.name}": part.sha256 for part in _sets(run)}
+    return {f"task {part.name}": part.sha256 for part in run.shared.sets}
 
 
 def _tasks_and_groups(run: Run) -> dict[str, Any]:

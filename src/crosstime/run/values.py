@@ -23,8 +23,10 @@ from crosstime.data.task import Task
 from crosstime.lm.device import available_device
 from crosstime.lm.metadata import Metadata, Place, agree, in_folder, in_folders, on_hub
 from crosstime.lm.nearest import nearest
+from crosstime.lm.shape import Shape
 from crosstime.lm.split import SplitLM
 from crosstime.lm.suite import Suite
+from crosstime.run.budget import Batches, Budget
 from crosstime.run.config import RunConfig, TaskConfig
 from crosstime.run.imported import fitted
 from crosstime.run.stage import Workspace
@@ -42,6 +44,8 @@ class Shared:
     """The run folder."""
     config: RunConfig
     """Of any of them: their [crosscoder] and [sparsity] do not matter here, but for the layer."""
+    beside: tuple[RunConfig, ...] = ()
+    """Of the others, whose memory counts too."""
 
     # ------------------------------------------------------------------------------------------------ checkpoints
 
@@ -119,6 +123,32 @@ class Shared:
         return {"float32": torch.float32, "bfloat16": torch.bfloat16}[self.config.compute.dtype]
 
     @cached_property
+    def shape(self) -> Shape:
+        """Of each checkpoint.
+
+        Raises:
+            ValueError: transformers cannot make such a model, or it cannot be cut.
+        """
+        return Shape.of(self.metadata.config, trust_remote_code=self.metadata.trust_remote_code)
+
+    @cached_property
+    def budget(self) -> Budget:
+        """Memory that may be held; asked for before anything large is loaded, and on CUDA enforced from then on."""
+        return Budget.of(self.device, self.config.compute.memory_bytes)
+
+    @cached_property
+    def batches(self) -> Batches:
+        """How much is worked on at a time.
+
+        Raises:
+            ValueError: what must be held exceeds `compute.memory`.
+        """
+        configs = [self.config, *self.beside]
+        places = [self.folder / config.crosscoder.name / "crosscoder" for config in configs]
+        are_there = all(artifact.read_manifest(place) is not None for place in places)
+        return Batches.of(configs, self.shape, self.budget, train=not (self.config.crosscoder.from_ or are_there))
+
+    @cached_property
     def models(self) -> list[SplitLM]:
         """The compared checkpoints, in order, in memory."""
         return [
@@ -175,6 +205,11 @@ class Shared:
             known |= {part.name: part.sha256 for part in surveyed[name]}
         return surveyed
 
+    @property
+    def sets(self) -> list[Task]:
+        """The sets that the survey reads, each once."""
+        return list({part.name: part for parts in self.surveyed.values() for part in parts}.values())
+
     # --------------------------------------------------------------------------------------- artifacts and checks
 
     def read_survey(self) -> Survey:
@@ -192,7 +227,8 @@ class Shared:
 
         Raises:
             ValueError: a checkpoint is unknown or lonely, the layer is out of range, a text file is missing or empty,
-                or a task gives no prompt, or none with a second prefix where effects are to have that baseline.
+                a task gives no prompt, or none with a second prefix where effects are to have that baseline; or what
+                must be held exceeds `compute.memory`.
         """
         names, compare, n_layers = self.metadata.names, self.config.compare, self.metadata.n_layers
         if len(names) < 2:
@@ -215,6 +251,7 @@ class Shared:
                 raise ValueError(f"there is no text file {path}")
             if path.stat().st_size == 0:
                 raise ValueError(f"the text file {path} is empty")
+        _ = self.batches
         self._check_tasks()
 
     def _check_tasks(self) -> None:
@@ -363,7 +400,7 @@ class Run(Workspace):
 
 def runs(folder: Path, configs: Sequence[RunConfig]) -> list[Run]:
     """A run for the configuration of each crosscoder in a run folder; what they share is read once."""
-    shared = Shared(folder, configs[0])
+    shared = Shared(folder, configs[0], tuple(configs[1:]))
     return [Run(folder, config, shared) for config in configs]
 
 

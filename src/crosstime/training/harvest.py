@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -12,7 +12,11 @@ from torch import Tensor
 from crosstime.data.corpus import Corpus
 from crosstime.data.positions import Positions
 from crosstime.lm.finite import finite_residual
+from crosstime.lm.memory import Parts, warn
 from crosstime.lm.split import SplitLM
+
+LOWER = "training.ring_rows, training.batch_size, crosscoder.features or text.context"
+"""What leaves more memory to the harvest."""
 
 
 class Harvest:
@@ -20,14 +24,34 @@ class Harvest:
 
     `position` counts the blocks read since the start; it alone says where the harvest stands, so it is all that is
     saved. The order of an epoch is a function of the seed and the epoch's number.
+
+    Args:
+        models: one a checkpoint.
+        corpus: token blocks.
+        positions: the policy for position 0.
+        seed: of the order.
+        blocks_at_once: blocks that one forward pass reads at most, without it all that are asked for; the rows do not
+            depend on it beyond rounding.
+        note: is told when memory ran out and the passes become smaller.
     """
 
-    def __init__(self, models: Sequence[SplitLM], corpus: Corpus, positions: Positions, *, seed: int) -> None:
+    def __init__(
+        self,
+        models: Sequence[SplitLM],
+        corpus: Corpus,
+        positions: Positions,
+        *,
+        seed: int,
+        blocks_at_once: int | None = None,
+        note: Callable[[str], None] = warn,
+    ) -> None:
         self.models = models
         self.corpus = corpus
         self.positions = positions
         self.seed = seed
         self.position = 0
+        at_once = None if blocks_at_once is None else blocks_at_once * corpus.context
+        self._parts = Parts("harvest", "block", at_once, lower=LOWER, note=note)
         self._order = (-1, np.empty(0, dtype=np.int64))
 
     @property
@@ -35,15 +59,14 @@ class Harvest:
         """Rows that one block yields: its positions, without the first where that is not trained on."""
         return self.corpus.blocks.shape[1] - self.positions.first_trained
 
-    def next(self, blocks: int) -> Float[Tensor, "N M D"]:
-        """The raw activations at the trained positions of the next blocks.
+    def rows(self, blocks: int) -> Iterator[Float[Tensor, "N M D"]]:
+        """The raw activations at the trained positions of the next blocks, in one part or, as memory allows, several.
 
         Raises:
-            ValueError: an activation is not finite; the checkpoint and the token are named.
+            ValueError: an activation is not finite (the checkpoint and the token are named), or there is not enough
+                memory for one block.
         """
-        tokens = torch.from_numpy(self._next_blocks(blocks))
-        rows = torch.stack([self._residual(model, tokens) for model in self.models], dim=2)
-        return rows.flatten(0, 1)
+        return self._parts.of(torch.from_numpy(self._next_blocks(blocks)), self._read, length=self.corpus.context)
 
     def _next_blocks(self, blocks: int) -> np.ndarray:
         picked = [self._block(self.position + i) for i in range(blocks)]
@@ -55,6 +78,9 @@ class Harvest:
         if self._order[0] != epoch:
             self._order = (epoch, np.random.default_rng((self.seed, epoch)).permutation(len(self.corpus)))
         return self.corpus.blocks[self._order[1][index]]
+
+    def _read(self, tokens: Int[Tensor, "B S"]) -> Float[Tensor, "N M D"]:
+        return torch.stack([self._residual(model, tokens) for model in self.models], dim=2).flatten(0, 1)
 
     def _residual(self, model: SplitLM, tokens: Int[Tensor, "B S"]) -> Float[Tensor, "B T D"]:
         return finite_residual(model, tokens)[:, self.positions.first_trained :]
@@ -73,10 +99,10 @@ def calibrate(harvest: Harvest, *, blocks: int, batch: int) -> tuple[Float[Tenso
     # float64 for the sums over batches, on the CPU: not every device has it.
     total, norms, count = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64), 0
     for first in range(0, blocks, batch):
-        rows = harvest.next(min(batch, blocks - first)).float()
-        total = total + rows.sum(0).cpu().double()
-        norms = norms + rows.norm(dim=-1).sum(0).cpu().double()
-        count += len(rows)
+        for rows in map(torch.Tensor.float, harvest.rows(min(batch, blocks - first))):
+            total = total + rows.sum(0).cpu().double()
+            norms = norms + rows.norm(dim=-1).sum(0).cpu().double()
+            count += len(rows)
     harvest.position = start
     if (norms == 0).any():
         name = harvest.models[int((norms == 0).nonzero()[0])].name

@@ -24,13 +24,31 @@ class Interval:
         """Add what a step of one crosscoder measured."""
         self.sums.setdefault(name, Sums()).add(stats)
 
-    def speed(self, batch_size: int) -> dict[str, float]:
-        """Rows a second, however many crosscoders learn from them, and the harvest's share of the time."""
+    def speed(self, batch_size: int, flop: float) -> Speed:
+        """How fast it was until now.
+
+        Args:
+            batch_size: rows of a step.
+            flop: FLOP of a step's matrix products.
+        """
         seconds = time.perf_counter() - self.begin
-        return {
-            "rows_per_second": self.steps * batch_size / seconds,
-            "harvest_share": self.harvest_seconds / seconds,
-        }
+        return Speed(
+            rows=self.steps * batch_size / seconds,
+            harvest_share=self.harvest_seconds / seconds,
+            flop=self.steps * flop / (seconds - self.harvest_seconds),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Speed:
+    """How fast an interval was."""
+
+    rows: float
+    """Rows a second, however many crosscoders learn from them: one row is one token, seen by every checkpoint."""
+    harvest_share: float
+    """Of the time."""
+    flop: float
+    """FLOP/s of the crosscoders' matrix products, in the time that was left by the harvest."""
 
 
 class Sums:

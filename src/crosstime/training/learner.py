@@ -38,6 +38,11 @@ class Learner:
         """Where the schedules stand."""
         return Progress(self.step, self.config.steps)
 
+    @property
+    def product_flop(self) -> float:
+        """FLOP of a step's five matrix products: two forward, three backward, of 2 B M D F each."""
+        return 10.0 * self.config.batch_size * self.crosscoder.W_enc.numel()
+
     def start(self, mean: Float[Tensor, "M D"], scale: Float[Tensor, " M"]) -> None:
         """Give the crosscoder its start values.
 

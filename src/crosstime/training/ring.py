@@ -56,8 +56,10 @@ class Ring:
 
     def _live_rows(self) -> Float[Tensor, "N W"]:
         """The rows yet to be served, in order, on the CPU: by parts, so that the device holds no second ring."""
-        parts = self.slots[: self.live].split(ROWS_AT_ONCE)
-        return torch.cat([self.store[part.to(self.store.device)].cpu() for part in parts])
+        rows = torch.empty(self.live, self.store.shape[1], dtype=self.store.dtype)
+        for part, slots in zip(rows.split(ROWS_AT_ONCE), self.slots[: self.live].split(ROWS_AT_ONCE), strict=True):
+            part.copy_(self.store[slots.to(self.store.device)])
+        return rows
 
     def restore(self, state: dict[str, Tensor]) -> None:
         """Go on from a state."""

@@ -9,7 +9,8 @@ import signal
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,13 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from tqdm import tqdm
 
 from crosstime.crosscoder.crosscoder import Crosscoder, CrosscoderConfig
 from crosstime.crosscoder.sparsity.rules import L1, Sparsity
 from crosstime.crosscoder.sparsity.scratch import Scratch
 from crosstime.data.corpus import Corpus
 from crosstime.data.positions import Positions
+from crosstime.lm.memory import most_held_bytes, warn
 from crosstime.lm.split import SplitLM
 from crosstime.lm.suite import Suite
 from crosstime.training.config import Recipe, TrainConfig
@@ -31,6 +32,8 @@ from crosstime.training.harvest import Harvest, calibrate
 from crosstime.training.interval import Interval
 from crosstime.training.learner import Learner
 from crosstime.training.log import Sink, open_log
+from crosstime.training.peak import peak_products
+from crosstime.training.progress import Progress
 from crosstime.training.ring import Ring
 from crosstime.training.state import StateFolder
 
@@ -47,6 +50,7 @@ def train(
     device: torch.device | str = "cpu",
     state_folder: Path | None = None,
     log_path: Path | None = None,
+    blocks_at_once: int | None = None,
 ) -> Crosscoder:
     """Train one crosscoder over all checkpoints of a suite (`suite.select([...])` for some).
 
@@ -62,11 +66,16 @@ def train(
         state_folder: where the state is saved, and found again: a run that was killed goes on from there, and on CPU
             ends with the weights that it would have had in peace. Ctrl-C and SIGTERM save first.
         log_path: file of the log, one JSON object a line (see `Trainer.records`).
+        blocks_at_once: blocks that a forward pass of a checkpoint reads at most, where memory has no room for
+            `config.harvest_blocks`; the ring is refilled by that number in any case, so no result depends on it.
 
     Raises:
-        ValueError: fewer than two checkpoints, a layer out of range, an activation that is not finite, or a saved
-            state of a run with other settings.
+        ValueError: fewer than two checkpoints, a layer out of range, an activation that is not finite, a saved state of
+            a run with other settings, or too little memory for the harvest of one block.
         KeyboardInterrupt: on Ctrl-C or SIGTERM, after the state was saved.
+
+    Warns:
+        MemoryWarning: memory ran out in the harvest, which goes on with smaller passes.
     """
     recipe = Recipe(features, sparsity or L1())
     (crosscoder,) = train_several(
@@ -79,6 +88,7 @@ def train(
         device=device,
         state_folder=state_folder,
         log_path=log_path,
+        blocks_at_once=blocks_at_once,
     ).values()
     return crosscoder
 
@@ -94,6 +104,7 @@ def train_several(
     device: torch.device | str = "cpu",
     state_folder: Path | None = None,
     log_path: Path | None = None,
+    blocks_at_once: int | None = None,
 ) -> dict[str, Crosscoder]:
     """Train several crosscoders on one harvest: other sparsities, sizes, or start values.
 
@@ -102,7 +113,7 @@ def train_several(
 
     Args:
         recipes: what each crosscoder is, by a name of your choice.
-        suite, corpus, layer, positions, config, device: as for `train`.
+        suite, corpus, layer, positions, config, device, blocks_at_once: as for `train`.
         state_folder: as for `train`; from a state of more crosscoders those that are asked for go on.
         log_path: as for `train`; each line has the name under "crosscoder", unless there is one without a name, and
             lines of other names stay.
@@ -141,7 +152,7 @@ def train_several(
     state = None
     if state_folder is not None:
         state = StateFolder(state_folder, _settings(learners, config, corpus))
-    trainer = Trainer(learners, config, models, corpus, state)
+    trainer = Trainer(learners, config, models, corpus, state, blocks_at_once=blocks_at_once)
     with open_log(log_path, config.loggers, from_step=trainer.step, names=recipes) as log:
         trainer.run(log)
     return {name: learner.crosscoder for name, learner in learners.items()}
@@ -156,6 +167,7 @@ class Trainer:
         models: one a checkpoint, in the crosscoders' order.
         corpus: token blocks.
         state: where the state is saved and found.
+        blocks_at_once: as for `train`.
     """
 
     def __init__(
@@ -165,14 +177,25 @@ class Trainer:
         models: Sequence[SplitLM],
         corpus: Corpus,
         state: StateFolder | None = None,
+        *,
+        blocks_at_once: int | None = None,
     ) -> None:
         self.learners, self.config, self.state = learners, config, state
         self.device = models[0].device
         self.step = 0
         """Steps taken."""
         any_crosscoder = next(iter(learners.values())).crosscoder
-        self.harvest = Harvest(models, corpus, any_crosscoder.config.positions, seed=config.seed)
-        # One forward pass fills as many slots as it makes rows, so the ring must have room for that beside a batch.
+        self.notes: list[str] = []
+        """What the next records are to say in words."""
+        self.harvest = Harvest(
+            models,
+            corpus,
+            any_crosscoder.config.positions,
+            seed=config.seed,
+            blocks_at_once=blocks_at_once,
+            note=partial(_note, self.notes),  # not a method, which would keep this in memory
+        )
+        # A refill takes as many slots as it makes rows, so the ring must have room for that beside a batch.
         self.refill = config.harvest_blocks * self.harvest.rows_per_block
         rows = max(config.ring_rows, self.refill + config.batch_size)
         width = len(models) * any_crosscoder.config.width
@@ -188,13 +211,15 @@ class Trainer:
 
     def run(self, log: Sequence[Sink] = ()) -> None:
         """Take all steps that are left."""
-        with _stop_signals(wanted=self.state is not None) as stop, self._progress() as bar:
+        batch = self.config.batch_size
+        progress = Progress(self.step * batch, self.config.steps * batch)
+        with _stop_signals(wanted=self.state is not None) as stop, closing(progress):
             last_save = time.monotonic()
             while self.step < self.config.steps:
                 self._learn(self.next_batch())
-                bar.update(self.config.batch_size)
+                progress.advance(batch)
                 if self.step % self.config.log_steps == 0 or self.step == self.config.steps:
-                    self._report(log, bar)
+                    self._report(log, progress)
                 due = time.monotonic() - last_save >= self.config.save_seconds
                 if self.state is not None and (due or stop):
                     self.state.save(self.step, self._tensors())
@@ -220,7 +245,8 @@ class Trainer:
             torch.cuda.synchronize(self.device)  # or the wait for the steps before would count as harvest
         begin = time.perf_counter()
         while self.ring.free >= self.refill:
-            self.ring.fill(self.harvest.next(self.config.harvest_blocks).flatten(1))
+            for rows in self.harvest.rows(self.config.harvest_blocks):
+                self.ring.fill(rows.flatten(1))
         self.ring.shuffle()
         self.interval.harvest_seconds += time.perf_counter() - begin
 
@@ -244,12 +270,7 @@ class Trainer:
         self.harvest.position = int(tensors["harvest.position"])
         self.step = step
 
-    def _progress(self) -> Any:
-        total = self.config.steps * self.config.batch_size
-        done = self.step * self.config.batch_size
-        return tqdm(total=total, initial=done, desc="train", unit="tok", unit_scale=True, disable=None, leave=False)
-
-    def _report(self, log: Sequence[Sink], bar: Any) -> None:
+    def _report(self, log: Sequence[Sink], progress: Progress) -> None:
         records = self.records()
         for record in records:
             if not math.isfinite(record["loss"]):
@@ -260,7 +281,14 @@ class Trainer:
                 )
             for sink in log:
                 sink(record)
-        bar.set_postfix_str("; ".join(map(_shown, records)), refresh=False)
+        progress.tell(records)
+
+    @cached_property
+    def peak(self) -> float:
+        """FLOP/s of this machine in the products of the first crosscoder, measured once, in a moment."""
+        learner = next(iter(self.learners.values()))
+        columns, features = learner.crosscoder.W_enc.flatten(0, 1).shape
+        return peak_products(self.config.batch_size, columns, features, learner.products, self.device)
 
     def records(self) -> list[dict[str, Any]]:
         """What happened since the last records, a record a crosscoder, means over its steps.
@@ -268,32 +296,50 @@ class Trainer:
         Keys: crosscoder (its name, where it has one), step, rows, loss, squared_error, penalty and auxiliary (what
         sparsity and dead features add to the loss), l0, skipped_steps (whose gradient was not finite; they are in no
         mean), explained_variance (all checkpoints together, ratio of sums), explained_variance_by_checkpoint, lr, what
-        the sparsity rule schedules (its penalty_weight, k or threshold), rows_per_second, harvest_share (of the time).
+        the sparsity rule schedules (its penalty_weight, k or threshold); then, of all crosscoders together,
+        rows_per_second and tokens_per_second (the same: a row is a token, seen by every checkpoint), harvest_share (of
+        the time), peak_share (FLOP/s of the crosscoders' matrix products, in the time that the harvest leaves, over
+        what this machine reaches in such products alone), memory (bytes: on CUDA what tensors held at most; elsewhere
+        what is held now, on a CPU the resident set of the process); and note, where there is something to say.
         """
-        interval, self.interval = self.interval, Interval()
-        speed = interval.speed(self.config.batch_size)
-        return [
+        interval = self.interval
+        means = {
+            name: interval.sums[name].means(learner.crosscoder.config.checkpoints)
+            for name, learner in self.learners.items()
+        }  # which waits for the device, before the clock is read
+        speed = interval.speed(self.config.batch_size, sum(one.product_flop for one in self.learners.values()))
+        common = {
+            "rows_per_second": speed.rows,
+            "tokens_per_second": speed.rows,
+            "harvest_share": speed.harvest_share,
+            "peak_share": speed.flop / self.peak,
+            "memory": most_held_bytes(self.device),
+            **({"note": "; ".join(self.notes)} if self.notes else {}),
+        }
+        records = [
             {
                 **({"crosscoder": name} if name else {}),
                 "step": self.step,
                 "rows": self.step * self.config.batch_size,
-                **interval.sums[name].means(learner.crosscoder.config.checkpoints),
+                **means[name],
                 **learner.logged(),
-                **speed,
+                **common,
             }
             for name, learner in self.learners.items()
         ]
+        self.notes.clear()
+        self.interval = Interval()
+        return records
+
+
+def _note(notes: list[str], note: str) -> None:
+    notes.append(note)
+    warn(note)
 
 
 def _of(name: str, key: str) -> str:
     """What belongs to one crosscoder of several, in a state; one alone needs no name."""
     return f"{name}/{key}" if name else key
-
-
-def _shown(record: Mapping[str, Any]) -> str:
-    """A record in a few words."""
-    who = f"{record['crosscoder']}: " if "crosscoder" in record else ""
-    return f"{who}loss {record['loss']:.1f}, L0 {record['l0']:.1f}, EV {record['explained_variance']:.3f}"
 
 
 def _settings(learners: Mapping[str, Learner], config: TrainConfig, corpus: Corpus) -> dict[str, Any]:

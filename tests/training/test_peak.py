@@ -1,0 +1,32 @@
+"""The peak in matrix products: found in a moment, and without a trace."""
+
+import pytest
+import torch
+
+from crosstime.training.peak import peak_products
+
+CPU = torch.device("cpu")
+
+
+def test_it_is_measured_without_touching_the_random_state():
+    state = torch.get_rng_state()
+    assert peak_products(50, 24, 16, torch.float32, CPU) > 0
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize(("rows", "columns", "features"), [(64, 96, 128), (4096, 96, 10**6)])
+def test_flop_are_those_of_five_products(monkeypatch, rows, columns, features):
+    """Of a dictionary that is too large for a moment, a part is multiplied."""
+    sizes = []
+
+    def fastest(products, *_):
+        sizes.append([tuple(result.shape) for result in products()])
+        return 2.0
+
+    monkeypatch.setattr("crosstime.training.peak.CPU_FLOP", 1e7)
+    monkeypatch.setattr("crosstime.training.peak.fastest", fastest)
+    flop = 2 * peak_products(rows, columns, features, torch.bfloat16, CPU)
+    (b, f), decoded, _, (w, _), _ = sizes[0]
+    assert decoded == (b, w) == (min(rows, 1024), columns)
+    assert flop == 5 * 2 * b * w * f <= 1e7
+    assert f == min(features, int(1e7 / (10 * b * w)))
