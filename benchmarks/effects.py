@@ -20,9 +20,9 @@ from pathlib import Path
 
 import models
 import numpy as np
-import paper_effects
 import torch
 from measure import report, seconds
+from paper_effects import PaperEffects
 
 from crosstime.analysis.effects import CompletenessWarning, Effects, attribute, attribute_several
 from crosstime.data.positions import Positions
@@ -77,17 +77,16 @@ def main() -> None:
         "several": lambda: attribute_several(crosscoders, lms, prompts),
     }
     also: dict[str, dict[str, float]] = {name: {} for name in cases}
-    peer = {}
-    if paper_effects.is_there(sizes.reference):
-        few = first(prompts, sizes.peer_prompts)
+    few, theirs = first(prompts, sizes.peer_prompts), None
+    if sizes.reference:
         wholes = [models.whole(sizes, seed, torch.float32) for seed in range(sizes.checkpoints)]
-        theirs = paper_effects.PaperEffects(sizes.reference, wholes, crosscoders[0], few)
+        theirs = PaperEffects.where_it_can_run(sizes.reference, wholes, crosscoders[0], few)
+    if theirs is not None:
         for method, run in (("released", theirs.run), ("paper", theirs.run_repaired)):
             also[method] = {"difference": _difference(ours(few, method=method, **SAME), run())}
         cases["peer"] = theirs.run
     taken = seconds(cases, repeats=sizes.repeats, device=sizes.device)
-    if "peer" in taken:
-        peer = {"paper's code": taken["peer"] * sizes.prompts / sizes.peer_prompts}
+    peer = {} if theirs is None else {"paper's code": taken["peer"] * len(prompts) / len(few)}
     if len(crosscoders) > 1:
         extra = (taken["several"] / taken["gradient"] - 1) / (len(crosscoders) - 1)
         also["gradient"] = {"extra_dictionary_share": round(extra, 3)}

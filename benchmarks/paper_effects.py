@@ -55,14 +55,6 @@ class Table(dict[str, list[str]]):
         )
 
 
-def is_there(folder: Path | None) -> bool:
-    """Whether the code can run; where something that it needs is not installed, that is told."""
-    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
-    if folder is not None and missing:
-        print(f"{folder} is left out: it needs {' and '.join(missing)}", file=sys.stderr)
-    return folder is not None and not missing
-
-
 class PaperEffects:
     """The effects of a crosscoder's features on a task, by the paper's code.
 
@@ -72,6 +64,21 @@ class PaperEffects:
         crosscoder: F features over them, without scale factors.
         prompts: the task.
     """
+
+    @classmethod
+    def where_it_can_run(
+        cls, folder: Path, models: Sequence[PreTrainedModel], crosscoder: Crosscoder, prompts: Prompts
+    ) -> PaperEffects | None:
+        """None where something that it needs is not installed, which is told."""
+        missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+        try:
+            if not missing:
+                return cls(folder, models, crosscoder, prompts)
+            why = f"it needs {' and '.join(missing)}"
+        except ImportError as error:
+            why = str(error)
+        print(f"{folder} is left out: {why}", file=sys.stderr)
+        return None
 
     def __init__(
         self, folder: Path, models: Sequence[PreTrainedModel], crosscoder: Crosscoder, prompts: Prompts
