@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -24,12 +24,9 @@ import paper_effects
 import torch
 from measure import report, seconds
 
-from crosstime.analysis.activations import residuals
 from crosstime.analysis.effects import CompletenessWarning, Effects, attribute, attribute_several
-from crosstime.crosscoder.crosscoder import Crosscoder
 from crosstime.data.positions import Positions
 from crosstime.data.task import Prompts
-from crosstime.lm.split import SplitLM
 
 LENGTHS = (128, 1092, 308, 337, 461, 453, 320, 213, 60, 40, 30, 20, 7)
 """Of the paper's 3469 prompts (BLiMP, subject-verb agreement, NeoX tokenizer) those of 1, 2, ... tokens; the last five
@@ -55,20 +52,6 @@ def first(prompts: Prompts, n: int) -> Prompts:
     )
 
 
-@torch.no_grad()
-def dictionary(sizes: argparse.Namespace, lms: Sequence[SplitLM], prompts: Prompts, seed: int) -> Crosscoder:
-    """Random features, each of which fires on such a share of the tokens that `active` fire on a token."""
-    config = dataclasses.replace(models.crosscoder_config(sizes), positions=POSITIONS)
-    made = Crosscoder(config)
-    mean = torch.zeros(sizes.checkpoints, sizes.width)
-    generator = torch.Generator().manual_seed(seed)
-    made.initialise(mean, torch.ones(len(mean)), decoder_norm=0.08, tied=True, generator=generator)
-    made = made.to(sizes.device).requires_grad_(False)
-    x = torch.cat([residuals(made, lms, tokens).flatten(0, 1) for _, tokens in first(prompts, 64).by_length(64)])
-    made.b_enc -= made.encode(x).quantile(1 - sizes.active / sizes.features, dim=0)
-    return made
-
-
 def main() -> None:
     """Measure one size."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -82,7 +65,10 @@ def main() -> None:
     sizes = parser.parse_args()
     warnings.simplefilter("ignore", CompletenessWarning)
     lms, prompts = models.checkpoints(sizes, torch.float32), task(sizes)
-    crosscoders = [dictionary(sizes, lms, prompts, seed) for seed in range(sizes.dictionaries)]
+    config = dataclasses.replace(models.crosscoder_config(sizes), positions=POSITIONS)
+    crosscoders = [
+        models.sparse_crosscoder(config, lms, prompts, sizes.active, seed) for seed in range(sizes.dictionaries)
+    ]
     ours = partial(attribute, crosscoders[0], lms)
     cases: dict[str, Callable[[], object]] = {
         "released": lambda: ours(prompts, method="released", **SAME),

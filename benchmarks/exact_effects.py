@@ -1,80 +1,84 @@
-"""Exact effects per second, against a loop that runs the whole model for every feature. Prints one JSON line.
+"""Exact effects a second, of a feature on a prompt, against a loop that runs the whole model for every feature.
 
-On the embedded suite, with the crosscoder that studies/attribution.py leaves.
+On checkpoints and a task of the embedded suite, with random features.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import time
+import warnings
 from collections.abc import Sequence
-from pathlib import Path
 
+import models
 import numpy as np
 import torch
+from measure import report, seconds
 
 import crosstime as ct
 from crosstime import demo
 from crosstime.analysis.activations import encode, residuals
+from crosstime.analysis.effects import CompletenessWarning
 
-LAYER = 3
+CHECKPOINTS, LAYER = ["step256", "step1000", "step3786"], 3
 
 
 @torch.inference_mode()
 def whole_model(
-    crosscoder: ct.Crosscoder, models: Sequence[ct.SplitLM], prompts: ct.Prompts, features: Sequence[int]
+    crosscoder: ct.Crosscoder, lms: Sequence[ct.SplitLM], prompts: ct.Prompts, features: Sequence[int]
 ) -> np.ndarray:
     """[K, M] exact effects by the plain way: for each feature every prompt through the whole of every checkpoint."""
-    effects = np.zeros((len(features), len(models)))
+    effects = np.zeros((len(features), len(lms)))
     for index, tokens in prompts.by_length(64):
-        answers = torch.stack([prompts.right[index], prompts.wrong[index]], dim=1)
-        f = encode(crosscoder, residuals(crosscoder, models, tokens))[..., list(features)]
-        for m, model in enumerate(models):
+        tokens = tokens.to(lms[0].device)
+        answers = torch.stack([prompts.right[index], prompts.wrong[index]], dim=1).to(tokens.device)
+        f = encode(crosscoder, residuals(crosscoder, lms, tokens))[..., list(features)]
+        for m, lm in enumerate(lms):
             decoder = crosscoder.raw_decoder(m)[list(features)]
-            clean = model.logits(tokens)[:, -1].gather(1, answers)
+            clean = lm.logits(tokens)[:, -1].gather(1, answers)
             for k in range(len(features)):
-                ablated = model.upper(model.lower(tokens) - f[..., [k]] @ decoder[[k]])[:, -1].gather(1, answers)
+                ablated = lm.upper(lm.lower(tokens) - f[..., [k]] @ decoder[[k]])[:, -1].gather(1, answers)
                 right, wrong = (clean - ablated).unbind(1)
                 effects[k, m] += (right - wrong).sum().item()
     return effects / len(prompts)
 
 
 def main() -> None:
-    """Measure both on one task and one thread."""
+    """Measure both on one task."""
     parser = argparse.ArgumentParser(description=__doc__)
-    default = Path("runs/studies/step256-step1000-step3786")
-    parser.add_argument("--crosscoder", type=Path, default=default)
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    crosscoder = ct.Crosscoder.from_pretrained(arguments.crosscoder)
-    suite = ct.Suite.from_folder(demo.SUITE, list(crosscoder.config.checkpoints))
-    models = [suite.load(name, layer=LAYER) for name in suite.names]
-    prompts = demo.blimp("distractor_agreement_relational_noun").prompts(suite.tokenizer)
-    effects = ct.attribute(crosscoder, models, prompts, bootstrap=0)
+    parser.add_argument("--pairs", type=int, default=500, help="of the task; some give no prompt")
+    parser.add_argument("--features", type=int, default=4096)
+    parser.add_argument("--active", type=int, default=64, help="features that fire on a token")
+    parser.add_argument("--top", type=int, default=100, help="features that are ablated, of each checkpoint")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--device", type=torch.device, default="cpu")
+    sizes = parser.parse_args()
+    warnings.simplefilter("ignore", CompletenessWarning)
+    suite = ct.Suite.from_folder(demo.SUITE, CHECKPOINTS)
+    lms = [suite.load(name, layer=LAYER, device=sizes.device) for name in suite.names]
+    prompts = demo.blimp("distractor_agreement_relational_noun").take(sizes.pairs).prompts(suite.tokenizer)
+    config = ct.CrosscoderConfig(tuple(suite.names), LAYER, lms[0].width, sizes.features)
+    crosscoder = models.sparse_crosscoder(config, lms, prompts, sizes.active, seed=0)
+    effects = ct.attribute(crosscoder, lms, prompts, bootstrap=0)
+    found = {"exact": ct.exact_effects(crosscoder, lms, prompts, effects, top=sizes.top)}
+    features = found["exact"].features(prompts.task)
+    some = features[:: max(1, len(features) // 10)]
 
-    begin = time.process_time()  # on one thread the wall time of an idle machine, and the same on a busy one
-    exact = ct.exact_effects(crosscoder, models, prompts, effects, top=100)
-    ours = time.process_time() - begin
-    features = exact.features(prompts.task)
-    some = features[:: len(features) // 10]
-    begin = time.process_time()
-    naive = whole_model(crosscoder, models, prompts, some.tolist())
-    plain = time.process_time() - begin
-    difference = np.abs(naive - exact.values(prompts.task, "exact")[np.isin(features, some)]).max()
-    rates = len(features) * len(prompts) / ours, len(some) * len(prompts) / plain
-    print(
-        json.dumps(
-            {
-                "prompts": len(prompts),
-                "features": len(features),
-                "checkpoints": len(models),
-                "prompts_x_features_per_second": round(rates[0]),
-                "whole_model_per_feature": round(rates[1]),
-                "ratio": round(rates[0] / rates[1], 1),
-                "largest_difference": float(difference),
-            }
-        )
+    def ours() -> None:
+        ct.exact_effects(crosscoder, lms, prompts, effects, top=sizes.top)
+
+    def plain() -> None:
+        found["plain"] = whole_model(crosscoder, lms, prompts, some.tolist())
+
+    taken = seconds({"ours": ours, "whole model": plain}, repeats=sizes.repeats, device=sizes.device)
+    taken["whole model"] *= len(features) / len(some)
+    exact = found["exact"].values(prompts.task, "exact")[np.isin(features, some)]
+    report(
+        {"benchmark": "exact_effects", "checkpoints": len(lms), "prompts": len(prompts), "features": len(features)},
+        "effects",
+        len(prompts) * len(features) * len(lms),
+        taken,
+        sizes.device,
+        difference=float(np.abs(exact - found["plain"]).max() / np.abs(exact).max()),
     )
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
+from crosstime.analysis.activations import residuals
 from crosstime.crosscoder.crosscoder import Crosscoder, CrosscoderConfig
 from crosstime.data.corpus import Corpus
+from crosstime.data.task import Prompts
 from crosstime.lm.split import SplitLM
 
 
@@ -62,6 +65,23 @@ def crosscoder_config(sizes: argparse.Namespace) -> CrosscoderConfig:
     return CrosscoderConfig(
         tuple(f"step{m}" for m in range(sizes.checkpoints)), sizes.layer, sizes.width, sizes.features
     )
+
+
+@torch.no_grad()
+def sparse_crosscoder(
+    config: CrosscoderConfig, models: Sequence[SplitLM], prompts: Prompts, active: int, seed: int
+) -> Crosscoder:
+    """Random features, each of which fires so rarely on the first prompts that `active` of all fire on a token."""
+    made = Crosscoder(config).requires_grad_(False)
+    mean = torch.zeros(len(models), config.width)
+    generator = torch.Generator().manual_seed(seed)
+    made.initialise(mean, torch.ones(len(models)), decoder_norm=0.08, tied=True, generator=generator)
+    made = made.to(models[0].device)
+    tokens = [torch.tensor([prompt]) for prompt in prompts.tokens[:64]]
+    x = torch.cat([residuals(made, models, prompt)[0, config.positions.first_encoded :] for prompt in tokens])
+    before = (x * made.scale[:, None]).flatten(1) @ made.W_enc.flatten(0, 1)
+    made.b_enc -= before.quantile(1 - active / config.features, dim=0)
+    return made
 
 
 def crosscoder(sizes: argparse.Namespace) -> Crosscoder:

@@ -21,6 +21,7 @@ STEP = "--checkpoints 1 --width 16 --features 64 --batch 32 --k 4 --repeats 1"
         (f"train_run.py {RUN} --project-rows 1000000", ["train_run"], {"projected_hours", "unexplained_share"}),
         (f"several.py {RUN} --repeats 1", ["several"], {"cost_over_parts", "times_peer"}),
         (f"effects.py {EFFECTS}", ["released", "paper", "gradient"], {"unit"}),
+        ("exact_effects.py --pairs 12 --features 64 --active 8 --top 1 --repeats 1", ["exact_effects"], {"times_peer"}),
         (f"harvest.py {MODELS.partition(' --batch')[0]} --repeats 1", ["harvest"], {"share_of_roofline"}),
     ],
     ids=lambda value: value.split(".")[0] if isinstance(value, str) else "",

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from crosstime.analysis.ablation import Ablation, ablate
     from crosstime.analysis.contexts import FeatureContexts, contexts
     from crosstime.analysis.diagnostics import Diagnostics, diagnose
-    from crosstime.analysis.effects import Effects, attribute
+    from crosstime.analysis.effects import Effects, attribute, attribute_several
     from crosstime.analysis.evolution import Evolution, evolution
     from crosstime.analysis.exact import Exact, exact_effects
     from crosstime.analysis.features import feature_table
@@ -89,6 +89,7 @@ _HOME = {
     "diagnose": "analysis.diagnostics",
     "Diagnostics": "analysis.diagnostics",
     "attribute": "analysis.effects",
+    "attribute_several": "analysis.effects",
     "Effects": "analysis.effects",
     "relative": "analysis.relative",
     "pairwise": "analysis.relative",
@@ -147,6 +148,7 @@ __all__ = [  # noqa: RUF022 (the order of the data's way)
     "diagnose",
     "Diagnostics",
     "attribute",
+    "attribute_several",
     "Effects",
     "relative",
     "pairwise",

@@ -421,5 +421,5 @@ def _warn_of_gap(effects: Effects) -> None:
             "that does not help, the path ends far from the activations that the model knows (b_dec should be at "
             "their mean)",
             CompletenessWarning,
-            stacklevel=3,
+            stacklevel=4,  # where `attribute` is called
         )
