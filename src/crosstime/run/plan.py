@@ -318,7 +318,8 @@ class _Planner:
 
 
 def _time(seconds: float) -> str:
-    """Seconds for people: "12 s", "3 min", "1.5 h"."""
-    if seconds < 99.5:
-        return f"{seconds:.0f} s" if seconds >= 9.95 else f"{seconds:.1f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 99.5 * 60 else f"{seconds / 3600:.1f} h"
+    """Seconds for people: "12 s", "3 min", "1.5 h", "12 days"."""
+    for unit, size in (("s", 1), ("min", 60), ("h", 3600)):
+        if seconds < 99.5 * size:
+            return f"{seconds / size:.{0 if seconds >= 9.95 * size else 1}f} {unit}"
+    return f"{seconds / 86_400:.0f} days"
