@@ -33,9 +33,9 @@ def test_amounts_for_people():
 
 def test_the_resident_set_grows_with_what_is_held():
     before = memory.held_bytes(CPU)
-    ones = torch.ones(32 * 2**20, dtype=torch.uint8)
+    ones = torch.ones(128 * 2**20, dtype=torch.uint8)  # so much comes from the system, not from what was freed before
     grown = memory.most_held_bytes(CPU) - before
-    assert 30 * 2**20 < grown < 40 * 2**20
+    assert 120 * 2**20 < grown < 150 * 2**20
     assert before < memory.total_bytes(CPU)
     del ones
 
