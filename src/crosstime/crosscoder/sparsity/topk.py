@@ -52,7 +52,7 @@ class TopK(Reviving):
     def select(
         self, h: Float[Tensor, "*b F"], norms: Float[Tensor, "F M"], threshold: Tensor | None
     ) -> Float[Tensor, "*b F"]:
-        return h * largest_per_row(h * total_norms(norms), min(self.k, h.shape[-1]))
+        return h * largest_per_row(h * total_norms(norms).to(h.dtype), min(self.k, h.shape[-1]))
 
     def logged(self, progress: Progress) -> dict[str, float | int]:
         return {"k": self.k}
