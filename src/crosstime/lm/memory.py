@@ -81,7 +81,8 @@ def _resident_bytes() -> int:
 def limit_bytes(device: torch.device, most: int) -> None:
     """Let torch take no more than so much of a CUDA device; beyond that, memory runs out. Elsewhere nothing happens."""
     if device.type == "cuda":
-        torch.cuda.set_per_process_memory_fraction(min(1.0, most / total_bytes(device)), device)
+        # By number: this function of torch takes no device without one, which elsewhere means the present one.
+        torch.cuda.set_per_process_memory_fraction(min(1.0, most / total_bytes(device)), device.index)
 
 
 def release() -> None:
