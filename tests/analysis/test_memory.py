@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from crosstime.analysis.contexts import contexts
+from crosstime.analysis.effects import attribute
 from crosstime.analysis.intervention import intervene
 from crosstime.analysis.latent_scaling import latent_scaling
 from crosstime.analysis.quality import evaluate
@@ -121,3 +122,14 @@ def test_ablations_are_the_same(monkeypatch, name, most):
         found = intervene(crosscoder, models, prompts, features, groups, batch_size=16)
     for answers in ("clean", "alone", "together"):
         torch.testing.assert_close(getattr(found, answers), getattr(expected, answers), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore::crosstime.analysis.effects.CompletenessWarning")
+def test_effects_against_means_over_a_text_are_the_same(monkeypatch):
+    find = partial(attribute, WORLD.crosscoder(), WORLD.models(), WORLD.prompts(), baseline="mean", text=CORPUS)
+    expected = find()
+    run_out(monkeypatch, Crosscoder, "encode", 8)
+    with pytest.warns(MemoryWarning, match="effects: memory ran out with 12 blocks of 9 tokens at once"):
+        found = find()
+    for name in ("ie", "explained", "total", "error"):
+        np.testing.assert_allclose(getattr(found, name), getattr(expected, name), rtol=1e-4, atol=1e-6, err_msg=name)
