@@ -65,6 +65,8 @@ class Run:
         learners = {str(seed): Learner(models.crosscoder(sizes), config, seed) for seed in range(crosscoders)}
         self.trainer = Trainer(learners, config, lower, models.text(sizes, 1024))
         self.harvest, self.step = Clock(sizes.device), Clock(sizes.device)
+        self.memory: list[int] = []
+        """Bytes held at most, between two records of the log: on CUDA each begins to count anew."""
         self.trainer._refill = self.harvest.around(self.trainer._refill)
         for learner in learners.values():
             learner.learn = self.step.around(learner.learn)
@@ -76,7 +78,7 @@ class Run:
         trainer.config = dataclasses.replace(trainer.config, rows=(trainer.step + steps) * trainer.config.batch_size)
         self.harvest.seconds = self.step.seconds = 0.0
         begin = time.perf_counter()
-        trainer.run([lambda _: None])
+        trainer.run([lambda record: self.memory.append(record["memory"])])
         return Seconds(time.perf_counter() - begin, self.harvest.seconds, self.step.seconds)
 
 
@@ -102,9 +104,10 @@ def main() -> None:
     parser.add_argument("--project-rows", type=int, help="say how many hours a run of so many rows would take")
     sizes = parser.parse_args()
     lower = [model.without_upper() for model in models.checkpoints(sizes, torch.bfloat16)]
-    taken, rows = Run(sizes, lower, 1).go_on(sizes.steps), sizes.batch * sizes.steps
+    run, rows = Run(sizes, lower, 1), sizes.batch * sizes.steps
+    taken = run.go_on(sizes.steps)
     explained = taken.harvest + taken.step
-    also = {"peak_memory_gib": round(peak(sizes.device) / GIB, 2)}
+    also = {"peak_memory_gib": round(max(peak(sizes.device), *run.memory) / GIB, 2)}
     if sizes.project_rows:
         also["projected_hours"] = round(taken.whole / rows * sizes.project_rows / 3600, 2)
     report(

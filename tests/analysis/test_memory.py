@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from crosstime.analysis.contexts import contexts
+from crosstime.analysis.effects import attribute
 from crosstime.analysis.intervention import intervene
 from crosstime.analysis.latent_scaling import latent_scaling
 from crosstime.analysis.quality import evaluate
@@ -102,19 +103,33 @@ def test_a_survey_is_the_same(monkeypatch, tiny_suite):
         np.testing.assert_allclose(getattr(found, name), getattr(expected, name), rtol=1e-4, err_msg=name)
 
 
-def test_ablations_are_the_same(monkeypatch):
+@pytest.mark.parametrize(("name", "most"), [("upper", 8), ("upper", 3), ("lower", 3)])
+def test_ablations_are_the_same(monkeypatch, name, most):
     prompts, crosscoder, features = WORLD.prompts(), WORLD.crosscoder(), range(6)
-    expected = intervene(crosscoder, WORLD.models(), prompts, features, batch_size=16)
+    groups = [[[0, 1], [2]]] * len(WORLD.names)
+    expected = intervene(crosscoder, WORLD.models(), prompts, features, groups, batch_size=16)
     models = WORLD.models()
     for model in models:
-        whole = model.upper
+        whole = getattr(model, name)
 
-        def upper(residual, *arguments, whole=whole, **options):
-            if len(residual) > 8:
+        def limited(rows, *arguments, whole=whole, **options):
+            if len(rows) > most:
                 raise torch.OutOfMemoryError("CUDA out of memory.")
-            return whole(residual, *arguments, **options)
+            return whole(rows, *arguments, **options)
 
-        monkeypatch.setattr(model, "upper", upper)
+        monkeypatch.setattr(model, name, limited)
     with pytest.warns(MemoryWarning, match=r"ablate: memory ran out with \d+ prompts of \d tokens at once"):
-        found = intervene(crosscoder, models, prompts, features, batch_size=16)
-    torch.testing.assert_close(found.alone, expected.alone)
+        found = intervene(crosscoder, models, prompts, features, groups, batch_size=16)
+    for answers in ("clean", "alone", "together"):
+        torch.testing.assert_close(getattr(found, answers), getattr(expected, answers), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore::crosstime.analysis.effects.CompletenessWarning")
+def test_effects_against_means_over_a_text_are_the_same(monkeypatch):
+    find = partial(attribute, WORLD.crosscoder(), WORLD.models(), WORLD.prompts(), baseline="mean", text=CORPUS)
+    expected = find()
+    run_out(monkeypatch, Crosscoder, "encode", 8)
+    with pytest.warns(MemoryWarning, match="effects: memory ran out with 12 blocks of 9 tokens at once"):
+        found = find()
+    for name in ("ie", "explained", "total", "error"):
+        np.testing.assert_allclose(getattr(found, name), getattr(expected, name), rtol=1e-4, atol=1e-6, err_msg=name)

@@ -52,6 +52,9 @@ def test_without_proc_the_highest_resident_set_is_taken(monkeypatch):
         (torch.OutOfMemoryError("CUDA out of memory."), True),
         (MemoryError(), True),
         (RuntimeError(CPU_ERROR), True),
+        (RuntimeError("MPS backend out of memory (MPS allocated: 17.9 GiB, max allowed: 18.1 GiB)."), True),
+        (RuntimeError("CUDA error: out of memory"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
         (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
         (ValueError("can't allocate memory"), False),
     ],
@@ -147,6 +150,19 @@ def test_what_did_not_fit_is_free_before_the_next_try():
         return rows
 
     list(Parts("work", "row", None, lower="x", note=lambda _: None).of(torch.arange(4), work, length=1))
+
+
+@pytest.mark.parametrize(("name", "index"), [("cuda", 3), ("cuda:1", 1)])
+def test_a_limit_is_that_of_the_device_which_is_meant(monkeypatch, name, index):
+    limits = []
+    monkeypatch.setattr(torch.cuda, "_lazy_init", lambda: None)
+    monkeypatch.setattr("torch.cuda.memory._lazy_init", lambda: None)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    monkeypatch.setattr(torch._C, "_cuda_setMemoryFraction", lambda *limit: limits.append(limit), raising=False)
+    monkeypatch.setattr(memory, "total_bytes", lambda _: 2**30)
+    memory.limit_bytes(torch.device(name), 2**28)
+    memory.limit_bytes(torch.device(name), 2**31)
+    assert limits == [(0.25, index), (1.0, index)]
 
 
 @pytest.mark.gpu

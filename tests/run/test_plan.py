@@ -114,6 +114,16 @@ def test_times_are_counts_times_speeds(folder, monkeypatch):
     assert seconds["survey"] > 3 * 2 * 32 * 0.25
 
 
+@pytest.mark.parametrize(("method", "points"), [("gradient", 5), ("released", 1), ("paper", 10)])
+def test_points_of_a_path_are_those_of_the_method(folder, monkeypatch, method, points):
+    monkeypatch.setattr(plan, "measure", lambda *_: SPEEDS)
+    (configuration,) = config.load(folder)
+    effects = replace(configuration.effects, method=method, steps=4)
+    found = plan.plan(runs(folder, [replace(configuration, effects=effects)]))
+    (stage,) = (stage for stage in found.stages if stage.name == "attribute")
+    assert stage.what.endswith(f" {points} points each")
+
+
 def test_blocks_that_are_counted_are_those_that_training_reads(folder, monkeypatch, capfd):
     """In a real run, counted."""
     from crosstime.training.harvest import Harvest

@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import sys
+import time
 import types
 
 import numpy as np
@@ -22,6 +23,7 @@ from crosstime.data.task import Prompts
 from crosstime.lm.memory import MemoryWarning
 from crosstime.lm.suite import Suite
 from crosstime.training.config import Recipe, TrainConfig
+from crosstime.training.harvest import calibrate
 from crosstime.training.learner import Learner
 from crosstime.training.log import open_log, read_log
 from crosstime.training.state import StateFolder
@@ -413,6 +415,18 @@ def test_records_tell_speed_and_memory():
         assert record["peak_share"] > 0
         assert record["memory"] > 2**20
         assert "note" not in record
+
+
+def test_the_first_interval_begins_after_the_calibration(monkeypatch):
+    done = []
+
+    def calibrated(*arguments, **options):
+        found = calibrate(*arguments, **options)
+        done.append(time.perf_counter())
+        return found
+
+    monkeypatch.setattr("crosstime.training.train.calibrate", calibrated)
+    assert _trainer(plant(n_rows=200)).interval.begin >= done[0]
 
 
 def test_the_share_of_the_peak_is_that_of_the_time_without_harvest(monkeypatch):

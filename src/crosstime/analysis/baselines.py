@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from crosstime.analysis.activations import encode, residuals
+from crosstime.analysis.activations import encode, in_batches, residuals
 from crosstime.analysis.path_rules import Baseline
 from crosstime.crosscoder.crosscoder import Crosscoder
 from crosstime.data.corpus import Corpus
@@ -124,12 +124,19 @@ def _means(crosscoders: Sequence[Crosscoder], models: Sequence[SplitLM], text: C
     blocks = torch.from_numpy(text.blocks[:MEAN_BLOCKS].astype(np.int64))
     x_sum = torch.zeros(len(models), config.width, dtype=torch.float64)
     f_sums = [torch.zeros(len(models), crosscoder.config.features, dtype=torch.float64) for crosscoder in crosscoders]
-    for tokens in blocks.split(BLOCKS_AT_ONCE):
+
+    def sums(tokens: Tensor) -> list[Tensor]:
+        """Of the residual streams, and of each crosscoder's features."""
         x = residuals(crosscoders[0], models, tokens)
-        x_sum += x[:, first:].sum((0, 1)).cpu()
-        for crosscoder, f_sum in zip(crosscoders, f_sums, strict=True):
-            for m, point in enumerate(points(crosscoder, x)):
-                f_sum[m] += point.f[:, first:].sum((0, 1)).cpu()
+        features = (
+            torch.stack([point.f[:, first:].sum((0, 1)) for point in points(crosscoder, x)])
+            for crosscoder in crosscoders
+        )
+        return [of_batch.cpu() for of_batch in (x[:, first:].sum((0, 1)), *features)]
+
+    for of_batch in in_batches("effects", blocks, BLOCKS_AT_ONCE, sums):
+        for whole, part in zip((x_sum, *f_sums), of_batch, strict=True):
+            whole += part
     weight, count = crosscoders[0].W_enc, blocks[:, first:].numel()
     x_mean = (x_sum / count).to(weight.dtype).to(weight.device)
     f_means = [(f_sum / count).to(weight.dtype).to(weight.device) for f_sum in f_sums]

@@ -268,7 +268,7 @@ def attribute_several(
     measurement = _Measurement(
         models,
         prompts,
-        _path(method, rule, steps),
+        path_of(method, rule, steps),
         Aggregation.released(prompts, threshold, reference_batch, n_columns)
         if method in ("released", "paper")
         else Aggregation.mean(prompts),
@@ -366,7 +366,12 @@ def _check(crosscoders: Sequence[Crosscoder], models: Sequence[SplitLM], prompts
         raise ValueError("some of the crosscoders encode position 0 and some do not: attribute them in two calls")
 
 
-def _path(method: Method, rule: PathRule, steps: int) -> integration.Path:
+def path_of(method: Method, rule: PathRule, steps: int) -> integration.Path:
+    """The points at which a method takes gradients; `rule` and `steps` are those of "gradient" and "integrated".
+
+    Raises:
+        ValueError: an unknown method or rule, or fewer steps than the rule needs.
+    """
     match method:
         case "gradient" | "integrated":
             return integration.Path.of(rule, steps)

@@ -56,6 +56,11 @@ class Path:
         """
         return cls(*nodes_and_weights(rule, steps))
 
+    @property
+    def gradients(self) -> int:
+        """How many are taken: one where the path begins, and one at every later node."""
+        return 1 + int((self.nodes > 0).sum())
+
     def integrate(
         self,
         model: SplitLM,

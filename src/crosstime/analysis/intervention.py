@@ -70,24 +70,32 @@ def intervene(
     )
     parts = Parts("ablate", "prompt", None, lower="the number of tokens of the prompts")
     chosen = torch.tensor(features, dtype=torch.long, device=crosscoder.W_enc.device)
+
+    def work(index: Tensor) -> tuple[Tensor, Answers]:
+        x = residuals(crosscoder, models, torch.tensor([prompts.tokens[n] for n in index.tolist()]))
+        f = encode(crosscoder, x)
+        new = _new_codes(crosscoder, f, baseline)
+        found = Answers(*(whole[..., index] for whole in (clean, alone, together)))
+        for m, model in enumerate(models):
+            batch = _Batch(model, x[:, :, m], prompts.right[index], prompts.wrong[index])
+            found.clean[m] = batch.answers(torch.arange(len(index)), 0)
+            removed, decoder = crosscoder.at(f, m) - crosscoder.at(new, m), crosscoder.raw_decoder(m)
+            moved = (removed != 0).any(dim=1)
+            by_one = partial(_one, removed[..., chosen], decoder[chosen])
+            found.alone[m] = batch.without(moved[:, chosen], by_one, found.clean[m], batch_size, parts)
+            if groups:
+                members = _members(groups[m], crosscoder)
+                by_group = partial(_group, removed, decoder, members)
+                concerned = moved.float() @ members.T > 0
+                found.together[m] = batch.without(concerned, by_group, found.clean[m], batch_size, parts)
+        return index, found
+
     with tqdm(total=len(prompts), desc=f"ablate on {prompts.task}", unit="prompt", leave=False, disable=None) as bar:
-        for index, tokens in prompts.by_length(batch_size):
-            x = residuals(crosscoder, models, tokens)
-            f = encode(crosscoder, x)
-            new = _new_codes(crosscoder, f, baseline)
-            for m, model in enumerate(models):
-                batch = _Batch(model, x[:, :, m], prompts.right[index], prompts.wrong[index])
-                clean[m, index] = batch.answers(torch.arange(len(index)), 0)
-                removed, decoder = crosscoder.at(f, m) - crosscoder.at(new, m), crosscoder.raw_decoder(m)
-                moved = (removed != 0).any(dim=1)
-                by_one = partial(_one, removed[..., chosen], decoder[chosen])
-                alone[m][:, index] = batch.without(moved[:, chosen], by_one, clean[m, index], batch_size, parts)
-                if groups:
-                    members = _members(groups[m], crosscoder)
-                    by_group = partial(_group, removed, decoder, members)
-                    concerned = moved.float() @ members.T > 0
-                    together[m][:, index] = batch.without(concerned, by_group, clean[m, index], batch_size, parts)
-            bar.update(len(index))
+        for of_length, tokens in prompts.by_length(batch_size):
+            for index, found in parts.of(of_length, work, length=tokens.shape[1]):
+                clean[:, index] = found.clean
+                alone[..., index], together[..., index] = found.alone, found.together
+                bar.update(len(index))
     return Answers(clean, alone, together)
 
 

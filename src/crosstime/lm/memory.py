@@ -81,7 +81,8 @@ def _resident_bytes() -> int:
 def limit_bytes(device: torch.device, most: int) -> None:
     """Let torch take no more than so much of a CUDA device; beyond that, memory runs out. Elsewhere nothing happens."""
     if device.type == "cuda":
-        torch.cuda.set_per_process_memory_fraction(min(1.0, most / total_bytes(device)), device)
+        # By number: this function of torch takes no device without one, which elsewhere means the present one.
+        torch.cuda.set_per_process_memory_fraction(min(1.0, most / total_bytes(device)), device.index)
 
 
 def release() -> None:
@@ -92,11 +93,15 @@ def release() -> None:
         trim(0)
 
 
+_OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+"""What torch says where it raises a bare RuntimeError: on a CPU, on MPS and outside of its allocator, and in cuBLAS."""
+
+
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out: on a device, or on the CPU, where torch raises a bare RuntimeError."""
+    """Whether memory ran out, on a device or on the CPU."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _OUT_OF_MEMORY)
 
 
 class MemoryWarning(UserWarning):

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from crosstime.analysis.effects import path_of
 from crosstime.analysis.numbers import token_count
 from crosstime.analysis.survey import SIMILARITY_TOKENS
 from crosstime.analysis.task_scores import TaskReader
@@ -293,11 +294,12 @@ class _Planner:
 
     def _attribute(self) -> StagePlan:
         count, config = sum(map(len, self.prompts)), self.config.effects
+        points = path_of(config.method, config.rule, config.steps).gradients
         seconds = len(self.prompts) * self.speeds.task + count * self.speeds.prompt
         at_once = self.shared.batches.effects * cost.gradient_bytes(self.config, self.shared.shape)
         return StagePlan(
             "attribute",
-            f"{count:,} prompts of {len(self.prompts)} tasks, {config.steps} points each",
+            f"{count:,} prompts of {len(self.prompts)} tasks, {points} points each",
             len(self.configs) * seconds,
             self.held + at_once,
         )

@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from crosstime.analysis.activations import encode, residuals
 from crosstime.analysis.contexts import contexts
 from crosstime.analysis.cross_entropy import cross_entropy, logits_in_parts
-from crosstime.analysis.effects import attribute
+from crosstime.analysis.effects import attribute, path_of
 from crosstime.analysis.intervention import intervene
 from crosstime.analysis.latent_scaling import latent_scaling
 from crosstime.analysis.quality import evaluate
@@ -431,11 +431,11 @@ class _Bench:
             many = min(len(self.prompts), int(many * self.slot / both))
             both = seconds(many)
         each = max(0.0, both - fixed) / max(1, many - few)
-        nodes = config.steps
+        points = path_of(config.method, config.rule, config.steps).gradients
         blocks = (
             self.checkpoints
             * self.length_of_prompts
-            * (self.layer * self._block(self.analysed) + nodes * (self.above - 1) * self._block_and_back())
+            * (self.layer * self._block(self.analysed) + points * (self.above - 1) * self._block_and_back())
         )
         return max(0.0, fixed - each) * max(1, config.bootstrap) / max(1, bootstrap), each + blocks
 

@@ -200,12 +200,12 @@ class Trainer:
         rows = max(config.ring_rows, self.refill + config.batch_size)
         width = len(models) * any_crosscoder.config.width
         self.ring = Ring(rows, width, dtype=models[0].dtype, device=self.device, seed=config.seed)
-        self.interval = Interval()
         saved = state.load() if state else None
         if saved is None:
             self._start()
         else:
             self._restore(*saved)
+        self.interval = Interval()  # from here on: calibration is no part of the first one
         self.scale = any_crosscoder.scale
         """c_m, the factor of each checkpoint's activations, which all learners share."""
 
