@@ -24,7 +24,7 @@ SIZES = {
         "train_step.py --checkpoints 1 --rule l1 topk batchtopk --repeats 5",
         f"train_step.py {PAPER} --repeats 2 --alone",
         f"train_step.py {WIDE} --batch 1024 --rule l1 --repeats 3 --alone",
-        "harvest.py",
+        "harvest.py --repeats 9",
         "train_run.py",
         "several.py",
         "effects.py",
