@@ -14,6 +14,8 @@ from pathlib import Path
 
 import torch
 
+from crosstime.training.peak import synchronise
+
 PACKAGES = ("torch", "transformers", "sae-lens", "eai-sparsify")
 """Whose versions are recorded, where they are installed."""
 
@@ -88,13 +90,8 @@ def _processor() -> str:
 
 
 def _once(run: Callable[[], object], device: torch.device) -> float:
-    _wait(device)
+    synchronise(device)
     begin = time.perf_counter()
     run()
-    _wait(device)
+    synchronise(device)
     return time.perf_counter() - begin
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

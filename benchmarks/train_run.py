@@ -18,6 +18,7 @@ from measure import GIB, peak, report
 from crosstime.lm.split import SplitLM
 from crosstime.training.config import TrainConfig
 from crosstime.training.learner import Learner
+from crosstime.training.peak import synchronise
 from crosstime.training.train import Trainer
 
 
@@ -33,8 +34,7 @@ class Clock:
         def timed(*arguments: Any) -> Any:
             begin = time.perf_counter()
             result = function(*arguments)
-            if self.device.type == "cuda":
-                torch.cuda.synchronize(self.device)
+            synchronise(self.device)
             self.seconds += time.perf_counter() - begin
             return result
 

@@ -18,6 +18,8 @@ from crosstime.crosscoder.crosscoder import Crosscoder
 from crosstime.data.corpus import Corpus
 from crosstime.lm.split import SplitLM
 
+BLOCKS_AT_ONCE = 16
+"""That are harvested and encoded at a time, where nothing else is said."""
 PROMOTED = 10
 """Tokens listed per feature and checkpoint, at either end."""
 LEAD = 4
@@ -67,7 +69,7 @@ def contexts(
     top: int = 12,
     window: int = 24,
     max_blocks: int = 1024,
-    batch_blocks: int = 16,
+    batch_blocks: int = BLOCKS_AT_ONCE,
 ) -> dict[int, FeatureContexts]:
     """Find the strongest contexts of some features in one pass over a text, at most one per block and feature.
 

@@ -327,7 +327,7 @@ class _Measurement:
         self, crosscoders: Sequence[Crosscoder], ends_of: Ends, index: Int[Tensor, " B"]
     ) -> list[list[BatchEffects]]:
         """Of each crosscoder and checkpoint the effects on prompts of one length."""
-        tokens = torch.tensor([self.prompts.tokens[n] for n in index.tolist()])
+        tokens = self.prompts.batch(index)
         right, wrong = self.prompts.right[index], self.prompts.wrong[index]
         first = crosscoders[0].config.positions.first_encoded
         x = residuals(crosscoders[0], self.models, tokens)

@@ -72,7 +72,7 @@ def intervene(
     chosen = torch.tensor(features, dtype=torch.long, device=crosscoder.W_enc.device)
 
     def work(index: Tensor) -> tuple[Tensor, Answers]:
-        x = residuals(crosscoder, models, torch.tensor([prompts.tokens[n] for n in index.tolist()]))
+        x = residuals(crosscoder, models, prompts.batch(index))
         f = encode(crosscoder, x)
         new = _new_codes(crosscoder, f, baseline)
         found = Answers(*(whole[..., index] for whole in (clean, alone, together)))

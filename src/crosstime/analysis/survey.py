@@ -36,6 +36,9 @@ from crosstime.lm.suite import Suite
 SIMILARITY_TOKENS = 20_000
 """Activations are compared on at most this many tokens of the tasks. Kept in bfloat16 for all checkpoints at once."""
 
+TOKENS_AT_ONCE = 4096
+"""That go through a model at once, where nothing else is said."""
+
 AT_CHANCE = "it is at chance on every task"
 
 
@@ -229,7 +232,7 @@ def survey(
     positions: Positions = Positions(),  # noqa: B008
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
-    max_tokens_per_batch: int = 4096,
+    max_tokens_per_batch: int = TOKENS_AT_ONCE,
     max_blocks: int = 128,
 ) -> Survey:
     """Run every checkpoint of a suite once, one at a time, on the texts of all tasks and on held-out text.

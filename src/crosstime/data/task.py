@@ -104,6 +104,10 @@ class Prompts:
     def __len__(self) -> int:
         return len(self.tokens)
 
+    def batch(self, index: Int[Tensor, " B"]) -> Int[Tensor, "B S"]:
+        """The tokens of some prompts, given by number, all of one length."""
+        return torch.tensor([self.tokens[n] for n in index.tolist()])
+
     def by_length(self, batch_size: int) -> Iterator[tuple[Int[Tensor, " B"], Int[Tensor, "B S"]]]:
         """Batches of prompts of one length, so that nothing is ever padded.
 
@@ -112,8 +116,8 @@ class Prompts:
         """
         for same_length in indices_by_length(self.tokens).values():
             for start in range(0, len(same_length), batch_size):
-                index = same_length[start : start + batch_size]
-                yield torch.tensor(index), torch.tensor([self.tokens[i] for i in index])
+                index = torch.tensor(same_length[start : start + batch_size])
+                yield index, self.batch(index)
 
 
 @dataclass(frozen=True)

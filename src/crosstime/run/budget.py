@@ -10,16 +10,13 @@ from dataclasses import dataclass
 
 import torch
 
+from crosstime.analysis.contexts import BLOCKS_AT_ONCE
 from crosstime.analysis.effects import POSITIONS_AT_ONCE
+from crosstime.analysis.survey import TOKENS_AT_ONCE
 from crosstime.lm.memory import held_bytes, limit_bytes, shown_bytes
 from crosstime.lm.shape import Shape
 from crosstime.run import cost
 from crosstime.run.config import RunConfig
-
-SURVEY_TOKENS = 4096
-"""That a checkpoint reads at once in the survey, where they fit."""
-CONTEXT_BLOCKS = 16
-"""That are read at once for contexts, where they fit."""
 
 LIBRARIES = 256 * 2**20
 """That libraries which are first needed later, texts and tables take in a process: measured on the demo."""
@@ -99,7 +96,7 @@ class Batches:
         Raises:
             ValueError: what must be held exceeds the budget.
         """
-        config = max(configs, key=lambda config: config.crosscoder.features)
+        config = cost.largest(configs)
         held, context = cost.analysis_parts(configs, shape), config.text.context
         logits = {"logits (text.context)": cost.logit_bytes(config, shape)}
         block = f"one block (text.context = {context})"
@@ -109,7 +106,7 @@ class Batches:
 
         alone = {"a checkpoint (compute.dtype)": held["checkpoints (compute.dtype)"] // config.compare.size, **logits}
         survey = budget.fitting(
-            "the survey", SURVEY_TOKENS // context, block, cost.pass_bytes(config, shape, config.compute.dtype), alone
+            "the survey", TOKENS_AT_ONCE // context, block, cost.pass_bytes(config, shape, config.compute.dtype), alone
         )
         return cls(
             harvest=_harvest(configs, shape, budget) if train else 0,
@@ -123,7 +120,7 @@ class Batches:
                 cost.gradient_bytes(config, shape),
                 held,
             ),
-            contexts=analysed("the search for contexts", CONTEXT_BLOCKS, cost.EVALUATED, held),
+            contexts=analysed("the search for contexts", BLOCKS_AT_ONCE, cost.EVALUATED, held),
         )
 
 

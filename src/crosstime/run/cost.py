@@ -7,8 +7,10 @@ of what training and the analyses hold at once.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from crosstime.analysis.cross_entropy import LOGITS_AT_ONCE
 from crosstime.lm.shape import Shape
@@ -184,6 +186,16 @@ def logit_bytes(config: RunConfig, shape: Shape) -> int:
     return 3 * 4 * max(LOGITS_AT_ONCE, config.text.context * shape.vocabulary)
 
 
+def free_bytes(folder: Path) -> int:
+    """What is free on the disk where a folder is, or is to be."""
+    return shutil.disk_usage(next(path for path in (folder, *folder.absolute().parents) if path.exists())).free
+
+
+def largest(configs: Sequence[RunConfig]) -> RunConfig:
+    """The crosscoder with most features: the analyses, which take one after the other, hold most for it."""
+    return max(configs, key=lambda config: config.crosscoder.features)
+
+
 def crosscoder_weights(config: RunConfig, shape: Shape) -> int:
     """Weights of the crosscoder's two matrices."""
     return 2 * config.compare.size * shape.width * config.crosscoder.features
@@ -201,15 +213,14 @@ def _code_bytes(config: RunConfig) -> int:
 
 def _analysis_bytes(configs: Sequence[RunConfig], shape: Shape) -> int:
     """While a crosscoder is evaluated."""
-    largest = max(configs, key=lambda config: config.crosscoder.features)
-    batch = largest.evaluation.batch_blocks * analysis_bytes(largest, shape, 2) + logit_bytes(largest, shape)
+    config = largest(configs)
+    batch = config.evaluation.batch_blocks * analysis_bytes(config, shape, 2) + logit_bytes(config, shape)
     return sum(analysis_parts(configs, shape).values()) + batch
 
 
 def ring_bytes(config: RunConfig, shape: Shape) -> int:
     training = config.training
-    rows = max(training.ring_rows, training.harvest_blocks * config.text.context + training.batch_size)
-    return rows * config.compare.size * shape.width * BYTES[training.harvest]
+    return training.ring_size(config.text.context) * config.compare.size * shape.width * BYTES[training.harvest]
 
 
 def _run_bytes(config: RunConfig, shape: Shape, weights: int) -> int:

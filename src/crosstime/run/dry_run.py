@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,9 +13,10 @@ from huggingface_hub import constants
 
 from crosstime.analysis.numbers import token_count
 from crosstime.data.task import Task
+from crosstime.lm.memory import total_bytes
 from crosstime.lm.metadata import REQUESTS, Place
 from crosstime.lm.shape import Shape
-from crosstime.run.cost import H100, Cost, estimate
+from crosstime.run.cost import H100, Cost, estimate, free_bytes
 from crosstime.run.imported import check_fit
 from crosstime.run.screen import columns, gigabytes, hours
 from crosstime.run.stage import states
@@ -138,10 +137,8 @@ def _download(places: Sequence[Place], shape: Shape) -> int:
 
 def _device(device: torch.device, needed: int) -> str:
     """What the device offers."""
-    if device.type == "cuda":
-        name, there = torch.cuda.get_device_name(device), torch.cuda.get_device_properties(device).total_memory
-    else:
-        name, there = f"this machine ({device.type})", os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"this machine ({device.type})"
+    there = total_bytes(device)
     if needed > there:
         warnings.warn(f"the run needs about {gigabytes(needed)}, {name} has {gigabytes(there)}", stacklevel=1)
     return f"{name} has {gigabytes(there)}"
@@ -149,8 +146,7 @@ def _device(device: torch.device, needed: int) -> str:
 
 def _room(needed: int, folder: Path, what: str) -> str:
     """What goes into a folder, and whether there is room for it."""
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    free = shutil.disk_usage(there).free
+    free = free_bytes(folder)
     if needed > free:
         warnings.warn(
             f"{gigabytes(needed)} {what} are needed in {folder}, where {gigabytes(free)} are free", stacklevel=1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -172,7 +171,7 @@ class _Planner:
         """Bytes that are held in any case."""
         self.held = self.before + sum(cost.analysis_parts(self.configs, shared.shape).values())
         """Bytes that every analysis holds."""
-        self.largest = max(self.configs, key=lambda config: config.crosscoder.features)
+        self.largest = cost.largest(self.configs)
         self.checkpoints = self.config.compare.size
         self.prompts = [task.prompts(shared.tokenizer, self.config.positions) for task in shared.attributed]
 
@@ -191,7 +190,6 @@ class _Planner:
         memory = max(stage.memory for stage in stages)
         limit = self.config.compute.memory_bytes or total_bytes(shared.device)
         disk = cost.estimate(self.config, shape, beside=self.configs[1:]).run_bytes
-        free = shutil.disk_usage(next(p for p in (shared.folder, *shared.folder.absolute().parents) if p.exists())).free
         steps = sum(step.seconds for step in self.speeds.steps)
         return Plan(
             device=str(shared.device),
@@ -204,7 +202,7 @@ class _Planner:
             memory=memory,
             memory_limit=limit,
             disk=disk,
-            disk_free=free,
+            disk_free=cost.free_bytes(shared.folder),
             one_more=self._steps * steps / len(self.configs) if trained else 0.0,
         )
 
@@ -235,8 +233,8 @@ class _Planner:
     def _blocks(self) -> int:
         """Blocks that are harvested, calibration included: the ring is filled, and as often as one pass fits again."""
         training, batch = self.config.training, self.config.training.batch_size
-        refill = training.harvest_blocks * (self.config.text.context - self.config.positions.first_trained)
-        ring = max(training.ring_rows, refill + batch)
+        rows_per_block = self.config.text.context - self.config.positions.first_trained
+        refill, ring = training.harvest_blocks * rows_per_block, training.ring_size(rows_per_block)
         return training.calibration_blocks + training.harvest_blocks * ((ring + (self._steps - 1) * batch) // refill)
 
     @property

@@ -18,6 +18,7 @@ from crosstime.analysis.quality import Quality
 from crosstime.analysis.seeds import PER_CHECKPOINT, QUALITIES, OverSeeds, over_seeds
 from crosstime.crosscoder.crosscoder import Crosscoder
 from crosstime.run import config
+from crosstime.run.screen import columns
 
 TRAINING_SEED, START_SEED = "training.seed", "crosscoder.seed"
 _DIGITS = {"l0": 2, "dead": 1, "explained_variance": 4, "delta_ce": 4, "loss_recovered": 4}
@@ -153,9 +154,7 @@ def _alike(run_dir: Path) -> list[Path]:
 
 def aligned(rows: Sequence[Sequence[str]]) -> str:
     """A table for a terminal."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ("  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows)
-    return "\n".join(line.rstrip() for line in lines)
+    return columns(rows, right=range(1, len(rows[0])))
 
 
 def markdown(rows: Sequence[Sequence[str]]) -> str:

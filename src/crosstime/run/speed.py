@@ -31,6 +31,7 @@ from crosstime.data.corpus import Corpus
 from crosstime.data.task import Prompts
 from crosstime.lm.finite import finite_residual
 from crosstime.lm.split import SplitLM
+from crosstime.run import cost
 from crosstime.run.config import RunConfig
 from crosstime.run.values import Shared
 from crosstime.training.harvest import Harvest
@@ -167,7 +168,7 @@ class _Bench:
         self.configs = (shared.config, *shared.beside)
         self.device, self.layer, self.positions = shared.device, shared.layer, shared.config.positions
         self.checkpoints, self.above = self.config.compare.size, shared.metadata.n_layers - shared.layer - 1
-        self.largest = max(self.configs, key=lambda config: config.crosscoder.features)
+        self.largest = cost.largest(self.configs)
         self.random = np.random.default_rng(0)
 
     def speeds(self) -> Speeds:

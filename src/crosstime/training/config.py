@@ -105,6 +105,10 @@ class TrainConfig:
         """Optimisation steps of the whole run; rows that fill no batch are left out."""
         return self.rows // self.batch_size
 
+    def ring_size(self, rows_per_block: int) -> int:
+        """Rows that the ring has room for: a refill takes as many slots as it makes rows, beside a batch."""
+        return max(self.ring_rows, self.harvest_blocks * rows_per_block + self.batch_size)
+
     def lr_at(self, step: int) -> float:
         """The learning rate of a step, counted from 0 (arXiv 2509.05291: constant, then linear to 0)."""
         start = (1 - self.lr_decay) * self.steps

@@ -32,7 +32,7 @@ from crosstime.training.harvest import Harvest, calibrate
 from crosstime.training.interval import Interval
 from crosstime.training.learner import Learner
 from crosstime.training.log import Sink, open_log
-from crosstime.training.peak import peak_products
+from crosstime.training.peak import peak_products, synchronise
 from crosstime.training.progress import Progress
 from crosstime.training.ring import Ring
 from crosstime.training.state import StateFolder
@@ -195,9 +195,8 @@ class Trainer:
             blocks_at_once=blocks_at_once,
             note=partial(_note, self.notes),  # not a method, which would keep this in memory
         )
-        # A refill takes as many slots as it makes rows, so the ring must have room for that beside a batch.
         self.refill = config.harvest_blocks * self.harvest.rows_per_block
-        rows = max(config.ring_rows, self.refill + config.batch_size)
+        rows = config.ring_size(self.harvest.rows_per_block)
         width = len(models) * any_crosscoder.config.width
         self.ring = Ring(rows, width, dtype=models[0].dtype, device=self.device, seed=config.seed)
         saved = state.load() if state else None
@@ -241,8 +240,7 @@ class Trainer:
         self.step += 1
 
     def _refill(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)  # or the wait for the steps before would count as harvest
+        synchronise(self.device)  # or the wait for the steps before would count as harvest
         begin = time.perf_counter()
         while self.ring.free >= self.refill:
             for rows in self.harvest.rows(self.config.harvest_blocks):
