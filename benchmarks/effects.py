@@ -18,15 +18,15 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-import models
 import numpy as np
 import torch
 from measure import report, seconds
 from paper_effects import PaperEffects
 
-from crosstime.analysis.effects import CompletenessWarning, Effects, attribute, attribute_several
-from crosstime.data.positions import Positions
-from crosstime.data.task import Prompts
+import models
+from crosstime.attribution.effects import CompletenessWarning, Effects, attribute, attribute_several
+from crosstime.tasks.task import Prompts
+from crosstime.text.positions import Positions
 
 LENGTHS = (128, 1092, 308, 337, 461, 453, 320, 213, 60, 40, 30, 20, 7)
 """Of the paper's 3469 prompts (BLiMP, subject-verb agreement, NeoX tokenizer) those of 1, 2, ... tokens; the last five

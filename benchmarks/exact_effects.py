@@ -9,15 +9,15 @@ import argparse
 import warnings
 from collections.abc import Sequence
 
-import models
 import numpy as np
 import torch
 from measure import report, seconds
 
 import crosstime as ct
+import models
 from crosstime import demo
-from crosstime.analysis.activations import encode, residuals
-from crosstime.analysis.effects import CompletenessWarning
+from crosstime.attribution.activations import encode, residuals
+from crosstime.attribution.effects import CompletenessWarning
 
 CHECKPOINTS, LAYER = ["step256", "step1000", "step3786"], 3
 

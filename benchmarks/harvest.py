@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 
-import models
 import torch
 from measure import report, seconds
 from transformers import GPTNeoXModel
 
-from crosstime.data.positions import Positions
+import models
+from crosstime.text.positions import Positions
 from crosstime.training.harvest import Harvest
 
 

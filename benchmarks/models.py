@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
-from crosstime.analysis.activations import residuals
+from crosstime.attribution.activations import residuals
 from crosstime.crosscoder.crosscoder import Crosscoder, CrosscoderConfig
-from crosstime.data.corpus import Corpus
-from crosstime.data.task import Prompts
-from crosstime.lm.split import SplitLM
+from crosstime.models.split import SplitLM
+from crosstime.tasks.task import Prompts
+from crosstime.text.corpus import Corpus
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:

@@ -34,7 +34,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils import ModelOutput
 
 from crosstime.crosscoder.crosscoder import Crosscoder
-from crosstime.data.task import Prompts
+from crosstime.tasks.task import Prompts
 
 BATCH = 4
 NEEDED = ("nnsight", "einops")

@@ -9,10 +9,11 @@ from __future__ import annotations
 import argparse
 import statistics
 
-import models
 import torch
 import train_run
 from measure import report
+
+import models
 
 
 def main() -> None:

@@ -11,11 +11,11 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import models
 import torch
 from measure import GIB, peak, report
 
-from crosstime.lm.split import SplitLM
+import models
+from crosstime.models.split import SplitLM
 from crosstime.training.config import TrainConfig
 from crosstime.training.learner import Learner
 from crosstime.training.peak import synchronise

@@ -18,9 +18,9 @@ from scipy import stats
 
 import crosstime as ct
 import embedded
-from crosstime.analysis.ablation import strongest
-from crosstime.analysis.effects import CompletenessWarning
-from crosstime.analysis.intervention import intervene
+from crosstime.attribution.ablation import strongest
+from crosstime.attribution.effects import CompletenessWarning
+from crosstime.attribution.intervention import intervene
 
 CHECKPOINTS = ["step256", "step1000", "step3786"]
 METHODS = {

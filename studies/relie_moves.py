@@ -17,8 +17,8 @@ from scipy import stats
 
 import crosstime as ct
 import embedded
-from crosstime.analysis.ablation import strongest
-from crosstime.analysis.effects import CompletenessWarning
+from crosstime.attribution.ablation import strongest
+from crosstime.attribution.effects import CompletenessWarning
 
 CHECKPOINTS = ["step1000", "step3786"]
 METHODS = {

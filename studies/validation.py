@@ -15,7 +15,7 @@ from pathlib import Path
 
 import crosstime as ct
 import embedded
-from crosstime.analysis.effects import CompletenessWarning
+from crosstime.attribution.effects import CompletenessWarning
 
 CHECKPOINTS = ["step256", "step1000", "step3786"]
 METHODS = {

@@ -10,7 +10,7 @@ from typing import Any
 
 import tiny
 from crosstime import demo
-from crosstime.run.preset import PRESETS
+from crosstime.pipeline.preset import PRESETS
 from hub_server import HubServer
 
 PYTHIA = {

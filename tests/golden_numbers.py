@@ -12,7 +12,7 @@ from torch import Tensor
 
 from crosstime.crosscoder.crosscoder import Crosscoder, CrosscoderConfig
 from crosstime.crosscoder.sparsity.rules import L1, Sparsity
-from crosstime.data.positions import Positions
+from crosstime.text.positions import Positions
 
 FOLDER = Path(__file__).parent / "golden"
 POSITIONS = Positions(bos=False, encode_first=True, train_first=False)

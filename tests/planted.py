@@ -20,10 +20,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from crosstime.crosscoder.crosscoder import Crosscoder, CrosscoderConfig
-from crosstime.data.corpus import Corpus
-from crosstime.data.positions import Positions
-from crosstime.data.task import Prompts
-from crosstime.lm.split import SplitLM
+from crosstime.models.split import SplitLM
+from crosstime.tasks.task import Prompts
+from crosstime.text.corpus import Corpus
+from crosstime.text.positions import Positions
 
 KINDS = ("emerging", "maintained", "dropped", "rotating", "irrelevant")
 RIGHT, WRONG = 0, 1  # the token ids of the two answers in every planted world

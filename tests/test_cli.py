@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from crosstime import artifact, cli, terminal
-from crosstime.run import config, preset
+from crosstime import cli
+from crosstime.base import artifact, terminal
+from crosstime.pipeline import config, preset
 
 
 def crosstime(*arguments, **options):
@@ -153,7 +154,7 @@ def test_a_fault_of_ours_exits_1_and_keeps_the_traceback(tmp_path, monkeypatch, 
     def break_down(*_args, **_kwargs):
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr("crosstime.run.stage.bring_up_to_date", break_down)
+    monkeypatch.setattr("crosstime.pipeline.engine.bring_up_to_date", break_down)
     assert cli.main(["run", str(tmp_path)]) == cli.FAULT
     err = capfd.readouterr().err
     assert err.startswith("crosstime: fault: RuntimeError: a bug")
@@ -184,7 +185,7 @@ def fault_of(package, tmp_path, body):
 )
 def test_only_a_value_error_that_we_raise_is_bad_input(tmp_path, monkeypatch, capfd, package, body, code):
     (tmp_path / "run.toml").write_text(preset.text("demo"))
-    monkeypatch.setattr("crosstime.run.stage.bring_up_to_date", fault_of(package, tmp_path, body))
+    monkeypatch.setattr("crosstime.pipeline.engine.bring_up_to_date", fault_of(package, tmp_path, body))
     assert cli.main(["run", str(tmp_path)]) == code
     err = capfd.readouterr().err
     assert len(err.splitlines()) == 1

@@ -9,18 +9,17 @@ import crosstime
 
 SOURCE = Path(crosstime.__file__).parent
 ORDER = [
-    "artifact",
-    "lm",
-    "data",
+    "base",
+    "models",
+    "text",
+    "tasks",
     "demo",
     "crosscoder",
     "training",
-    "analysis",
-    "annotation",
+    "attribution",
+    "evaluation",
     "report",
-    "run",
-    "errors",
-    "terminal",
+    "pipeline",
     "cli",
     "__main__",
 ]

@@ -9,8 +9,8 @@ from typing import get_args, get_type_hints
 import pytest
 
 from crosstime.crosscoder.sparsity.rules import BatchTopK
-from crosstime.run.config import RunConfig, RunFile
-from crosstime.run.toml import build
+from crosstime.pipeline.config import RunConfig, RunFile
+from crosstime.pipeline.toml import build
 from crosstime.training.config import TrainConfig
 
 QUICKSTART = (Path(__file__).parents[1] / "docs" / "quickstart.md").read_text(encoding="utf-8")

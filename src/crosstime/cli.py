@@ -18,13 +18,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from crosstime import artifact
-from crosstime.errors import users_line
-from crosstime.lm.nearest import nearest
-from crosstime.terminal import INTERRUPTED, mend_terminal, quiet, quiet_libraries, say, say_progress, signals
+from crosstime.base import artifact
+from crosstime.base.errors import InputError, describe, nearest
+from crosstime.base.terminal import INTERRUPTED, mend_terminal, quiet, quiet_libraries, say, say_progress, signals
 
 if TYPE_CHECKING:
-    from crosstime.run.values import Run
+    from crosstime.pipeline.run import Run
 
 STDOUT = 1
 DONE, FAULT, BAD_INPUT = 0, 1, 2
@@ -39,12 +38,12 @@ def demo(out: Path = Path("runs/demo")) -> None:
     Args:
         out: Folder of the run.
     """
-    from crosstime.run import config
+    from crosstime.pipeline import config
 
     if not (out / config.FILE).exists():
         _write_preset("demo", out)
     elif not config.load(out)[0].suite.demo:
-        raise ValueError(
+        raise InputError(
             f"{out} holds a run on another suite: go on with `crosstime run {out}`, or choose another --out"
         )
     run(out)
@@ -66,16 +65,16 @@ def new(
         seed: Seed of the training.
         list: List the presets.
     """
-    from crosstime.run import config
-    from crosstime.run import preset as presets
+    from crosstime.pipeline import config
+    from crosstime.pipeline import preset as presets
 
     if list or preset is None:
         print(presets.table())
         return
     if run_dir is None:
-        raise ValueError(f"name a new folder for the run: `crosstime new {preset} RUN_DIR`")
+        raise InputError(f"name a new folder for the run: `crosstime new {preset} RUN_DIR`")
     if (run_dir / config.FILE).exists():
-        raise ValueError(f"{run_dir / config.FILE} is already there: edit it, or choose another folder")
+        raise InputError(f"{run_dir / config.FILE} is already there: edit it, or choose another folder")
     _write_preset(preset, run_dir, rule, seed)
     print(f"{run_dir / config.FILE}: edit it, then `crosstime run {run_dir}`")
 
@@ -102,11 +101,11 @@ def plan(run_dir: RunDir, json: tyro.conf.FlagCreatePairsOff[bool] = False) -> N
     """
     import json as json_format
 
-    from crosstime.run import config
+    from crosstime.pipeline import config
 
     configs = config.load(run_dir)
-    from crosstime.run import plan as planning
-    from crosstime.run.values import runs
+    from crosstime.pipeline import plan as planning
+    from crosstime.pipeline.run import runs
 
     quiet_libraries()
     found = planning.plan(runs(run_dir, configs))
@@ -195,13 +194,13 @@ def show(run_dir: Place, json: tyro.conf.FlagCreatePairsOff[bool] = False) -> No
     """
     import json as json_format
 
-    from crosstime.run import config
+    from crosstime.pipeline import config
 
     folder, configs = config.find(run_dir)
-    from crosstime.run import summary
-    from crosstime.run.stage import states
-    from crosstime.run.stages import stages
-    from crosstime.run.values import runs
+    from crosstime.pipeline import summary
+    from crosstime.pipeline.engine import states
+    from crosstime.pipeline.run import runs
+    from crosstime.pipeline.stages import stages
 
     found = runs(folder, configs)
     numbers = _headlines(found)
@@ -233,7 +232,7 @@ def table(
     """
     import json as json_format
 
-    from crosstime.run import seeds
+    from crosstime.pipeline import seeds
 
     found = seeds.seed_table(run_dirs, match=match)
     if json:
@@ -269,11 +268,11 @@ def import_(
         revision: Of a repository of the hub.
     """
     from crosstime.crosscoder.formats.importing import import_crosscoder
-    from crosstime.data.positions import Positions
-    from crosstime.run import config as run_config
+    from crosstime.pipeline import config as run_config
+    from crosstime.text.positions import Positions
 
     if (out_dir / run_config.FILE).exists():
-        raise ValueError(
+        raise InputError(
             f"{out_dir} is a run folder: choose another one, and name it there as `from` under [crosscoder]"
         )
     policy = {name: value for name, value in (("bos", bos), ("encode_first", encode_first)) if value is not None}
@@ -331,7 +330,7 @@ def annotate_export(
         blind: Hide task, class and RelIE, and shuffle.
         seed: Of the shuffling.
     """
-    from crosstime.run.annotations import export_sheet
+    from crosstime.pipeline.annotations import export_sheet
 
     export_sheet(_only(run_dir), out, top=top, blind=blind, seed=seed)
     print(f"{out}: fill it in, then `crosstime annotate import {run_dir} {out}`")
@@ -346,11 +345,11 @@ def annotate_import(
         run_dir: The run, or RUN_DIR/NAME, that the sheets came from.
         files: The sheets; several annotators may share one or have one each.
     """
-    from crosstime.run.annotations import import_sheets
-    from crosstime.run.lock import locked
+    from crosstime.pipeline.annotations import import_sheets
+    from crosstime.pipeline.lock import locked
 
     if not files:
-        raise ValueError(f"name the sheets: `crosstime annotate import {run_dir} SHEET.csv`")
+        raise InputError(f"name the sheets: `crosstime annotate import {run_dir} SHEET.csv`")
     one = _only(run_dir)
     with locked(one.folder):
         agreed = import_sheets(one, files)
@@ -406,7 +405,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         say(f"fault: {fault}")
         return FAULT
     except Exception as error:
-        line = users_line(error)
+        line = describe(error)
         if line is None:
             traceback.print_exception(error)
             return FAULT
@@ -421,14 +420,14 @@ class _Fault(Exception):
 
 def _bring_up_to_date(run_dir: Path, last: str | None) -> list[Run]:
     """Does the stages up to one of them, or all, in a run folder that no one else is writing to."""
-    from crosstime.run import config
-    from crosstime.run.lock import locked
+    from crosstime.pipeline import config
+    from crosstime.pipeline.lock import locked
 
     configs = config.load(run_dir)
     with locked(run_dir), _on_record(run_dir):
-        from crosstime.run.stage import bring_up_to_date
-        from crosstime.run.stages import stages
-        from crosstime.run.values import runs
+        from crosstime.pipeline.engine import bring_up_to_date
+        from crosstime.pipeline.run import runs
+        from crosstime.pipeline.stages import stages
 
         quiet_libraries()
         found = runs(run_dir, configs)
@@ -441,11 +440,11 @@ def _bring_up_to_date(run_dir: Path, last: str | None) -> list[Run]:
 
 def _rehearse(run_dir: Path) -> None:
     """Checks a run, and says what it would do and cost."""
-    from crosstime.run import config
+    from crosstime.pipeline import config
 
     configs = config.load(run_dir)
-    from crosstime.run.dry_run import dry_run
-    from crosstime.run.values import runs
+    from crosstime.pipeline.dry_run import dry_run
+    from crosstime.pipeline.run import runs
 
     quiet_libraries()
     print(dry_run(runs(run_dir, configs)))
@@ -453,11 +452,11 @@ def _rehearse(run_dir: Path) -> None:
 
 def _only(place: Path) -> Run:
     """The one crosscoder that a place means."""
-    from crosstime.run import config
+    from crosstime.pipeline import config
 
     run_dir, configs = config.find(place)
     config.only(place, configs)
-    from crosstime.run.values import runs
+    from crosstime.pipeline.run import runs
 
     (one,) = runs(run_dir, configs)
     return one
@@ -465,20 +464,20 @@ def _only(place: Path) -> Run:
 
 def _trained(source: str) -> str | Path:
     """The crosscoder of a run, if one is named; else what is named."""
-    from crosstime.run import config
+    from crosstime.pipeline import config
 
     if not config.is_of_run(Path(source)):
         return source
     one = _only(Path(source))
     if artifact.read_manifest(one.at("crosscoder")) is None:
-        raise ValueError(f"{source} has no crosscoder yet: `crosstime train {one.folder}` makes it")
+        raise InputError(f"{source} has no crosscoder yet: `crosstime train {one.folder}` makes it")
     return one.at("crosscoder")
 
 
 def _headlines(runs: Sequence[Run]) -> dict[str, dict[str, Any]]:
     """The headline numbers of each crosscoder of a run, by its name."""
-    from crosstime.run import summary
-    from crosstime.run.stages import stages
+    from crosstime.pipeline import summary
+    from crosstime.pipeline.stages import stages
 
     folders = {stage.name: stage.folder for stage in stages(runs[0].config)}
     return {run.name: summary.headline(run, folders) for run in runs}
@@ -486,7 +485,7 @@ def _headlines(runs: Sequence[Run]) -> dict[str, dict[str, Any]]:
 
 def _summary(numbers: dict[str, dict[str, Any]]) -> str:
     """Them, for a terminal."""
-    from crosstime.run import summary
+    from crosstime.pipeline import summary
 
     return summary.comparison(numbers) if len(numbers) > 1 else summary.table(next(iter(numbers.values())))
 
@@ -499,7 +498,7 @@ def _on_record(run_dir: Path) -> Iterator[None]:
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"- go on with `crosstime run {run_dir}`") from None
     except Exception as error:
-        if users_line(error) is not None:
+        if describe(error) is not None:
             raise
         path = run_dir / "error.log"
         try:
@@ -511,7 +510,7 @@ def _on_record(run_dir: Path) -> Iterator[None]:
 
 
 def _write_preset(name: str, run_dir: Path, rule: str | None = None, seed: int = 124) -> None:
-    from crosstime.run import config, preset
+    from crosstime.pipeline import config, preset
 
     text = preset.text(name, rule, seed)
     run_dir.mkdir(parents=True, exist_ok=True)
@@ -527,5 +526,5 @@ def _dispatch(arguments: Sequence[str]) -> None:
         description = str(COMMANDS[group].__doc__).splitlines()[0]
         commands, prog, arguments = GROUPS[group], f"crosstime {group}", arguments[1:]
     if arguments and not arguments[0].startswith("-") and arguments[0] not in commands:
-        raise ValueError(f"there is no command `{arguments[0]}`{nearest(arguments[0], commands)}")
+        raise InputError(f"there is no command `{arguments[0]}`{nearest(arguments[0], commands)}")
     tyro.extras.subcommand_cli_from_dict(commands, prog=prog, description=description, args=arguments)

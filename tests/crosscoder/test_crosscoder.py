@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from crosstime.crosscoder.crosscoder import Crosscoder, CrosscoderConfig
-from crosstime.data.positions import Positions
+from crosstime.text.positions import Positions
 
 M, D, F = 3, 5, 7
 

@@ -2,10 +2,10 @@ import pytest
 from transformers import AutoTokenizer
 
 from crosstime import demo
-from crosstime.data.blimp import DETERMINER_NOUN, GROUPS
-from crosstime.data.corpus import Corpus
-from crosstime.data.text import read_text
-from crosstime.lm.suite import Suite
+from crosstime.models.suite import Suite
+from crosstime.tasks.blimp import DETERMINER_NOUN, GROUPS
+from crosstime.text.corpus import Corpus
+from crosstime.text.reading import read_text
 
 
 def test_every_checkpoint_is_there_with_its_tokens():

@@ -9,13 +9,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 
-from crosstime.analysis.ablation import Ablation
-from crosstime.analysis.contexts import Context, FeatureContexts
-from crosstime.analysis.diagnostics import LABELS, Diagnostics
-from crosstime.analysis.exact import Exact
-from crosstime.analysis.quality import Quality
-from crosstime.analysis.survey import Proposal, Survey
-from crosstime.annotation.annotation import Annotation
+from crosstime.attribution.ablation import Ablation
+from crosstime.attribution.exact import Exact
+from crosstime.evaluation.contexts import Context, FeatureContexts
+from crosstime.evaluation.diagnostics import LABELS, Diagnostics
+from crosstime.evaluation.quality import Quality
+from crosstime.evaluation.survey import Proposal, Survey
+from crosstime.report.annotation import Annotation
 from crosstime.report.data import ReportData, RunFacts, TaskEffects, TaskGroup, TrainingPoint
 
 STEPS = (0, 64, 128, 256, 512, 1000, 2000, 3786)

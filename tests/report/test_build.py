@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 
-from crosstime.analysis.relative import LIFECYCLES
+from crosstime.attribution.relative import LIFECYCLES
 from crosstime.report.build import build_report
 from crosstime.report.data import ReportData, RunFacts, TaskEffects
 from crosstime.report.features import LIFECYCLE_WORDS

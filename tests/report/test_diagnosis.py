@@ -2,7 +2,7 @@ import dataclasses
 
 import numpy as np
 
-from crosstime.analysis.diagnostics import LABELS
+from crosstime.evaluation.diagnostics import LABELS
 from crosstime.report.diagnosis import LABEL_WORDS, against_absence
 from crosstime.report.features import by_task
 from crosstime.report.summary import label_counts

@@ -3,7 +3,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from crosstime.analysis.contexts import Context, FeatureContexts
+from crosstime.evaluation.contexts import Context, FeatureContexts
 from crosstime.report.data import TaskGroup
 from crosstime.report.features import by_task, class_words
 from crosstime.report.story import group_stories, lead, task_story

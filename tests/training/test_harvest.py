@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from crosstime.data.corpus import Corpus
-from crosstime.data.positions import Positions
+from crosstime.text.corpus import Corpus
+from crosstime.text.positions import Positions
 from crosstime.training.harvest import Harvest, calibrate
 from planted import plant
 

@@ -13,15 +13,15 @@ import numpy as np
 import pytest
 import torch
 
-from crosstime.analysis.effects import attribute
-from crosstime.analysis.relative import relative
+from crosstime.attribution.effects import attribute
+from crosstime.attribution.relative import relative
+from crosstime.base.memory import MemoryWarning
 from crosstime.crosscoder.crosscoder import Crosscoder, CrosscoderConfig
 from crosstime.crosscoder.sparsity.rules import L1, BatchTopK, JumpReLU, TopK
-from crosstime.data.corpus import Corpus
-from crosstime.data.positions import Positions
-from crosstime.data.task import Prompts
-from crosstime.lm.memory import MemoryWarning
-from crosstime.lm.suite import Suite
+from crosstime.models.suite import Suite
+from crosstime.tasks.task import Prompts
+from crosstime.text.corpus import Corpus
+from crosstime.text.positions import Positions
 from crosstime.training.config import Recipe, TrainConfig
 from crosstime.training.harvest import calibrate
 from crosstime.training.learner import Learner

@@ -13,10 +13,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from crosstime.base.errors import InputError
 from crosstime.crosscoder import files
 from crosstime.crosscoder.sparsity.rule import END, Mode
 from crosstime.crosscoder.sparsity.rules import L1, Sparsity
-from crosstime.data.positions import Positions
+from crosstime.text.positions import Positions
 
 
 @dataclass(frozen=True)
@@ -43,13 +44,12 @@ class CrosscoderConfig:
     """Which features it keeps."""
 
     def __post_init__(self) -> None:
-        """Raises ValueError where the configuration describes no crosscoder."""
         if not self.checkpoints:
-            raise ValueError("a crosscoder needs a checkpoint to read; got none")
+            raise InputError("a crosscoder needs a checkpoint to read; got none")
         if len(set(self.checkpoints)) < len(self.checkpoints):
-            raise ValueError(f"the checkpoints of a crosscoder need different names; got {list(self.checkpoints)}")
+            raise InputError(f"the checkpoints of a crosscoder need different names; got {list(self.checkpoints)}")
         if min(self.width, self.features) < 1:
-            raise ValueError(f"width and features must be positive; got {self.width} and {self.features}")
+            raise InputError(f"width and features must be positive; got {self.width} and {self.features}")
         self.sparsity.check(self.features)
 
 
@@ -185,7 +185,7 @@ class Crosscoder(nn.Module):
         """Read a crosscoder from a folder, or from a repository of the hub.
 
         Raises:
-            ValueError: nothing is there, it is no crosscoder or one of another version, or its weights were truncated
+            InputError: nothing is there, it is no crosscoder or one of another version, or its weights were truncated
                 or altered.
         """
         config, tensors = files.load(source, CrosscoderConfig, revision=revision)
@@ -197,6 +197,6 @@ class Crosscoder(nn.Module):
         """Upload the crosscoder with its card to the hub; returns the address of the commit.
 
         Raises:
-            ValueError: the hub refused the upload.
+            InputError: the hub refused the upload.
         """
         return files.push(self, repo, private=private, token=token)

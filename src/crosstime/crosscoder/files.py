@@ -17,8 +17,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as tensor_bytes
 
+from crosstime.base.errors import InputError
 from crosstime.crosscoder.sparsity.rules import Sparsity
-from crosstime.data.positions import Positions
+from crosstime.text.positions import Positions
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,13 +51,13 @@ def load(
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ValueError(f"{source} holds no crosscoder: there is no {CONFIG} in it") from None
+        raise InputError(f"{source} holds no crosscoder: there is no {CONFIG} in it") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(
+        raise InputError(
             f"{folder / CONFIG} is not valid JSON ({error}): fetch or train the crosscoder again"
         ) from None
     if not isinstance(config, dict) or config.pop("format", None) != FORMAT:
-        raise ValueError(f"{folder / CONFIG} does not describe a crosscoder of crosstime (format {FORMAT!r})")
+        raise InputError(f"{folder / CONFIG} does not describe a crosscoder of crosstime (format {FORMAT!r})")
     try:
         config.pop("scale_factors")  # for people who read the file; the weights hold them exactly
         expected = config.pop("weights_sha256")
@@ -65,12 +66,12 @@ def load(
         parts = {"positions": Positions(**config["positions"]), "sparsity": Sparsity.from_dict(config["sparsity"])}
         described = config_class(**{**config, **parts})
     except (KeyError, TypeError) as error:
-        raise ValueError(
+        raise InputError(
             f"{folder / CONFIG} is damaged or of another version of crosstime ({error!r}): update crosstime, or train "
             "the crosscoder again"
         ) from None
     except ValueError as error:
-        raise ValueError(f"{folder / CONFIG}: {error}") from None
+        raise InputError(f"{folder / CONFIG}: {error}") from None
     return described, _verified_tensors(folder / WEIGHTS, expected)
 
 
@@ -79,7 +80,7 @@ def fill(crosscoder: Any, tensors: dict[str, Tensor], source: str | Path) -> Non
     try:
         crosscoder.load_state_dict(tensors)
     except RuntimeError as error:
-        raise ValueError(f"the weights in {source} do not fit its {CONFIG}: {error}") from None
+        raise InputError(f"the weights in {source} do not fit its {CONFIG}: {error}") from None
 
 
 def push(crosscoder: Any, repo: str, *, private: bool, token: str | None) -> str:
@@ -91,7 +92,7 @@ def push(crosscoder: Any, repo: str, *, private: bool, token: str | None) -> str
             save(crosscoder, folder)
             return str(api.upload_folder(repo_id=repo, folder_path=folder, commit_message="Upload crosscoder"))
     except (HfHubHTTPError, HFValidationError) as error:
-        raise ValueError(f"the hub refused the upload to {repo!r}: {error}") from error
+        raise InputError(f"the hub refused the upload to {repo!r}: {error}") from error
 
 
 def _folder(source: str | Path, revision: str | None) -> Path:
@@ -103,27 +104,27 @@ def _folder(source: str | Path, revision: str | None) -> Path:
             huggingface_hub.snapshot_download(str(source), revision=revision, allow_patterns=[WEIGHTS, CONFIG, CARD])
         )
     except RevisionNotFoundError as error:
-        raise ValueError(f"{source} has no revision {revision!r} on the hub") from error
+        raise InputError(f"{source} has no revision {revision!r} on the hub") from error
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(f"{source} is neither a folder nor a repository of the hub ({reason})") from error
+        raise InputError(f"{source} is neither a folder nor a repository of the hub ({reason})") from error
 
 
 def _verified_tensors(path: Path, expected: str) -> dict[str, Tensor]:
     try:
         weights = path.read_bytes()
     except FileNotFoundError:
-        raise ValueError(f"{path} is missing: fetch or train the crosscoder again") from None
+        raise InputError(f"{path} is missing: fetch or train the crosscoder again") from None
     found = hashlib.sha256(weights).hexdigest()
     if found != expected:
-        raise ValueError(
+        raise InputError(
             f"{path} was truncated or altered: its SHA-256 is {found[:12]}…, {CONFIG} says {str(expected)[:12]}…; "
             "fetch or train the crosscoder again"
         )
     try:
         return load_tensors(weights)
     except SafetensorError as error:
-        raise ValueError(f"{path} is not a safetensors file: {error}") from None
+        raise InputError(f"{path} is not a safetensors file: {error}") from None
 
 
 def _replace(folder: Path, contents: dict[str, bytes]) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from crosstime.data.blimp import load_blimp
-from crosstime.data.task import Task
+from crosstime.tasks.blimp import load_blimp
+from crosstime.tasks.task import Task
 
 FOLDER = Path(__file__).parent
 SUITE = FOLDER / "suite"
@@ -20,6 +20,6 @@ def blimp(name: str) -> Task:
     """An embedded BLiMP set, or a group of them: "subject-verb", "plain-subject-verb", "distractor", "determiner-noun".
 
     Raises:
-        ValueError: there is no such set (the nearest is named).
+        InputError: there is no such set (the nearest is named).
     """
     return load_blimp(BLIMP, name)

@@ -8,14 +8,16 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Float
 
+from crosstime.base.errors import InputError
+
 
 def by_checkpoint(table: pa.Table, kind: str, checkpoints: Sequence[str]) -> Float[np.ndarray, "N M"]:
     """The columns KIND_NAME of the checkpoints, side by side.
 
     Raises:
-        ValueError: one is missing.
+        InputError: one is missing.
     """
     missing = [name for name in checkpoints if f"{kind}_{name}" not in table.column_names]
     if missing:
-        raise ValueError(f"the table has no column '{kind}_{missing[0]}': it is of other checkpoints")
+        raise InputError(f"the table has no column '{kind}_{missing[0]}': it is of other checkpoints")
     return np.stack([table[f"{kind}_{name}"].to_numpy().astype(np.float64) for name in checkpoints], axis=1)

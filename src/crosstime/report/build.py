@@ -14,11 +14,12 @@ import numpy as np
 from jaxtyping import Float
 from plotly.offline import get_plotlyjs
 
-from crosstime.analysis.numbers import token_count
-from crosstime.analysis.overlap import overlap as compare
-from crosstime.analysis.survey import Survey
-from crosstime.annotation.agreement import agreements
+from crosstime.attribution.overlap import overlap as compare
+from crosstime.base.errors import InputError
+from crosstime.base.numbers import token_count
+from crosstime.evaluation.survey import Survey
 from crosstime.report import summary, words
+from crosstime.report.agreement import agreements
 from crosstime.report.colour import checkpoint_colours
 from crosstime.report.data import ReportData, TaskEffects
 from crosstime.report.diagnosis import LABEL_WORDS
@@ -65,10 +66,10 @@ def build_report(data: ReportData, folder: Path) -> Path:
         The path of `index.html`.
 
     Raises:
-        ValueError: the folder does not exist or is not empty, or the table of features is of other checkpoints.
+        InputError: the folder does not exist or is not empty, or the table of features is of other checkpoints.
     """
     if not folder.is_dir() or any(folder.iterdir()):
-        raise ValueError(f"{folder}: a report is written into an existing, empty folder")
+        raise InputError(f"{folder}: a report is written into an existing, empty folder")
     parts = _Parts.of(data)
     figures = _figures(parts)
     _write_assets(folder / "assets")

@@ -9,13 +9,14 @@ from typing import Any
 
 import pyarrow as pa
 
-from crosstime.analysis.ablation import Ablation
-from crosstime.analysis.contexts import FeatureContexts
-from crosstime.analysis.diagnostics import Diagnostics
-from crosstime.analysis.exact import Exact
-from crosstime.analysis.quality import Quality
-from crosstime.analysis.survey import Proposal, Survey
-from crosstime.annotation.annotation import Annotation
+from crosstime.attribution.ablation import Ablation
+from crosstime.attribution.exact import Exact
+from crosstime.base.errors import InputError
+from crosstime.evaluation.contexts import FeatureContexts
+from crosstime.evaluation.diagnostics import Diagnostics
+from crosstime.evaluation.quality import Quality
+from crosstime.evaluation.survey import Proposal, Survey
+from crosstime.report.annotation import Annotation
 
 
 @dataclass(frozen=True)
@@ -81,12 +82,12 @@ class TaskEffects:
         """One entry of `tasks.json`; unknown keys are ignored, and null stands for NaN.
 
         Raises:
-            ValueError: a key is missing.
+            InputError: a key is missing.
         """
         optional = {name: entry[name] for name in ("skipped", "method", "baseline") if name in entry}
         missing = [f.name for f in fields(cls) if f.name not in entry and f.default is f.default_factory is MISSING]
         if missing:
-            raise ValueError(f"tasks.json: an entry lacks {', '.join(missing)}: attribute the tasks again")
+            raise InputError(f"tasks.json: an entry lacks {', '.join(missing)}: attribute the tasks again")
 
         def numbers(name: str) -> list[float]:
             return [math.nan if value is None else float(value) for value in entry[name]]
@@ -134,14 +135,14 @@ class ReportData:
 
     def __post_init__(self) -> None:
         if not self.chosen:
-            raise ValueError("a report needs at least one chosen checkpoint")
+            raise InputError("a report needs at least one chosen checkpoint")
         for what, found in (("diagnostics", self.diagnostics), ("exact effects", self.exact)):
             if found is not None and found.checkpoints != self.chosen:
-                raise ValueError(f"the {what} are of {', '.join(found.checkpoints)}, not of the chosen checkpoints")
+                raise InputError(f"the {what} are of {', '.join(found.checkpoints)}, not of the chosen checkpoints")
         if self.survey is not None:
             unknown = [task for group in self.groups for task in group.tasks if task not in self.survey.tasks]
             if unknown:
-                raise ValueError(f"the survey has no task {unknown[0]!r}; it has {', '.join(self.survey.tasks)}")
+                raise InputError(f"the survey has no task {unknown[0]!r}; it has {', '.join(self.survey.tasks)}")
 
     @property
     def tokens(self) -> list[int | None]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float, Int
 
-from crosstime.analysis.diagnostics import PRESENT, Diagnostics
+from crosstime.evaluation.diagnostics import PRESENT, Diagnostics
 
 LABEL_WORDS = {
     "emerged": "the decoder is absent at the first checkpoint and present at the last",

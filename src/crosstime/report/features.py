@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from jaxtyping import Bool, Float, Int
 
-from crosstime.analysis.features import FLOOR
+from crosstime.attribution.features import FLOOR
 from crosstime.report import words
 from crosstime.report.arrays import by_checkpoint
 
@@ -95,7 +95,7 @@ def by_task(table: pa.Table, checkpoints: Sequence[str]) -> dict[str, TaskFeatur
     """Splits the table of `features.parquet` by task, in the table's order.
 
     Raises:
-        ValueError: a column is missing for one of the checkpoints.
+        InputError: a column is missing for one of the checkpoints.
     """
     tasks = list(dict.fromkeys(table["task"].to_pylist()))
     return {task: _of_task(table.filter(pc.field("task") == task), task, checkpoints) for task in tasks}

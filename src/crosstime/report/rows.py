@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from crosstime.analysis.contexts import FeatureContexts
-from crosstime.analysis.diagnostics import Diagnostics
-from crosstime.analysis.exact import Exact
-from crosstime.annotation.annotation import Annotation
+from crosstime.attribution.exact import Exact
+from crosstime.evaluation.contexts import FeatureContexts
+from crosstime.evaluation.diagnostics import Diagnostics
+from crosstime.report.annotation import Annotation
 from crosstime.report.features import LIFECYCLE_WORDS, TaskFeatures, class_words
 from crosstime.report.script import rounded, to_json
 from crosstime.report.story import fires_on, promotes

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from crosstime.analysis.numbers import finite
+from crosstime.base.numbers import finite
 
 # Characters that would end a script element, open a comment in it, or end a line of JavaScript inside a string.
 _UNSAFE = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}

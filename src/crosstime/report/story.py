@@ -10,8 +10,8 @@ from typing import Literal
 
 import numpy as np
 
-from crosstime.analysis.contexts import FeatureContexts
-from crosstime.analysis.survey import Survey
+from crosstime.evaluation.contexts import FeatureContexts
+from crosstime.evaluation.survey import Survey
 from crosstime.report import words
 from crosstime.report.data import TaskGroup
 from crosstime.report.features import TaskFeatures, class_words

@@ -11,13 +11,13 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
-from crosstime.analysis.diagnostics import Diagnostics
-from crosstime.analysis.effects import LARGE_GAP
-from crosstime.analysis.exact import Exact
-from crosstime.analysis.norm_and_effect import norm_and_effect
-from crosstime.analysis.numbers import token_count
-from crosstime.analysis.quality import Quality
-from crosstime.analysis.relative import SPECIFIC
+from crosstime.attribution.effects import LARGE_GAP
+from crosstime.attribution.exact import Exact
+from crosstime.attribution.norm_and_effect import norm_and_effect
+from crosstime.attribution.relative import SPECIFIC
+from crosstime.base.numbers import token_count
+from crosstime.evaluation.diagnostics import Diagnostics
+from crosstime.evaluation.quality import Quality
 from crosstime.report import words
 from crosstime.report.data import ReportData, TaskEffects
 from crosstime.report.diagnosis import LABEL_WORDS

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from crosstime.base.errors import InputError
 from crosstime.crosscoder.sparsity.rules import L1, Sparsity
 
 ASIDE = {"matters": False}
@@ -23,9 +24,8 @@ class Recipe:
     """Seed of its start values; without it `TrainConfig.seed`."""
 
     def __post_init__(self) -> None:
-        """Raises ValueError where nothing could be learnt."""
         if self.features < 1:
-            raise ValueError(f"features must be at least 1; got {self.features}")
+            raise InputError(f"features must be at least 1; got {self.features}")
         if self.seed is not None:
             check_seed("seed", self.seed)
         self.sparsity.check(self.features)
@@ -33,9 +33,9 @@ class Recipe:
 
 
 def check_seed(name: str, seed: int) -> None:
-    """Raises ValueError for a seed that torch's and numpy's generators do not both take."""
+    """Raise InputError for a seed that torch's and numpy's generators do not both take."""
     if not 0 <= seed < 2**63:
-        raise ValueError(f"{name} must not be negative, and less than 2^63; got {seed}")
+        raise InputError(f"{name} must not be negative, and less than 2^63; got {seed}")
 
 
 @dataclass(frozen=True)
@@ -80,25 +80,24 @@ class TrainConfig:
     """Where the log goes besides log.jsonl; each needs the extra of its name installed."""
 
     def __post_init__(self) -> None:
-        """Raises ValueError where no training could run."""
         for name in ("rows", "batch_size", "ring_rows", "harvest_blocks", "calibration_blocks", "log_steps"):
             if getattr(self, name) < 1:
-                raise ValueError(f"training.{name} must be at least 1; got {getattr(self, name)}")
+                raise InputError(f"training.{name} must be at least 1; got {getattr(self, name)}")
         for name in ("lr", "clip", "decoder_norm"):
             value = getattr(self, name)
             if value is not None and not value > 0:
-                raise ValueError(f"training.{name} must be positive; got {value}")
+                raise InputError(f"training.{name} must be positive; got {value}")
         if not self.save_seconds >= 0:
-            raise ValueError(f"training.save_seconds must not be negative; got {self.save_seconds}")
+            raise InputError(f"training.save_seconds must not be negative; got {self.save_seconds}")
         if not 0 <= self.lr_decay <= 1:
-            raise ValueError(f"training.lr_decay is a share of the steps, from 0 to 1; got {self.lr_decay}")
+            raise InputError(f"training.lr_decay is a share of the steps, from 0 to 1; got {self.lr_decay}")
         check_seed("training.seed", self.seed)
         if self.ring_rows < self.batch_size:
-            raise ValueError(
+            raise InputError(
                 f"training.ring_rows ({self.ring_rows}) must be at least training.batch_size ({self.batch_size})"
             )
         if self.rows < self.batch_size:
-            raise ValueError(f"training.rows ({self.rows}) is less than one training.batch_size ({self.batch_size})")
+            raise InputError(f"training.rows ({self.rows}) is less than one training.batch_size ({self.batch_size})")
 
     @property
     def steps(self) -> int:

@@ -9,11 +9,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from crosstime.data.corpus import Corpus
-from crosstime.data.positions import Positions
-from crosstime.lm.finite import finite_residual
-from crosstime.lm.memory import Parts, warn
-from crosstime.lm.split import SplitLM
+from crosstime.base.errors import InputError
+from crosstime.base.memory import Parts, warn
+from crosstime.models.finite import finite_residual
+from crosstime.models.split import SplitLM
+from crosstime.text.corpus import Corpus
+from crosstime.text.positions import Positions
 
 LOWER = "training.ring_rows, training.batch_size, crosscoder.features or text.context"
 """What leaves more memory to the harvest."""
@@ -63,7 +64,7 @@ class Harvest:
         """The raw activations at the trained positions of the next blocks, in one part or, as memory allows, several.
 
         Raises:
-            ValueError: an activation is not finite (the checkpoint and the token are named), or there is not enough
+            InputError: an activation is not finite (the checkpoint and the token are named), or there is not enough
                 memory for one block.
         """
         return self._parts.of(torch.from_numpy(self._next_blocks(blocks)), self._read, length=self.corpus.context)
@@ -93,7 +94,7 @@ def calibrate(harvest: Harvest, *, blocks: int, batch: int) -> tuple[Float[Tenso
     The scale factor is c_m = sqrt(D) / mean norm (arXiv 2509.05291), over trained positions only.
 
     Raises:
-        ValueError: an activation is not finite, or a checkpoint's activations are all zero.
+        InputError: an activation is not finite, or a checkpoint's activations are all zero.
     """
     start, blocks = harvest.position, min(blocks, len(harvest.corpus))
     # float64 for the sums over batches, on the CPU: not every device has it.
@@ -106,5 +107,5 @@ def calibrate(harvest: Harvest, *, blocks: int, batch: int) -> tuple[Float[Tenso
     harvest.position = start
     if (norms == 0).any():
         name = harvest.models[int((norms == 0).nonzero()[0])].name
-        raise ValueError(f"checkpoint {name}: its activations are all zero, so there is nothing to learn from")
+        raise InputError(f"checkpoint {name}: its activations are all zero, so there is nothing to learn from")
     return (total / count).float(), (total.shape[-1] ** 0.5 * count / norms).float()

@@ -8,7 +8,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from crosstime.artifact import write_text
+from crosstime.base.artifact import write_text
+from crosstime.base.errors import InputError
 
 Record = dict[str, Any]
 Sink = Callable[[Record], None]
@@ -28,7 +29,7 @@ def open_log(
         names: of the crosscoders that it trains; the lines of others, trained before, stay.
 
     Raises:
-        ValueError: a logger's package is not installed.
+        InputError: a logger's package is not installed.
     """
     services = {"wandb": _wandb, "tensorboard": _tensorboard}
     file = [_jsonl(path, from_step, names)] if path is not None else []
@@ -94,5 +95,5 @@ def _tensorboard(path: Path | None, stack: ExitStack) -> Sink:
     return write
 
 
-def _not_installed(extra: str) -> ValueError:
-    return ValueError(f"training.loggers names {extra}, which is not installed: pip install 'crosstime[{extra}]'")
+def _not_installed(extra: str) -> InputError:
+    return InputError(f"training.loggers names {extra}, which is not installed: pip install 'crosstime[{extra}]'")

@@ -9,7 +9,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from crosstime.lm.memory import shown_bytes
+from crosstime.base.memory import shown_bytes
 
 LOGGER = logging.getLogger(__name__)
 SECONDS = 30.0

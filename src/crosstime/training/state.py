@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from crosstime.artifact import read_manifest, sweep, verify, writing
+from crosstime.base.artifact import read_manifest, sweep, verify, writing
+from crosstime.base.errors import InputError
 
 TENSORS = "state.safetensors"
 
@@ -45,7 +46,7 @@ class StateFolder:
         """The newest state and its step, or None where none was saved.
 
         Raises:
-            ValueError: the state is damaged, or was saved by a run with other settings or without some of the
+            InputError: the state is damaged, or was saved by a run with other settings or without some of the
                 crosscoders; these are named.
         """
         if not self.folder.exists():
@@ -67,7 +68,7 @@ class StateFolder:
     def _check_settings(self, saved: Mapping[str, Any]) -> None:
         ours, theirs = ({_whose(name) for name in settings} for settings in (self.settings, saved))
         if new := sorted(ours - theirs):
-            raise ValueError(
+            raise InputError(
                 f"the unfinished training in {self.folder} was begun without {', '.join(new)}: leave that out until it "
                 "is finished and train it then, to the same weights, or delete that folder to start all anew"
             )
@@ -77,7 +78,7 @@ class StateFolder:
             if _whose(name) in ours and saved.get(name) != self.settings.get(name)
         ]
         if changed:
-            raise ValueError(
+            raise InputError(
                 f"the unfinished training in {self.folder} was begun with other settings ({'; '.join(changed)}): "
                 "set them back to go on with it, or delete that folder to start anew"
             )

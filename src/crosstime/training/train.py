@@ -19,14 +19,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from crosstime.base.errors import InputError, TrainingDiverged
+from crosstime.base.memory import most_held_bytes, warn
 from crosstime.crosscoder.crosscoder import Crosscoder, CrosscoderConfig
 from crosstime.crosscoder.sparsity.rules import L1, Sparsity
 from crosstime.crosscoder.sparsity.scratch import Scratch
-from crosstime.data.corpus import Corpus
-from crosstime.data.positions import Positions
-from crosstime.lm.memory import most_held_bytes, warn
-from crosstime.lm.split import SplitLM
-from crosstime.lm.suite import Suite
+from crosstime.models.split import SplitLM
+from crosstime.models.suite import Suite
+from crosstime.text.corpus import Corpus
+from crosstime.text.positions import Positions
 from crosstime.training.config import Recipe, TrainConfig
 from crosstime.training.harvest import Harvest, calibrate
 from crosstime.training.interval import Interval
@@ -70,7 +71,7 @@ def train(
             `config.harvest_blocks`; the ring is refilled by that number in any case, so no result depends on it.
 
     Raises:
-        ValueError: fewer than two checkpoints, a layer out of range, an activation that is not finite, a saved state of
+        InputError: fewer than two checkpoints, a layer out of range, an activation that is not finite, a saved state of
             a run with other settings, or too little memory for the harvest of one block.
         KeyboardInterrupt: on Ctrl-C or SIGTERM, after the state was saved.
 
@@ -119,13 +120,13 @@ def train_several(
             lines of other names stay.
 
     Raises:
-        ValueError: as for `train`; or there is no recipe, or a name holds a "/".
+        InputError: as for `train`; or there is no recipe, or a name holds a "/".
         KeyboardInterrupt: as for `train`.
     """
     if not recipes or any("/" in name for name in recipes):
-        raise ValueError(f"name at least one crosscoder, without a / in its name; got {list(recipes)}")
+        raise InputError(f"name at least one crosscoder, without a / in its name; got {list(recipes)}")
     if len(suite.names) < 2:
-        raise ValueError(f"a crosscoder compares at least two checkpoints; the suite has only {suite.names[0]!r}")
+        raise InputError(f"a crosscoder compares at least two checkpoints; the suite has only {suite.names[0]!r}")
     config, positions = config or TrainConfig(), positions or Positions()
     positions.check(corpus.bos, "the text")
     configs = {
@@ -273,7 +274,7 @@ class Trainer:
         for record in records:
             if not math.isfinite(record["loss"]):
                 who = f" of {record['crosscoder']}" if "crosscoder" in record else ""
-                raise ValueError(
+                raise TrainingDiverged(
                     f"training diverged: the loss{who} is {record['loss']} at step {self.step}; lower training.lr and "
                     "start anew"
                 )

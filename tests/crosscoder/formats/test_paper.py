@@ -9,7 +9,7 @@ import torch
 
 from crosstime.crosscoder.formats.importing import import_crosscoder
 from crosstime.crosscoder.sparsity.rules import L1, BatchTopK
-from crosstime.data.positions import Positions
+from crosstime.text.positions import Positions
 from golden_numbers import assert_golden, tensors
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "ref_format" / "version_0"

@@ -12,7 +12,7 @@ from crosstime.crosscoder.crosscoder import Crosscoder
 from crosstime.crosscoder.formats.paper import l1, matrices
 from crosstime.crosscoder.formats.reading import read_config, read_tensors, setting
 from crosstime.crosscoder.formats.stated import Found, Stated, assemble, layer_of_hook
-from crosstime.data.positions import Positions
+from crosstime.text.positions import Positions
 
 WEIGHTS, CONFIG = "cc_weights.pt", "cfg.json"
 POSITIONS = Positions(bos=True, encode_first=False)
@@ -28,7 +28,7 @@ def read(path: Path, stated: Stated) -> Crosscoder:
     """Read cc_weights.pt, or a folder with it.
 
     Raises:
-        ValueError: see `assemble`; or a file is missing or not of this format.
+        InputError: see `assemble`; or a file is missing or not of this format.
     """
     weights = _weights(path)
     where = weights.with_name(CONFIG)

@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from crosstime.base.errors import InputError
 from crosstime.crosscoder.crosscoder import Crosscoder
 from crosstime.crosscoder.formats.reading import config_in, numbers, only, read_tensors, take
 from crosstime.crosscoder.formats.stated import Found, Stated, assemble
@@ -39,14 +40,14 @@ def read(path: Path, stated: Stated) -> Crosscoder:
     """Read a file of weights, or a folder with one and config.json.
 
     Raises:
-        ValueError: see `assemble`; a file is missing or not of this format; or the crosscoder has a part that ours
+        InputError: see `assemble`; a file is missing or not of this format; or the crosscoder has a part that ours
             cannot have, which the message names.
     """
     weights, config = _weights(path), _config(path)
     if config.get("dict_class", CLASSES[0]) not in CLASSES:
-        raise ValueError(f"{weights} is a {config['dict_class']}, no crosscoder: readable are {' and '.join(CLASSES)}")
+        raise InputError(f"{weights} is a {config['dict_class']}, no crosscoder: readable are {' and '.join(CLASSES)}")
     if config.get("latent_processor") is not None:
-        raise ValueError(f"{weights}: it has a latent_processor, a function of its codes that crosstime does not know")
+        raise InputError(f"{weights}: it has a latent_processor, a function of its codes that crosstime does not know")
     # Of a compiled module every name has this before it.
     tensors = {name.removeprefix("_orig_mod."): tensor for name, tensor in read_tensors(weights).items()}
     file = _File(weights, config, tensors)
@@ -93,7 +94,7 @@ class _File:
             return found  # never measured, so every active feature passes
         if name == "DECOUPLED":
             if self._per_neuron or bool((threshold != threshold.flatten()[0]).any()):
-                raise ValueError(
+                raise InputError(
                     f"{self.path}: its code normalization DECOUPLED gates every checkpoint by a threshold of its own "
                     f"({threshold.tolist()}), which crosstime cannot: it has one threshold a feature"
                 )
@@ -112,7 +113,7 @@ class _File:
         if len(weight) == m and read is None:
             return weight
         if not isinstance(read, list) or len(read) != len(weight) or not set(read) <= set(range(m)):
-            raise ValueError(
+            raise InputError(
                 f"{self.path}: its encoder reads {len(weight)} checkpoints, its decoder writes {m}, and "
                 f"`encoder_layers` ({read}) does not say which are read"
             )
@@ -126,7 +127,7 @@ class _File:
             return torch.zeros(shape), torch.ones(shape), torch.ones(shape)
         mean = self._take("activation_mean", 2)
         if mean.shape != shape:
-            raise ValueError(f"{self.path}: activation_mean has the shape {tuple(mean.shape)}, not {tuple(shape)}")
+            raise InputError(f"{self.path}: activation_mean has the shape {tuple(mean.shape)}, not {tuple(shape)}")
         if self._per_neuron:
             std = self._take("activation_std", 2).expand(shape) + EPSILON
             return mean, std, std
@@ -147,7 +148,7 @@ class _File:
         else:
             name = str(self.config.get("code_normalization") or NORMALIZATIONS[0]).upper()
         if name not in NORMALIZATIONS:
-            raise ValueError(
+            raise InputError(
                 f"{self.path}: code normalization {name} is unknown; known are {', '.join(NORMALIZATIONS)}"
             )
         return name

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
+from crosstime.base.errors import InputError, nearest
 from crosstime.crosscoder.crosscoder import Crosscoder
 from crosstime.crosscoder.formats import ckkissane, dictionary_learning, llamascopium, own, paper
 from crosstime.crosscoder.formats.source import locate
 from crosstime.crosscoder.formats.stated import Stated
-from crosstime.data.positions import Positions
-from crosstime.lm.nearest import nearest
+from crosstime.text.positions import Positions
 
 
 class Format(Protocol):
@@ -65,14 +65,14 @@ def import_crosscoder(
         revision: of the hub's repository.
 
     Raises:
-        ValueError: nothing is there, or nothing of a known format; a file is damaged, or a pickle that could run code;
+        InputError: nothing is there, or nothing of a known format; a file is damaged, or a pickle that could run code;
             something is needed that nobody says; or a part of the crosscoder has no counterpart here.
     """
     if format is not None and format not in FORMATS:
-        raise ValueError(f"there is no format {format!r}{nearest(format, FORMATS)}")
+        raise InputError(f"there is no format {format!r}{nearest(format, FORMATS)}")
     path = locate(str(source), revision)
     fitting = [name for name, known in FORMATS.items() if known.fits(path)] if format is None else [format]
     if not fitting:
-        raise ValueError(f"{path} holds no crosscoder of a known format ({', '.join(FORMATS)}): name one with `format`")
+        raise InputError(f"{path} holds no crosscoder of a known format ({', '.join(FORMATS)}): name one with `format`")
     stated = Stated(checkpoints=checkpoints, layer=layer, tokens=tokens, scale=scale, positions=positions)
     return FORMATS[fitting[0]].read(path, stated)

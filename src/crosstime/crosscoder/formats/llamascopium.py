@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from crosstime.base.errors import InputError
 from crosstime.crosscoder.crosscoder import Crosscoder
 from crosstime.crosscoder.formats.reading import config_in, numbers, read_config, read_tensors, setting, take
 from crosstime.crosscoder.formats.stated import Found, Stated, assemble, layer_of_hook
@@ -35,7 +36,7 @@ def read(path: Path, stated: Stated) -> Crosscoder:
     """Read a folder with config.json and weights.
 
     Raises:
-        ValueError: see `assemble`; a file is missing or not of this format; or the crosscoder has a part that ours
+        InputError: see `assemble`; a file is missing or not of this format; or the crosscoder has a part that ours
             cannot have, which the message names.
     """
     config, weights = read_config(path / CONFIG), _weights(path)
@@ -62,7 +63,7 @@ def _scale(
     if how == "inference":  # the factors were worked into the weights; the norms that are still there mean nothing
         return [1.0] * len(heads)
     if how != "dataset-wise":
-        raise ValueError(
+        raise InputError(
             f"{path}: norm_activation {how!r} scales every token or batch by itself, which crosstime cannot: it has "
             "one scale factor a checkpoint"
         )
@@ -84,10 +85,10 @@ def _sparsity(path: Path, config: Mapping[str, Any], weights: Path, tensors: Map
         return {"sparsity": L1(weight=0.0)}  # what it was trained with is not in the files
     if act_fn == "jumprelu":
         if config.get("sparsity_include_decoder_norm") is False:
-            raise ValueError(f"{path}: sparsity_include_decoder_norm is false; crosstime gates by decoder norms")
+            raise InputError(f"{path}: sparsity_include_decoder_norm is false; crosstime gates by decoder norms")
         rule = JumpReLU(**numbers(path, config, {"window": "jumprelu_threshold_window"}, float))
         return {"sparsity": rule, "threshold": take(weights, tensors, THRESHOLD, 1)}
-    raise ValueError(
+    raise InputError(
         f"{path}: act_fn {act_fn!r} chooses the largest features of every checkpoint by itself, which crosstime "
         "cannot: it chooses them over all checkpoints; readable are relu and jumprelu"
     )
@@ -97,4 +98,4 @@ def _weights(path: Path) -> Path:
     for name in WEIGHTS:
         if (path / name).is_file():
             return path / name
-    raise ValueError(f"{path} holds no weights that crosstime reads: {', '.join(WEIGHTS)}")
+    raise InputError(f"{path} holds no weights that crosstime reads: {', '.join(WEIGHTS)}")

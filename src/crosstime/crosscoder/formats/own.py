@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from crosstime.base.errors import InputError
 from crosstime.crosscoder.crosscoder import Crosscoder
 from crosstime.crosscoder.formats.reading import config_in
 from crosstime.crosscoder.formats.stated import Stated
@@ -18,8 +19,8 @@ def read(path: Path, stated: Stated) -> Crosscoder:
     """Read a folder; it says everything itself.
 
     Raises:
-        ValueError: see `Crosscoder.from_pretrained`; or something was stated.
+        InputError: see `Crosscoder.from_pretrained`; or something was stated.
     """
     if stated != Stated():
-        raise ValueError(f"{path} is a crosscoder of crosstime and says itself what it reads: state nothing")
+        raise InputError(f"{path} is a crosscoder of crosstime and says itself what it reads: state nothing")
     return Crosscoder.from_pretrained(path)

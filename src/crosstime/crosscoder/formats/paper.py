@@ -11,12 +11,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from crosstime.base.errors import InputError
 from crosstime.crosscoder.crosscoder import Crosscoder
 from crosstime.crosscoder.formats.reading import numbers, only, read_config, read_tensors, setting, take
 from crosstime.crosscoder.formats.stated import Found, Stated, assemble, layer_of_hook
 from crosstime.crosscoder.sparsity.rules import L1, BatchTopK
-from crosstime.data.positions import Positions
-from crosstime.lm.tokens_seen import tokens_seen
+from crosstime.models.tokens_seen import tokens_seen
+from crosstime.text.positions import Positions
 
 POSITIONS = Positions(bos=False, encode_first=True, train_first=False)
 """No BOS is put before its sequences; position 0 is left out of training, and encoded in every analysis."""
@@ -41,7 +42,7 @@ def read(path: Path, stated: Stated) -> Crosscoder:
     """Read a file N.pt, or a folder with one of them.
 
     Raises:
-        ValueError: see `assemble`; or a file is missing or not of this format.
+        InputError: see `assemble`; or a file is missing or not of this format.
     """
     weights = only(path, _weights(path))
     where = _config_of(weights)
@@ -88,7 +89,7 @@ def _checkpoints(path: Path, config: Mapping[str, Any]) -> list[str] | None:
     joined, separator = str(config["revision_list"]), "_" if "olmo" in str(config.get("model_name")).lower() else "-"
     names = joined.split(separator)
     if len(names) != config.get("n_models", len(names)):
-        raise ValueError(
+        raise InputError(
             f"{path}: `revision_list` {joined!r} names {len(names)} checkpoints when split at {separator!r}; n_models "
             f"is {config['n_models']}: state them with `checkpoints`"
         )

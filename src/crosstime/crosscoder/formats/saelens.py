@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from crosstime.base.errors import InputError
 from crosstime.crosscoder.crosscoder import Crosscoder
 
 CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
@@ -40,17 +41,17 @@ def export_saelens(crosscoder: Crosscoder, folder: str | Path) -> list[Path]:
         The subfolders, in the order of the checkpoints.
 
     Raises:
-        ValueError: the sparsity rule compares features with one another; or two checkpoints would share a folder.
+        InputError: the sparsity rule compares features with one another; or two checkpoints would share a folder.
     """
     folded, config = crosscoder.fold(), crosscoder.config
     folders = [Path(folder) / name.replace("/", "_") for name in config.checkpoints]
     if len(set(folders)) < len(folders):
-        raise ValueError(f"two of the checkpoints {list(config.checkpoints)} would be written into one folder")
+        raise InputError(f"two of the checkpoints {list(config.checkpoints)} would be written into one folder")
     columns = []
     for m in range(len(config.checkpoints)):
         least = config.sparsity.least_code(crosscoder.decoder_norms(), m, crosscoder.threshold)
         if least is None:
-            raise ValueError(
+            raise InputError(
                 f"the sparsity rule {config.sparsity.rule!r} compares the features of a row with one another, so no "
                 "autoencoder of one checkpoint can keep the same ones"
             )

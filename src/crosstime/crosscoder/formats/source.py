@@ -7,6 +7,8 @@ from pathlib import Path
 import huggingface_hub
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, RevisionNotFoundError
 
+from crosstime.base.errors import InputError
+
 FILES = ("*.json", "*.safetensors", "*.pt")
 """What formats read."""
 
@@ -15,7 +17,7 @@ def locate(source: str, revision: str | None = None) -> Path:
     """A local file or folder. Of the hub's "owner/name" the files at its root; of "owner/name:path" a folder or file.
 
     Raises:
-        ValueError: it is nowhere.
+        InputError: it is nowhere.
     """
     if Path(source).exists():
         return Path(source)
@@ -29,11 +31,11 @@ def locate(source: str, revision: str | None = None) -> Path:
             repo, revision=revision, allow_patterns=patterns, ignore_patterns=None if below else ["*/*"]
         )
     except RevisionNotFoundError:
-        raise ValueError(f"{repo} has no revision {revision!r} on the hub") from None
+        raise InputError(f"{repo} has no revision {revision!r} on the hub") from None
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(f"{source} is neither a file or folder nor a place on the hub ({reason})") from None
+        raise InputError(f"{source} is neither a file or folder nor a place on the hub ({reason})") from None
     path = Path(root) / inner
     if not path.exists():
-        raise ValueError(f"{repo} has no {inner} on the hub, or nothing in it that a format reads")
+        raise InputError(f"{repo} has no {inner} on the hub, or nothing in it that a format reads")
     return path

@@ -10,9 +10,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from crosstime.base.errors import InputError
 from crosstime.crosscoder.crosscoder import Crosscoder, CrosscoderConfig
 from crosstime.crosscoder.sparsity.rules import Sparsity
-from crosstime.data.positions import Positions
+from crosstime.text.positions import Positions
 
 
 @dataclass(frozen=True)
@@ -56,13 +57,13 @@ def assemble(found: Found, stated: Stated) -> Crosscoder:
     """The crosscoder of ours that computes the same function.
 
     Raises:
-        ValueError: nobody says which checkpoints, layer or scale factors; their number is not the file's; the shapes
+        InputError: nobody says which checkpoints, layer or scale factors; their number is not the file's; the shapes
             of the weights do not fit one another, or a weight is not finite.
     """
     m, d, f = found.W_enc.shape
     for name, shape in (("b_enc", (f,)), ("W_dec", (f, m, d)), ("b_dec", (m, d))):
         if getattr(found, name).shape != shape:
-            raise ValueError(
+            raise InputError(
                 f"{found.where}: {name} has the shape {tuple(getattr(found, name).shape)}; {shape} would fit the "
                 f"encoder ({m} checkpoints, width {d}, {f} features)"
             )
@@ -77,16 +78,16 @@ def assemble(found: Found, stated: Stated) -> Crosscoder:
         sparsity=found.sparsity,
     )
     if found.scale is not None and stated.scale is not None:
-        raise ValueError(f"{found.where}: its files say the scale factors ({list(found.scale)}): do not state others")
+        raise InputError(f"{found.where}: its files say the scale factors ({list(found.scale)}): do not state others")
     scale = torch.tensor(_needed(found, "scale", stated.scale, found.scale, m), dtype=torch.float32)
     state = {name: getattr(found, name).float() for name in ("W_enc", "b_enc", "W_dec", "b_dec")}
     if found.threshold is not None:
         state["threshold"] = found.threshold.float()
     for name, tensor in state.items():
         if not tensor.isfinite().all():
-            raise ValueError(f"{found.where}: {name} holds NaN or infinity")
+            raise InputError(f"{found.where}: {name} holds NaN or infinity")
     if not (scale > 0).all() or not scale.isfinite().all():
-        raise ValueError(f"{found.where}: scale factors must be positive; got {scale.tolist()}")
+        raise InputError(f"{found.where}: scale factors must be positive; got {scale.tolist()}")
     crosscoder = Crosscoder(config)
     crosscoder.load_state_dict({**crosscoder.state_dict(), **state, "scale": scale})
     return crosscoder
@@ -96,21 +97,21 @@ def layer_of_hook(hook: str) -> int | None:
     """The layer of TransformerLens' name of a residual stream; None where it is none.
 
     Raises:
-        ValueError: the stream before the first block, which is no block's output.
+        InputError: the stream before the first block, which is no block's output.
     """
     match = re.fullmatch(r"blocks\.(\d+)\.hook_resid_(pre|post)", hook)
     if match is None:
         return None
     layer = int(match[1]) - (match[2] == "pre")
     if layer < 0:
-        raise ValueError(f"{hook} is the output of the embedding, not of a block: crosstime reads blocks")
+        raise InputError(f"{hook} is the output of the embedding, not of a block: crosstime reads blocks")
     return layer
 
 
 def _layer(found: Found, stated: Stated) -> int:
     layer = found.layer if stated.layer is None else stated.layer
     if layer is None:
-        raise ValueError(f"{found.where}: its files do not say which block it reads: state it with `layer`")
+        raise InputError(f"{found.where}: its files do not say which block it reads: state it with `layer`")
     return layer
 
 
@@ -118,11 +119,11 @@ def _needed(found: Found, name: str, stated: Sequence | None, written: Sequence 
     values = written if stated is None else stated
     if values is None:
         what = {"checkpoints": "which checkpoints it reads", "scale": "the scale factors that it was trained with"}
-        raise ValueError(f"{found.where}: its files do not say {what[name]}: state them with `{name}`")
+        raise InputError(f"{found.where}: its files do not say {what[name]}: state them with `{name}`")
     return _fitting(found, name, values, number)
 
 
 def _fitting(found: Found, name: str, values: Sequence, number: int) -> Sequence:
     if values and len(values) != number:
-        raise ValueError(f"{found.where} reads {number} checkpoints; {name} has {len(values)}: {list(values)}")
+        raise InputError(f"{found.where} reads {number} checkpoints; {name} has {len(values)}: {list(values)}")
     return values

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from crosstime.base.errors import InputError
 from crosstime.crosscoder.sparsity.rule import Codes, MaskedCodes, Progress, bits, total_norms, where_positive
 from crosstime.crosscoder.sparsity.scratch import Scratch
 from crosstime.crosscoder.sparsity.topk import Reviving
@@ -34,13 +35,12 @@ class BatchTopK(Reviving):
     """How much of the threshold's average each step keeps."""
 
     def __post_init__(self) -> None:
-        """Raises ValueError for settings that cannot be."""
         super().__post_init__()
         for name, least in (("k_start", 1), ("k_steps", 0), ("threshold_start", 0)):
             if getattr(self, name) < least:
-                raise ValueError(f"sparsity.{name} must be at least {least}; got {getattr(self, name)}")
+                raise InputError(f"sparsity.{name} must be at least {least}; got {getattr(self, name)}")
         if not 0 <= self.threshold_decay < 1:
-            raise ValueError(f"sparsity.threshold_decay must be from 0 up to, but below 1; got {self.threshold_decay}")
+            raise InputError(f"sparsity.threshold_decay must be from 0 up to, but below 1; got {self.threshold_decay}")
 
     def k_at(self, progress: Progress) -> int:
         """k at a step, a whole number."""

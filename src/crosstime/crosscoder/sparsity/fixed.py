@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from crosstime.base.errors import InputError
 from crosstime.crosscoder.sparsity.rule import Sparsity
 
 
@@ -32,5 +33,5 @@ class FixedThresholds(Sparsity):
         return threshold
 
     def check_trainable(self) -> None:
-        """Raises ValueError: nothing here is learnt."""
-        raise ValueError('sparsity.rule "fixed" is that of imported crosscoders and cannot be trained: choose another')
+        """Raise InputError: nothing here is learnt."""
+        raise InputError('sparsity.rule "fixed" is that of imported crosscoders and cannot be trained: choose another')

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from crosstime.base.errors import InputError
 from crosstime.crosscoder.sparsity.l1 import Penalised
 from crosstime.crosscoder.sparsity.rule import Codes, Progress, where_positive
 from crosstime.crosscoder.sparsity.scratch import Scratch
@@ -43,11 +44,10 @@ class JumpReLU(Penalised):
     """Learning rate of the thresholds, in parts of that of the weights."""
 
     def __post_init__(self) -> None:
-        """Raises ValueError for settings that cannot be."""
         super().__post_init__()
         for name in ("stretch", "frequency", "threshold", "window", "threshold_lr"):
             if not getattr(self, name) > 0:
-                raise ValueError(f"sparsity.{name} must be positive; got {getattr(self, name)}")
+                raise InputError(f"sparsity.{name} must be positive; got {getattr(self, name)}")
 
     @property
     def gated(self) -> bool:

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from crosstime.base.errors import InputError
 from crosstime.crosscoder.sparsity.rule import Progress, Sparsity
 
 
@@ -21,11 +22,10 @@ class Penalised(Sparsity):
     """Share of the steps, at the start, over which the weight rises linearly from 0."""
 
     def __post_init__(self) -> None:
-        """Raises ValueError for a penalty that cannot be."""
         if not self.weight >= 0:
-            raise ValueError(f"sparsity.weight must not be negative; got {self.weight}")
+            raise InputError(f"sparsity.weight must not be negative; got {self.weight}")
         if not 0 <= self.warmup <= 1:
-            raise ValueError(f"sparsity.warmup is a share of the steps, from 0 to 1; got {self.warmup}")
+            raise InputError(f"sparsity.warmup is a share of the steps, from 0 to 1; got {self.warmup}")
 
     def weight_at(self, progress: Progress) -> float:
         """The penalty's weight at a step."""

@@ -15,8 +15,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from crosstime.base.errors import InputError, nearest
 from crosstime.crosscoder.sparsity.scratch import Scratch
-from crosstime.lm.nearest import nearest
 
 Mode = Literal["training", "inference"]
 
@@ -182,10 +182,10 @@ class Sparsity(ABC):
         return {}
 
     def check(self, features: int) -> None:  # noqa: B027 (most rules fit any dictionary)
-        """Raises ValueError where the rule does not fit a dictionary of so many features."""
+        """Raise InputError where the rule does not fit a dictionary of so many features."""
 
     def check_trainable(self) -> None:  # noqa: B027 (all but imported rules are)
-        """Raises ValueError where nothing can be learnt under the rule."""
+        """Raise InputError where nothing can be learnt under the rule."""
 
     @classmethod
     def variants(cls) -> dict[str, type[Sparsity]]:
@@ -202,13 +202,13 @@ class Sparsity(ABC):
         """The rule that `to_dict` wrote.
 
         Raises:
-            ValueError: there is no such rule.
+            InputError: there is no such rule.
             TypeError: it has no such setting.
         """
         settings = dict(settings)
         name, known = settings.pop("rule"), cls.variants()
         if name not in known:
-            raise ValueError(
+            raise InputError(
                 f"there is no sparsity rule {name!r}{nearest(name, known)} (yours is there once it is imported)"
             )
         return known[name](**settings)

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from crosstime.base.errors import InputError
 from crosstime.crosscoder.sparsity.rule import Progress, Sparsity, bits, total_norms
 
 
@@ -29,18 +30,17 @@ class Reviving(Sparsity):
     """Rows after which a feature that never fired counts as dead."""
 
     def __post_init__(self) -> None:
-        """Raises ValueError for settings that cannot be."""
         if not self.aux_weight >= 0:
-            raise ValueError(f"sparsity.aux_weight must not be negative; got {self.aux_weight}")
+            raise InputError(f"sparsity.aux_weight must not be negative; got {self.aux_weight}")
         for name in ("k", "aux_k", "dead_tokens"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise ValueError(f"sparsity.{name} must be at least 1; got {value}")
+                raise InputError(f"sparsity.{name} must be at least 1; got {value}")
 
     def check(self, features: int) -> None:
-        """Raises ValueError where k exceeds the number of features."""
+        """Raise InputError where k exceeds the number of features."""
         if self.k > features:
-            raise ValueError(f"sparsity.k is {self.k}: a dictionary of {features} features has not so many")
+            raise InputError(f"sparsity.k is {self.k}: a dictionary of {features} features has not so many")
 
 
 @dataclass(frozen=True)

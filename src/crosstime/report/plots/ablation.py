@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from crosstime.analysis.ablation import Ablation
+from crosstime.attribution.ablation import Ablation
 from crosstime.report import words
 from crosstime.report.colour import FAINT, PALE, RULE, SOFT
 from crosstime.report.plots.figure import Figure, clipped, escaped, floats, padded, styled

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from crosstime.analysis.numbers import token_count
+from crosstime.base.numbers import token_count
 from crosstime.report.colour import SOFT
 from crosstime.report.plots.figure import clipped, escaped
 from crosstime.report.trajectory import positions

@@ -10,7 +10,7 @@ import numpy as np
 import plotly.graph_objects as go
 from jaxtyping import Float
 
-from crosstime.analysis.quality import Quality
+from crosstime.evaluation.quality import Quality
 from crosstime.report import words
 from crosstime.report.colour import INK, SEQUENTIAL, SOFT, mix
 from crosstime.report.data import TrainingPoint

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import plotly.graph_objects as go
 
-from crosstime.analysis.diagnostics import DECOUPLED, SHRUNK, Diagnostics
+from crosstime.evaluation.diagnostics import DECOUPLED, SHRUNK, Diagnostics
 from crosstime.report.colour import FAINT, SOFT
 from crosstime.report.diagnosis import LABEL_WORDS, against_absence
 from crosstime.report.plots.figure import CENTRE, Figure, floats, note, styled

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import plotly.graph_objects as go
 
-from crosstime.analysis.evolution import evolution
+from crosstime.attribution.evolution import evolution
 from crosstime.report.colour import FAINT, SOFT
 from crosstime.report.features import TaskFeatures
 from crosstime.report.plots.axis import TokenAxis

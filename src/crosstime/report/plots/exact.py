@@ -8,8 +8,8 @@ import numpy as np
 import plotly.graph_objects as go
 from jaxtyping import Float, Int
 
-from crosstime.analysis.exact import Exact
-from crosstime.analysis.relative import relative
+from crosstime.attribution.exact import Exact
+from crosstime.attribution.relative import relative
 from crosstime.report.colour import FAINT, RULE
 from crosstime.report.plots.figure import CENTRE, Figure, clipped, escaped, floats, padded, styled
 

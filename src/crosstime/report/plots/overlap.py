@@ -8,7 +8,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from crosstime.analysis.overlap import Overlap
+from crosstime.attribution.overlap import Overlap
 from crosstime.report import words
 from crosstime.report.colour import INK, SEQUENTIAL
 from crosstime.report.plots.figure import Figure, clipped, escaped, note, styled

@@ -9,7 +9,7 @@ import numpy as np
 import plotly.graph_objects as go
 from jaxtyping import Float
 
-from crosstime.analysis.survey import Survey
+from crosstime.evaluation.survey import Survey
 from crosstime.report import words
 from crosstime.report.colour import FAINT, INK, PALE, SOFT
 from crosstime.report.data import TaskGroup

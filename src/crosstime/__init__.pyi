@@ -1,0 +1,70 @@
+"""The public names, each stated once; `__init__.py` imports them on first use."""
+
+from .attribution.ablation import Ablation as Ablation
+from .attribution.ablation import ablate as ablate
+from .attribution.effects import Effects as Effects
+from .attribution.effects import attribute as attribute
+from .attribution.effects import attribute_several as attribute_several
+from .attribution.evolution import Evolution as Evolution
+from .attribution.evolution import evolution as evolution
+from .attribution.exact import Exact as Exact
+from .attribution.exact import exact_effects as exact_effects
+from .attribution.features import feature_table as feature_table
+from .attribution.norm_and_effect import NormAndEffect as NormAndEffect
+from .attribution.norm_and_effect import norm_and_effect as norm_and_effect
+from .attribution.overlap import Overlap as Overlap
+from .attribution.overlap import overlap as overlap
+from .attribution.relative import pairwise as pairwise
+from .attribution.relative import relative as relative
+from .attribution.validation import validate as validate
+from .crosscoder.crosscoder import Crosscoder as Crosscoder
+from .crosscoder.crosscoder import CrosscoderConfig as CrosscoderConfig
+from .crosscoder.formats.importing import import_crosscoder as import_crosscoder
+from .crosscoder.formats.saelens import export_saelens as export_saelens
+from .crosscoder.sparsity.rules import (
+    L1 as L1,
+)
+from .crosscoder.sparsity.rules import (
+    BatchTopK as BatchTopK,
+)
+from .crosscoder.sparsity.rules import (
+    JumpReLU as JumpReLU,
+)
+from .crosscoder.sparsity.rules import (
+    Sparsity as Sparsity,
+)
+from .crosscoder.sparsity.rules import (
+    TopK as TopK,
+)
+from .evaluation.contexts import FeatureContexts as FeatureContexts
+from .evaluation.contexts import contexts as contexts
+from .evaluation.diagnostics import Diagnostics as Diagnostics
+from .evaluation.diagnostics import diagnose as diagnose
+from .evaluation.matching import matched_cosines as matched_cosines
+from .evaluation.quality import Quality as Quality
+from .evaluation.quality import evaluate as evaluate
+from .evaluation.seeds import OverSeeds as OverSeeds
+from .evaluation.seeds import over_seeds as over_seeds
+from .evaluation.survey import Survey as Survey
+from .evaluation.survey import survey as survey
+from .models.split import SplitLM as SplitLM
+from .models.suite import Checkpoint as Checkpoint
+from .models.suite import Suite as Suite
+from .tasks.blimp import load_blimp as load_blimp
+from .tasks.clams import load_clams as load_clams
+from .tasks.jsonl import load_jsonl as load_jsonl
+from .tasks.multiblimp import load_multiblimp as load_multiblimp
+from .tasks.task import Pair as Pair
+from .tasks.task import Prompts as Prompts
+from .tasks.task import Task as Task
+from .text.corpus import Corpus as Corpus
+from .text.hub_text import HubText as HubText
+from .text.packing import DocumentStart as DocumentStart
+from .text.packing import Packed as Packed
+from .text.positions import Positions as Positions
+from .training.config import Recipe as Recipe
+from .training.config import TrainConfig as TrainConfig
+from .training.train import train as train
+from .training.train import train_several as train_several
+
+__version__: str

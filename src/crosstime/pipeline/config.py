@@ -1,0 +1,609 @@
+"""run.toml: the whole configuration of a run, one dataclass a section.
+
+A new setting is a new field here; the loader, its error messages and what makes an artifact stale follow from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Literal
+
+from crosstime.attribution.path_rules import Baseline, Method, PathRule
+from crosstime.attribution.relative import NoEffect
+from crosstime.base.errors import InputError, nearest
+from crosstime.base.memory import parse_bytes
+from crosstime.crosscoder.sparsity.rules import L1, Sparsity
+from crosstime.pipeline import toml
+from crosstime.tasks.cut import Cut
+from crosstime.text.positions import Positions
+from crosstime.training.config import TrainConfig, check_seed
+
+FILE = "run.toml"
+
+_TAKEN = (
+    *(
+        FILE,
+        "resolved.toml",
+        "error.log",
+        "suite",
+        "tokenising",
+        "tokens",
+        "survey",
+        "compare",
+        "training",
+        "crosscoder",
+    ),
+    *("evaluation", "diagnostics", "effects", "ablation", "contexts", "annotations", "report"),
+)
+"""What a run folder holds: no crosscoder may have such a name, since its folder would stand there."""
+
+
+def _at_least(least: int, section: str, **values: int) -> None:
+    """Raise InputError for the first of a section's settings that is below `least`."""
+    for key, value in values.items():
+        if value < least:
+            raise InputError(f"{section}.{key} must be at least {least}, not {value}")
+
+
+@dataclass(frozen=True)
+class SuiteConfig:
+    """[suite]: the checkpoints of the pretraining run, from one of four places."""
+
+    demo: bool = False
+    """The embedded suite."""
+    folder: str | None = None
+    """A folder with one checkpoint (config.json, weights, tokenizer) in each subfolder."""
+    folders: tuple[str, ...] = ()
+    """One folder a checkpoint, in the order of training."""
+    repo: str | None = None
+    """A repository on the Hugging Face hub; needs `revisions`."""
+    revisions: tuple[str, ...] = ()
+    """Revisions of `repo`, in the order of training."""
+    names: tuple[str, ...] = ()
+    """With `folder`: which subfolders. With `folders`: what to call the checkpoints (default: the folders' names)."""
+    tokens: tuple[int, ...] | dict[str, int] | None = None
+    """Tokens seen at each checkpoint, in order or by name; only needed where the name does not tell."""
+    tokenizer: str | None = None
+    """A folder or hub repository with the tokenizer of all checkpoints; without it each brings its own."""
+    allow_duplicates: bool = False
+    """Accept two checkpoints with the same weights."""
+    trust_remote_code: bool = False
+    """Run modelling code that a repository brings along."""
+
+    def __post_init__(self) -> None:
+        places = [name for name in ("demo", "folder", "folders", "repo") if getattr(self, name)]
+        if len(places) != 1:
+            stated = " and ".join(f"suite.{name}" for name in places) or "none"
+            raise InputError(f"suite must name one of `demo`, `folder`, `folders` and `repo`; it names {stated}")
+        if bool(self.repo) != bool(self.revisions):
+            raise InputError("suite.repo and suite.revisions go together: a repository and a list of its revisions")
+        if self.names and self.repo:
+            raise InputError("suite.names goes with `folder` or `folders`; with `repo` the revisions are the names")
+        if self.folders and self.names and len(self.names) != len(self.folders):
+            raise InputError(f"suite.names has {len(self.names)} names for {len(self.folders)} suite.folders")
+
+
+@dataclass(frozen=True)
+class ComputeConfig:
+    """[compute]: where everything runs, and in what precision the checkpoints are analysed."""
+
+    device: Literal["auto", "cpu", "cuda", "mps"] = field(default="auto", metadata={"matters": False})
+    """`auto` takes the first of cuda, mps and cpu that is there."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Precision of the checkpoints in every stage but training, which has `training.harvest`."""
+    memory: str | None = field(default=None, metadata={"matters": False})
+    """Hold no more than this of the device's memory, "20GiB" say; of a CPU's, no more than this in all."""
+
+    def __post_init__(self) -> None:
+        _ = self.memory_bytes
+
+    @property
+    def memory_bytes(self) -> int | None:
+        """`memory` as a number."""
+        return None if self.memory is None else parse_bytes(self.memory, "compute.memory")
+
+
+@dataclass(frozen=True)
+class HubTextConfig:
+    """[[text.hub]]: a data set on the Hugging Face hub, streamed."""
+
+    repo: str
+    """Name of the repository, "owner/name"."""
+    config: str | None = None
+    """Which configuration, where the data set has several: a language, a subset."""
+    split: str = "train"
+    """The split to train on."""
+    heldout_split: str | None = None
+    """The split to hold out; without it, the last blocks of `split`."""
+    column: str = "text"
+    """The column of the documents."""
+    revision: str = "main"
+    """A branch, tag or commit. The run keeps to the commit that it finds at first."""
+    share: float | None = None
+    """Of text.limit_tokens; without it, all data sets have the same share."""
+
+    def __post_init__(self) -> None:
+        if self.share is not None and not 0 < self.share <= 1:
+            raise InputError(f"text.hub: the share of {self.repo!r} must lie between 0 and 1, not {self.share}")
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """[text]: what the crosscoder is trained and measured on. Paths are relative to run.toml."""
+
+    demo: bool = False
+    """The embedded text."""
+    train: str | tuple[str, ...] = ()
+    """Files, or patterns of names: plain text (an empty line ends a document), .jsonl, .parquet; see `Files`."""
+    hub: tuple[HubTextConfig, ...] = ()
+    """Data sets on the hub."""
+    column: str = "text"
+    """The key or column of the documents, in files of records."""
+    heldout: str | tuple[str, ...] = ()
+    """Text that training never sees; without it the last part of the training text is held out."""
+    heldout_share: float = 0.05
+    """The part that is held out where no held-out text is named; of a `heldout_split`, as much is read."""
+    context: int = 128
+    """Tokens of one block, BOS included."""
+    limit_tokens: int | None = None
+    """Read no more than this many tokens of the training text."""
+    packing: Literal["packed", "document-start"] = "packed"
+    """Documents one after another, or one block from the beginning of each (arXiv 2509.05291)."""
+    min_tokens: int | None = None
+    """Pass over documents of fewer tokens; without it those that do not fill a block, where that matters."""
+    min_characters: int = 0
+    """Pass over documents of fewer characters."""
+    shuffle_seed: int | None = None
+    """Shuffle the blocks of each text before a part is held out; without it they stay in order."""
+
+    def __post_init__(self) -> None:
+        places = [name for name in ("demo", "train", "hub") if getattr(self, name)]
+        if len(places) != 1:
+            stated = " and ".join(f"text.{name}" for name in places) or "none"
+            raise InputError(
+                "text must name one of `demo = true`, `train` (a text file, or a list of them) and `hub` (data sets); "
+                f"it names {stated}"
+            )
+        if self.demo and self.heldout:
+            raise InputError("text.heldout does not go with `demo = true`, which has a held-out text of its own")
+        _at_least(2, "text", context=self.context)
+        _at_least(0, "text", min_characters=self.min_characters, shuffle_seed=self.shuffle_seed or 0)
+        if self.limit_tokens is not None:
+            _at_least(1, "text", limit_tokens=self.limit_tokens)
+        if self.min_tokens is not None:
+            _at_least(1, "text", min_tokens=self.min_tokens)
+        if not 0 < self.heldout_share < 1:
+            raise InputError(f"text.heldout_share must lie between 0 and 1, not {self.heldout_share}")
+        self._check_hub()
+
+    def _check_hub(self) -> None:
+        if self.hub and self.limit_tokens is None:
+            raise InputError("text.hub needs text.limit_tokens: data sets on the hub may have no end")
+        if self.heldout and any(text.heldout_split for text in self.hub):
+            raise InputError("text.heldout and the heldout_split of text.hub name two held-out texts: leave one out")
+        given = [text.share for text in self.hub if text.share is not None]
+        if given and len(given) < len(self.hub):
+            raise InputError("text.hub: either every data set has a `share`, or none")
+        if given and abs(sum(given) - 1) > 1e-6:
+            raise InputError(f"text.hub: the shares add up to {sum(given):g}, not to 1")
+
+
+@dataclass(frozen=True)
+class TaskConfig:
+    """[[task]]: minimal pairs, from published sets or from files of the user. Paths are relative to run.toml."""
+
+    name: str
+    """What to call the task."""
+    sets: tuple[str, ...] = ()
+    """Embedded BLiMP sets, or groups of them (see `crosstime.demo`)."""
+    blimp: str = ""
+    """A folder with BLiMP sets, as published."""
+    blimp_sets: tuple[str, ...] = ()
+    """Which sets of `blimp`, or groups of them; without it all."""
+    counterfactual: bool = False
+    """Give the pairs of BLiMP's two-prefix agreement sets a second prefix (see `load_blimp`)."""
+    clams: str = ""
+    """A folder, or a dataset repository on the hub, with CLAMS sets."""
+    constructions: tuple[str, ...] = ()
+    """Which of `clams`; without it the seven that English and French share."""
+    multiblimp: str = ""
+    """A folder, or a dataset repository on the hub, with MultiBLiMP; "jumelet/multiblimp" if only `phenomena` stand."""
+    phenomena: tuple[str, ...] = ()
+    """Which of `multiblimp`; without it SV-#, SV-G and SV-P where a language has them."""
+    languages: tuple[str, ...] = ()
+    """Of `clams` ("en") or of `multiblimp` ("eng"); without it those of arXiv 2509.05291."""
+    jsonl: str | tuple[str, ...] = ()
+    """JSONL files with `prefix`, `right` and `wrong`, or `good` and `bad`, in each line."""
+    max_pairs: int | dict[str, int] | None = None
+    """Take no more than so many pairs of each set or file; or a table by name, in which * stands for anything."""
+    sample_seed: int | None = None
+    """Draw the pairs at random, those that give a prompt before the others; without it the first ones are taken."""
+    prefix: Cut = "shared"
+    """How prefixes and answers become tokens (see `crosstime.tasks.cut`)."""
+    attribute: bool = True
+    """Compute effects on this task; otherwise only the survey reads it."""
+
+    def __post_init__(self) -> None:
+        if not self.name.strip():
+            raise InputError("task.name must not be empty")
+        if not (self.sets or self.blimp or self.clams or self.has_multiblimp or self.jsonl):
+            raise InputError(
+                f"task {self.name!r} needs one of `sets` (embedded BLiMP sets), `blimp`, `clams`, `multiblimp` and "
+                "`jsonl` (files of pairs), or several"
+            )
+        for key, place, given in (
+            ("blimp_sets", "`blimp`", self.blimp),
+            ("constructions", "`clams`", self.clams),
+            ("languages", "either `clams` or `multiblimp`", bool(self.clams) != self.has_multiblimp),
+            ("counterfactual", "`blimp` or `sets`", self.blimp or self.sets),
+        ):
+            if getattr(self, key) and not given:
+                raise InputError(f"task {self.name!r}: {key} goes with {place}")
+        limits = self.max_pairs.values() if isinstance(self.max_pairs, dict) else [self.max_pairs]
+        for limit in limits:
+            if limit is not None and limit < 1:
+                raise InputError(f"task {self.name!r}: max_pairs must be at least 1, not {limit}")
+        if self.sample_seed is not None and self.sample_seed < 0:
+            raise InputError(f"task {self.name!r}: sample_seed must be at least 0, not {self.sample_seed}")
+
+    @property
+    def has_multiblimp(self) -> bool:
+        """Whether MultiBLiMP is a source: its place may be left to the default."""
+        return bool(self.multiblimp or self.phenomena)
+
+
+@dataclass(frozen=True)
+class SurveyConfig:
+    """[survey]: every checkpoint on every task."""
+
+    max_pairs: int | None = None
+    """Look at no more than the first so many pairs of each set or file."""
+    blocks: int = 64
+    """Held-out blocks for the perplexity."""
+
+    def __post_init__(self) -> None:
+        _at_least(1, "survey", blocks=self.blocks)
+        if self.max_pairs is not None:
+            _at_least(1, "survey", max_pairs=self.max_pairs)
+
+
+@dataclass(frozen=True)
+class CompareConfig:
+    """[compare]: which checkpoints the crosscoder reads."""
+
+    checkpoints: tuple[str, ...] = ()
+    """Their names; without them the survey proposes `number`."""
+    number: int = 3
+    """How many the survey is to propose."""
+
+    def __post_init__(self) -> None:
+        if len(set(self.checkpoints)) != len(self.checkpoints):
+            raise InputError("compare.checkpoints names a checkpoint twice")
+        if len(self.checkpoints) == 1:
+            raise InputError("compare.checkpoints names one checkpoint; a crosscoder compares at least 2")
+        _at_least(2, "compare", number=self.number)
+
+    @property
+    def size(self) -> int:
+        """M: how many checkpoints the crosscoder reads."""
+        return len(self.checkpoints) or self.number
+
+
+@dataclass(frozen=True)
+class CrosscoderSettings:
+    """[crosscoder]: its place in the model and its size; or one that exists."""
+
+    name: str = field(default="", metadata={"matters": False})
+    """What to call it, and the folder of its artifacts; needed where there are several. Without a name they stand in
+    the run folder itself."""
+    from_: str | None = None
+    """Take this crosscoder instead of training one: a folder, relative to run.toml, or a repository of the hub, in any
+    format that `crosstime import` reads. `features`, `seed`, [sparsity] and [training] then mean nothing."""
+    layer: int | None = None
+    """Read the output of this block, counted from 0; without it the middle one."""
+    features: int = 16_384
+    """Size of the dictionary."""
+    seed: int | None = None
+    """Seed of the start values; without it training.seed."""
+
+    def __post_init__(self) -> None:
+        _at_least(1, "crosscoder", features=self.features)
+        if self.layer is not None:
+            _at_least(0, "crosscoder", layer=self.layer)
+        if self.seed is not None:
+            check_seed("crosscoder.seed", self.seed)
+        if self.name:
+            self._check_name()
+
+    def _check_name(self) -> None:
+        if self.name in _TAKEN:
+            raise InputError(f"crosscoder.name is {self.name!r}, which is taken in a run folder: choose another name")
+        plain = self.name.isprintable() and self.name == self.name.strip() and not set(self.name) & set("/\\")
+        if not plain or self.name.startswith((".", "-")):
+            raise InputError(
+                f"crosscoder.name is {self.name!r}, and is to be that of a folder: without /, and with no dot, hyphen "
+                "or space first"
+            )
+
+    def layer_of(self, n_layers: int) -> int:
+        """The block to read, of so many: as configured, or the middle one (8 of 16, as in arXiv 2509.05291)."""
+        return n_layers // 2 if self.layer is None else self.layer
+
+
+@dataclass(frozen=True)
+class CrosscoderEntry(CrosscoderSettings):
+    """[crosscoder], or one of several [[crosscoder]], as the file states it."""
+
+    sparsity: Sparsity | None = None
+    """What keeps its code sparse; without it the [sparsity] of all."""
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """[evaluation]: the crosscoder on held-out text."""
+
+    blocks: int = 512
+    """Held-out blocks to read."""
+    batch_blocks: int = field(default=16, metadata={"matters": False})
+    """Blocks of one forward pass."""
+
+    def __post_init__(self) -> None:
+        _at_least(1, "evaluation", blocks=self.blocks, batch_blocks=self.batch_blocks)
+
+
+@dataclass(frozen=True)
+class DiagnosticsConfig:
+    """[diagnostics]: each feature's decoder, held against held-out text."""
+
+    blocks: int = 512
+    """Held-out blocks to read."""
+    batch_blocks: int = field(default=16, metadata={"matters": False})
+    """Blocks of one forward pass."""
+
+    def __post_init__(self) -> None:
+        _at_least(1, "diagnostics", blocks=self.blocks, batch_blocks=self.batch_blocks)
+
+
+@dataclass(frozen=True)
+class EffectsConfig:
+    """[effects]: indirect effects by gradients."""
+
+    method: Method = "gradient"
+    """Where gradients are taken and how effects are aggregated; `released` and `paper` are the paper's ways."""
+    baseline: Baseline = "bias"
+    """What features are compared with: zero, their means over held-out text, or their values on a second prefix."""
+    rule: PathRule = "gauss-legendre"
+    """`gradient`, `integrated`: how the path is integrated."""
+    steps: int = 16
+    """At how many points."""
+    threshold: float = 0.1
+    """`released`, `paper`: effects at a token of no more logits than this count for nothing."""
+    reference_batch: int = 4
+    """`released`, `paper`: prompts of a batch, whose padding counts in the mean."""
+    n_columns: int = 18
+    """`released`, `paper`: fields of a record of the task's table, a factor of every effect."""
+    no_effect: NoEffect = "undefined"
+    """What RelIE is of a feature without effect at any checkpoint; the paper's way is `shared`: 0.5 everywhere."""
+    bootstrap: int = 1000
+    """Resamples of the prompts, for the intervals; 0 for no intervals."""
+    batch_size: int = field(default=32, metadata={"matters": False})
+    """Prompts of one forward pass."""
+    seed: int = 0
+    """Seed of the resampling."""
+
+    def __post_init__(self) -> None:
+        _at_least(1, "effects", steps=self.steps, batch_size=self.batch_size)
+        _at_least(1, "effects", reference_batch=self.reference_batch, n_columns=self.n_columns)
+        if self.threshold < 0:
+            raise InputError(f"effects.threshold must be at least 0, not {self.threshold}")
+        _at_least(0, "effects", bootstrap=self.bootstrap, seed=self.seed)
+
+
+@dataclass(frozen=True)
+class AblationConfig:
+    """[ablation]: the check of the effects, and exact effects."""
+
+    top_k: int = 10
+    """Features of each checkpoint to ablate, by |IE|, and as many random ones of similar frequency."""
+    exact: int = 100
+    """Features of each checkpoint whose exact effect is measured, by |IE|; 0 for none."""
+    bootstrap: int = 1000
+    """Resamples for the intervals of the exact effects and of the validation; 0 for no intervals."""
+    batch_size: int = field(default=64, metadata={"matters": False})
+    """Prompts of one forward pass."""
+    seed: int = 0
+    """Seed of the choice of random features, and of the resampling."""
+
+    def __post_init__(self) -> None:
+        _at_least(1, "ablation", top_k=self.top_k, batch_size=self.batch_size)
+        _at_least(0, "ablation", exact=self.exact, bootstrap=self.bootstrap, seed=self.seed)
+
+
+@dataclass(frozen=True)
+class ReportConfig:
+    """[report]: what the pages show."""
+
+    title: str = ""
+    """Heading of the report; without it the folder's name."""
+    top_k: int = 20
+    """Features of each checkpoint and task that get a card."""
+    contexts: int = 12
+    """Contexts on a card."""
+    blocks: int = 512
+    """Blocks of the held-out text in which contexts are looked for."""
+
+    def __post_init__(self) -> None:
+        _at_least(1, "report", top_k=self.top_k, contexts=self.contexts, blocks=self.blocks)
+
+
+@dataclass(frozen=True)
+class CommonConfig:
+    """What run.toml says of everything but the crosscoders."""
+
+    suite: SuiteConfig
+    text: TextConfig
+    task: tuple[TaskConfig, ...]
+    compute: ComputeConfig = ComputeConfig()
+    positions: Positions = field(default_factory=Positions)
+    survey: SurveyConfig = SurveyConfig()
+    compare: CompareConfig = CompareConfig()
+    sparsity: Sparsity = field(default_factory=L1)
+    training: TrainConfig = field(default_factory=TrainConfig)
+    evaluation: EvaluationConfig = EvaluationConfig()
+    diagnostics: DiagnosticsConfig = DiagnosticsConfig()
+    effects: EffectsConfig = EffectsConfig()
+    ablation: AblationConfig = AblationConfig()
+    report: ReportConfig = ReportConfig()
+
+    def __post_init__(self) -> None:
+        names = [task.name for task in self.task]
+        for name in names:
+            if names.count(name) > 1:
+                raise InputError(f"two tasks are called {name!r}: every [[task]] needs a name of its own")
+        if not any(task.attribute for task in self.task):
+            raise InputError("at least one [[task]] must have `attribute = true` (which is the default)")
+
+
+@dataclass(frozen=True)
+class RunConfig(CommonConfig):
+    """The whole configuration of one crosscoder; where run.toml has several, theirs differ in it and in [sparsity]."""
+
+    crosscoder: CrosscoderSettings = CrosscoderSettings()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.sparsity.check(self.crosscoder.features)
+        self.sparsity.check_trainable()
+
+    @property
+    def start_seed(self) -> int:
+        """Seed of the start values."""
+        return self.training.seed if self.crosscoder.seed is None else self.crosscoder.seed
+
+
+@dataclass(frozen=True)
+class RunFile(CommonConfig):
+    """run.toml as it is written: with one [crosscoder], or with several [[crosscoder]]."""
+
+    crosscoder: CrosscoderEntry | tuple[CrosscoderEntry, ...] = CrosscoderEntry()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.each()
+
+    def each(self) -> tuple[RunConfig, ...]:
+        """The configuration of each crosscoder: what a run.toml with it alone would say.
+
+        Raises:
+            InputError: two have one name, or one has none; they read different layers; one is to be taken from
+                elsewhere; or a sparsity rule asks for more features than there are.
+        """
+        entries = self.crosscoder if isinstance(self.crosscoder, tuple) else (self.crosscoder,)
+        _check_several(entries)
+        layer = next((entry.layer for entry in entries if entry.layer is not None), None)
+        return tuple(self._config(entry, layer) for entry in entries)
+
+    def _config(self, entry: CrosscoderEntry, layer: int | None) -> RunConfig:
+        common = {each.name: getattr(self, each.name) for each in fields(CommonConfig)}
+        stated = {each.name: getattr(entry, each.name) for each in fields(CrosscoderSettings)}
+        seed = None if entry.seed == self.training.seed else entry.seed
+        crosscoder = CrosscoderSettings(**{**stated, "layer": layer, "seed": seed})
+        try:
+            return RunConfig(**{**common, "sparsity": entry.sparsity or self.sparsity}, crosscoder=crosscoder)
+        except ValueError as error:
+            raise InputError(f"crosscoder {entry.name!r}: {error}" if entry.name else str(error)) from None
+
+
+def _check_several(entries: Sequence[CrosscoderEntry]) -> None:
+    if not entries:
+        raise InputError("crosscoder is an empty list: leave it out, or write [[crosscoder]] over each")
+    if len(entries) == 1:
+        return
+    names = [entry.name for entry in entries]
+    for n, entry in enumerate(entries, 1):
+        if not entry.name:
+            raise InputError(f"[crosscoder {n}] needs a `name`, since there are several")
+        if names.count(entry.name) > 1:
+            raise InputError(f"two crosscoders are called {entry.name!r}: every [[crosscoder]] needs a name of its own")
+        if entry.from_:
+            raise InputError(
+                f"crosscoder {entry.name!r}: `from` does not go with several, which are trained together: give it a "
+                "run folder of its own"
+            )
+    layers = {entry.layer: entry.name for entry in entries if entry.layer is not None}
+    if len(layers) > 1:
+        (one, name), (other, other_name), *_ = layers.items()
+        raise InputError(
+            f"crosscoder {name!r} has layer {one} and {other_name!r} layer {other}: several learn from one harvest, "
+            "which is of one layer; give the other a run folder of its own"
+        )
+
+
+def load(run_dir: Path) -> tuple[RunConfig, ...]:
+    """The configuration of each crosscoder of a run folder.
+
+    Raises:
+        InputError: there is no such folder, no run.toml in it, or the file is wrong (see `toml.read`).
+    """
+    if not run_dir.is_dir():
+        raise InputError(
+            f"there is no folder {run_dir}{_similar(run_dir)}: make one with `crosstime new demo {run_dir}`"
+        )
+    if not (run_dir / FILE).is_file():
+        if (run_dir.parent / FILE).is_file():
+            raise InputError(f"{run_dir} is a part of a run, whose stages are done together: name {run_dir.parent}")
+        raise InputError(f"{run_dir} holds no {FILE}: make one with `crosstime new demo {run_dir}`")
+    return toml.read(RunFile, run_dir / FILE).each()
+
+
+def find(place: Path) -> tuple[Path, tuple[RunConfig, ...]]:
+    """A run folder and those of its crosscoders that are meant: RUN_DIR means all, RUN_DIR/NAME one.
+
+    Raises:
+        InputError: as for `load`, or the run has no crosscoder of this name.
+    """
+    run_dir = place.parent
+    if (place / FILE).is_file() or not (run_dir / FILE).is_file():
+        return place, load(place)
+    known = {config.crosscoder.name: config for config in load(run_dir)}
+    if place.name not in known:
+        named = [name for name in known if name]
+        hint = f"{nearest(place.name, named)} of {', '.join(named)}" if named else ", and its only one has no name"
+        raise InputError(f"{run_dir} has no crosscoder {place.name!r}{hint}")
+    return run_dir, (known[place.name],)
+
+
+def is_of_run(place: Path) -> bool:
+    """Whether a place is a run folder, or RUN_DIR/NAME, as far as can be told: a name may be mistyped."""
+    if (place / FILE).is_file() or not (place.parent / FILE).is_file():
+        return (place / FILE).is_file()
+    return not place.exists() or place.name in [each.crosscoder.name for each in load(place.parent)]
+
+
+def only(place: Path, configs: Sequence[RunConfig]) -> RunConfig:
+    """The configuration of the one crosscoder that a place means (see `find`).
+
+    Raises:
+        InputError: it means several.
+    """
+    if len(configs) > 1:
+        names = ", ".join(config.crosscoder.name for config in configs)
+        first = place / configs[0].crosscoder.name
+        raise InputError(f"{place} has several crosscoders: name one ({names}), as in {first}")
+    return configs[0]
+
+
+def resolved(config: RunConfig) -> str:
+    """The text of a run.toml with every value, those that were left to their defaults included."""
+    return f"# Every value of this run, defaults included. Written by crosstime: edit {FILE}.\n\n{toml.write(config)}"
+
+
+def _similar(run_dir: Path) -> str:
+    """The folder beside a mistyped one that was probably meant."""
+    parent = run_dir.parent
+    runs = [path.name for path in parent.iterdir() if (path / FILE).is_file()] if parent.is_dir() else []
+    match = get_close_matches(run_dir.name, runs, n=1)
+    return f"; did you mean {parent / match[0]}? Otherwise" if match else ""

@@ -1,0 +1,154 @@
+"""A dry run: everything that can be found wrong with a run, and told about it, before weights are downloaded."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from textwrap import wrap
+
+import torch
+from huggingface_hub import constants
+
+from crosstime.base.memory import total_bytes
+from crosstime.base.numbers import token_count
+from crosstime.base.screen import columns, gigabytes, hours
+from crosstime.models.metadata import REQUESTS, Place
+from crosstime.models.shape import Shape
+from crosstime.pipeline.cost import H100, Cost, estimate, free_bytes
+from crosstime.pipeline.engine import states
+from crosstime.pipeline.imported import check_fit
+from crosstime.pipeline.run import Run, Shared
+from crosstime.pipeline.stages import stages
+from crosstime.pipeline.tokenise import check_texts
+from crosstime.tasks.task import Task
+
+WIDTH = 100
+"""Characters of a line, beside its label."""
+
+
+def dry_run(runs: Sequence[Run]) -> str:
+    """What the crosscoders of a run would do, and what that would cost, for a terminal.
+
+    Nothing is written into the run folder. Warns where the run needs more than this machine seems to have.
+
+    Raises:
+        InputError: something in run.toml, or what it names, is wrong.
+    """
+    run, shared = runs[0], runs[0].shared
+    shared.check_inputs()
+    check_texts(run)
+    shape = shared.shape
+    if run.config.crosscoder.from_ and isinstance(run.foreign_place, Path):
+        check_fit(run.foreign.config, run.config, shared.layer, shape.width)
+    cost = estimate(run.config, shape, beside=[other.config for other in runs[1:]])
+    download = _download(shared.metadata.places, shape)
+    compare = run.config.compare
+    facts = [
+        ("checkpoints", _checkpoints(shared)),
+        ("model", _model(shared, shape)),
+        ("compared", ", ".join(compare.checkpoints) or f"{compare.number}, chosen by the survey"),
+        *(("crosscoder", _crosscoder(each, estimate(each.config, shape))) for each in runs),
+        ("training", _training(run, cost)),
+        ("text", _text(shared)),
+        *(("task", _task(shared, task)) for task in shared.attributed),
+        ("stages to do", _undone(runs)),
+        ("time", f"{hours(cost.seconds)} GPU-hours to train: an estimate for {H100}"),
+        ("memory", f"about {gigabytes(cost.gpu_bytes)}; {_device(shared.device, cost.gpu_bytes)}"),
+        ("download", _room(download, Path(constants.HF_HUB_CACHE), "of weights")),
+        ("disk", _room(cost.run_bytes, run.folder, "at most")),
+    ]
+    rows = [
+        (label if n == 0 else "", line)
+        for label, fact in facts
+        for n, line in enumerate(wrap(fact, WIDTH, break_on_hyphens=False))
+    ]
+    return columns(rows)
+
+
+def _checkpoints(shared: Shared) -> str:
+    names = (f"{place.name} ({token_count(place.tokens)})" for place in shared.metadata.places)
+    return f"{', '.join(names)}, by tokens seen, of {shared.source}"
+
+
+def _model(shared: Shared, shape: Shape) -> str:
+    return (
+        f"{shared.metadata.config.model_type} of {token_count(shape.parameters)} parameters, {shape.layers} blocks of "
+        f"width {shape.width}; a tokenizer of {len(shared.tokenizer):,} tokens"
+    )
+
+
+def _crosscoder(run: Run, cost: Cost) -> str:
+    config, where = run.config, f"after block {run.shared.layer} of 0 to {run.shared.metadata.n_layers - 1}"
+    if config.crosscoder.from_:
+        place = run.foreign_place
+        what = f"{run.foreign.config.features:,} features" if isinstance(place, Path) else "on the hub, not looked at"
+        return f"that of {config.crosscoder.from_}, {what}; {where}"
+    name = f"{run.name}: " if run.name else ""
+    seed = "" if config.crosscoder.seed is None else f", start values of seed {config.crosscoder.seed}"
+    return (
+        f"{name}{config.crosscoder.features:,} features, {cost.weights / 1e6:,.1f}M weights, "
+        f"{config.sparsity.rule}{seed}; {where}"
+    )
+
+
+def _training(run: Run, cost: Cost) -> str:
+    training = run.config.training
+    if not cost.rows:
+        return "none"
+    return (
+        f"{cost.rows:,} rows in {training.steps:,} steps, from {token_count(cost.tokens)} tokens in blocks of "
+        f"{run.config.text.context}; seed {training.seed}"
+    )
+
+
+def _text(shared: Shared) -> str:
+    config = shared.config.text
+    names = [path.name for path in shared.train_files]
+    for text in config.hub:
+        share = f"{text.share:.0%}" if text.share else None
+        names.append(" ".join(filter(None, (share, text.repo, text.config))))
+    limit = f"; at most {token_count(config.limit_tokens)} tokens" if config.limit_tokens else ""
+    return f"{', '.join(names)}; {config.packing}{limit}"
+
+
+def _task(shared: Shared, task: Task) -> str:
+    prompts = task.prompts(shared.tokenizer, shared.config.positions)
+    why = ", ".join(f"{count:,} {reason}" for reason, count in prompts.skipped.items())
+    return f"{task.name}: {len(prompts):,} prompts from {len(task):,} pairs" + (f" (left out: {why})" if why else "")
+
+
+def _undone(runs: Sequence[Run]) -> str:
+    """The stages that some crosscoder waits for."""
+    found = [states(run, stages(run.config)) for run in runs]
+    return ", ".join(name for name in found[0] if any(of_one[name].status != "done" for of_one in found)) or "none"
+
+
+def _download(places: Sequence[Place], shape: Shape) -> int:
+    """Bytes of weights that are not here yet; by the model's shape where the hub does not say."""
+    with ThreadPoolExecutor(REQUESTS) as pool:
+        sizes = list(pool.map(Place.weights_to_download, places))
+    if missing := [place.name for place, size in zip(places, sizes, strict=True) if size is None]:
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        warnings.warn(f"{places[0].source} lists no weights of {', '.join(missing[:3])}{more}", stacklevel=1)
+    return sum(2 * shape.parameters if size is None else size for size in sizes)
+
+
+def _device(device: torch.device, needed: int) -> str:
+    """What the device offers."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"this machine ({device.type})"
+    there = total_bytes(device)
+    if needed > there:
+        warnings.warn(f"the run needs about {gigabytes(needed)}, {name} has {gigabytes(there)}", stacklevel=1)
+    return f"{name} has {gigabytes(there)}"
+
+
+def _room(needed: int, folder: Path, what: str) -> str:
+    """What goes into a folder, and whether there is room for it."""
+    free = free_bytes(folder)
+    if needed > free:
+        warnings.warn(
+            f"{gigabytes(needed)} {what} are needed in {folder}, where {gigabytes(free)} are free", stacklevel=1
+        )
+    return f"{gigabytes(needed)} {what}, into {folder}, where {gigabytes(free)} are free"

@@ -1,0 +1,474 @@
+"""The stages of a run, from checkpoints to the report: each reads the artifacts before it and writes one."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+from importlib.metadata import version
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from crosstime.attribution.ablation import Ablation, ablate, strongest
+from crosstime.attribution.effects import Effects, attribute
+from crosstime.attribution.exact import Exact, exact_effects
+from crosstime.attribution.features import feature_table
+from crosstime.attribution.validation import TOP_K, validate
+from crosstime.base import artifact
+from crosstime.base.numbers import finite
+from crosstime.evaluation.contexts import contexts, load_contexts, save_contexts
+from crosstime.evaluation.diagnostics import Diagnostics, diagnose
+from crosstime.evaluation.quality import Quality, evaluate
+from crosstime.evaluation.survey import survey
+from crosstime.models.tokenizer import fingerprint
+from crosstime.pipeline import tokenise as tokens
+from crosstime.pipeline.annotations import annotations_hash, read_annotations
+from crosstime.pipeline.config import RunConfig
+from crosstime.pipeline.engine import Stage
+from crosstime.pipeline.run import Run
+from crosstime.pipeline.summary import seconds
+from crosstime.report.build import build_report
+from crosstime.report.data import ReportData, RunFacts, TaskEffects, TaskGroup, TrainingPoint
+from crosstime.training.config import Recipe
+from crosstime.training.log import Record, read_log
+from crosstime.training.train import train_several
+
+TRAINING_STATE = "training/state"
+TRAINING_LOG = "training/log.jsonl"
+
+
+def write_suite(run: Run, draft: Path) -> None:
+    """checkpoints.json: what decides the activations, by hash. tokenizer.json: what decides the tokens, by hash.
+    sources.json: what is only told about the checkpoints.
+    """
+    _write_json(draft / "checkpoints.json", run.shared.fingerprints())
+    _write_json(draft / "tokenizer.json", {"sha256": fingerprint(run.shared.tokenizer)})
+    told = ("name", "tokens", "source", "revision", "commit")
+    _write_json(draft / "sources.json", [{key: getattr(c, key) for key in told} for c in run.shared.suite])
+
+
+def write_survey(run: Run, draft: Path) -> None:
+    """Every checkpoint on every set of minimal pairs and on held-out text."""
+    found = survey(
+        run.shared.suite,
+        run.shared.sets,
+        run.shared.heldout_text,
+        layer=run.shared.layer,
+        positions=run.config.positions,
+        dtype=run.shared.dtype,
+        device=run.shared.device,
+        max_tokens_per_batch=run.shared.batches.survey,
+        max_blocks=run.config.survey.blocks,
+    )
+    for name, why in found.broken.items():
+        warnings.warn(f"checkpoint {name!r} looks broken: {why}", stacklevel=1)
+    found.save(draft)
+
+
+def write_comparison(run: Run, draft: Path) -> None:
+    """checkpoints.json: the compared ones, as in the suite's. proposal.json: why these, where the survey chose."""
+    names, reasons = list(run.config.compare.checkpoints), None
+    if not names:
+        proposal = run.shared.read_survey().propose(run.config.compare.number)
+        names, reasons = proposal.checkpoints, proposal.reasons
+    chosen = [row for row in run.shared.read_json("suite/checkpoints.json") if row["name"] in names]
+    _write_json(draft / "checkpoints.json", chosen)
+    _write_json(draft / "proposal.json", reasons)
+
+
+def write_crosscoder(run: Run, draft: Path) -> None:
+    """The trained crosscoder. An interrupted training goes on from its state, which lies outside the artifact."""
+    write_crosscoders([run], [draft])
+
+
+def write_crosscoders(runs: Sequence[Run], drafts: Sequence[Path]) -> None:
+    """Several, trained on one harvest: as for one, and each with the weights of a training of its own."""
+    shared, config = runs[0].shared, runs[0].config
+    recipes = {
+        run.name: Recipe(run.config.crosscoder.features, run.config.sparsity, run.config.crosscoder.seed)
+        for run in runs
+    }
+    trained = train_several(
+        shared.compared,
+        shared.train_text,
+        recipes,
+        layer=shared.layer,
+        positions=config.positions,
+        config=config.training,
+        device=shared.device,
+        state_folder=shared.folder / TRAINING_STATE,
+        log_path=shared.folder / TRAINING_LOG,
+        blocks_at_once=shared.batches.harvest,
+    )
+    for run, draft in zip(runs, drafts, strict=True):
+        trained[run.name].save_pretrained(draft)
+
+
+def write_imported_crosscoder(run: Run, draft: Path) -> None:
+    """The crosscoder that run.toml names, in our format."""
+    run.imported.save_pretrained(draft)
+
+
+def drop_training_state(run: Run) -> None:
+    """A finished training needs no state to go on from."""
+    artifact.discard(run.folder / TRAINING_STATE, run.folder)
+
+
+def unfinished_seconds(run: Run) -> float:
+    """How long the unfinished training that is to go on has trained, by its log."""
+    if not (run.folder / TRAINING_STATE).exists():
+        return 0.0
+    log = [{"rows": 0}, *_training_log(run)]
+    return sum(((now["rows"] - before["rows"]) / now["rows_per_second"] for before, now in pairwise(log)), 0.0)
+
+
+def _training_log(run: Run) -> list[Record]:
+    """The crosscoder's own records of the log, which all that are trained in a run folder share."""
+    return [record for record in read_log(run.folder / TRAINING_LOG) if record.get("crosscoder", "") == run.name]
+
+
+def write_evaluation(run: Run, draft: Path) -> None:
+    """The crosscoder on held-out text."""
+    config = run.config.evaluation
+    evaluate(
+        run.crosscoder,
+        run.shared.models,
+        run.shared.heldout_text,
+        max_blocks=config.blocks,
+        batch_blocks=run.shared.batches.evaluation,
+    ).save(draft)
+
+
+def write_diagnostics(run: Run, draft: Path) -> None:
+    """What the data say of every feature's decoder."""
+    config = run.config.diagnostics
+    diagnose(
+        run.crosscoder,
+        run.shared.models,
+        run.shared.heldout_text,
+        max_blocks=config.blocks,
+        batch_blocks=run.shared.batches.diagnosis,
+    ).save(draft)
+
+
+def write_effects(run: Run, draft: Path) -> None:
+    """features.parquet and tasks.json for people; task-N/ for the stages that follow."""
+    config = run.config.effects
+    found = []
+    for n, task in enumerate(run.shared.attributed, 1):
+        effects = attribute(
+            run.crosscoder,
+            run.shared.models,
+            task.prompts(run.shared.tokenizer, run.config.positions),
+            method=config.method,
+            baseline=config.baseline,
+            text=run.shared.heldout_text if config.baseline == "mean" else None,
+            rule=config.rule,
+            steps=config.steps,
+            threshold=config.threshold,
+            reference_batch=config.reference_batch,
+            n_columns=config.n_columns,
+            no_effect=config.no_effect,
+            batch_size=config.batch_size,
+            positions_at_once=run.shared.batches.effects,
+            bootstrap=config.bootstrap,
+            seed=config.seed,
+        )
+        (draft / f"task-{n}").mkdir()
+        effects.save(draft / f"task-{n}")
+        found.append(effects)
+    frequency = Quality.load(run.at("evaluation")).frequency
+    pq.write_table(feature_table(found, run.crosscoder, frequency), draft / "features.parquet")
+    _write_json(draft / "tasks.json", [effects.summary() for effects in found])
+
+
+def write_ablation(run: Run, draft: Path) -> None:
+    """The strongest features set to zero, beside random ones; exact effects of more, and what they validate."""
+    config = run.config.ablation
+    frequency = Quality.load(run.at("evaluation")).frequency
+    ablations, exacts = [], []
+    for n, task in enumerate(run.shared.attributed, 1):
+        prompts = task.prompts(run.shared.tokenizer, run.config.positions)
+        effects = Effects.load(run.at("effects") / f"task-{n}")
+        ablations.append(
+            ablate(
+                run.crosscoder,
+                run.shared.models,
+                prompts,
+                effects,
+                frequency,
+                top_k=config.top_k,
+                seed=config.seed,
+                batch_size=config.batch_size,
+            )
+        )
+        if config.exact:
+            exacts.append(
+                exact_effects(
+                    run.crosscoder,
+                    run.shared.models,
+                    prompts,
+                    effects,
+                    top=config.exact,
+                    bootstrap=config.bootstrap,
+                    seed=config.seed,
+                    batch_size=config.batch_size,
+                )
+            )
+    Ablation.join(ablations).save(draft)
+    if exacts:
+        exact, top_k = Exact.join(exacts), [k for k in TOP_K if k <= config.exact]
+        exact.save(draft)
+        validation = validate(exact, run.crosscoder, top_k=top_k, bootstrap=config.bootstrap, seed=config.seed)
+        pq.write_table(validation, draft / "validation.parquet")
+
+
+def write_contexts(run: Run, draft: Path) -> None:
+    """Where the strongest features fire, and which tokens they promote."""
+    config = run.config.report
+    features: set[int] = set()
+    for n in range(1, len(run.shared.attributed) + 1):
+        effects = Effects.load(run.at("effects") / f"task-{n}")
+        features.update(i for ie in effects.ie for i in strongest(ie, config.top_k))
+    found = contexts(
+        run.crosscoder,
+        run.shared.models,
+        run.shared.heldout_text,
+        run.shared.tokenizer,
+        sorted(features),
+        top=config.contexts,
+        max_blocks=config.blocks,
+        batch_blocks=run.shared.batches.contexts,
+    )
+    save_contexts(draft / "contexts.json", found)
+
+
+def write_report(run: Run, draft: Path) -> None:
+    """index.html, and what it needs beside it."""
+    build_report(report_data(run), draft)
+
+
+def report_data(run: Run) -> ReportData:
+    """What the report is made from, read from the artifacts."""
+    survey_found = run.shared.read_survey()
+    proposed = not run.config.compare.checkpoints
+    crosscoder = run.crosscoder.config
+    trained = not run.config.crosscoder.from_
+    log = _training_log(run) if trained else []
+    exact, validation = _exact(run.at("ablation"))
+    return ReportData(
+        title=_title(run),
+        run=RunFacts(
+            source=run.shared.source,
+            layer=crosscoder.layer,
+            n_features=crosscoder.features,
+            rows_trained=run.config.training.steps * run.config.training.batch_size if trained else 0,
+            seed=run.config.start_seed,
+            seconds=tuple(seconds(run, {stage.name: stage.folder for stage in _STAGES}).items()),
+            version=version("crosstime"),
+        ),
+        chosen=list(crosscoder.checkpoints),
+        survey=survey_found,
+        proposal=survey_found.propose(run.config.compare.number) if proposed else None,
+        quality=Quality.load(run.at("evaluation")),
+        features=pq.read_table(run.at("effects") / "features.parquet"),
+        tasks=tuple(TaskEffects.from_json(entry) for entry in _read_json(run.at("effects") / "tasks.json")),
+        ablation=Ablation.load(run.at("ablation")),
+        contexts=load_contexts(run.at("contexts") / "contexts.json"),
+        diagnostics=Diagnostics.load(run.at("diagnostics")),
+        exact=exact,
+        validation=validation,
+        annotations=tuple(read_annotations(run)),
+        training=tuple(TrainingPoint(r["rows"], r["loss"], r["l0"], r["explained_variance"]) for r in log),
+        groups=tuple(TaskGroup(name, tuple(p.name for p in parts)) for name, parts in run.shared.surveyed.items()),
+    )
+
+
+def _title(run: Run) -> str:
+    title = run.config.report.title or run.folder.resolve().name
+    return f"{title}: {run.name}" if run.name else title
+
+
+def _exact(folder: Path) -> tuple[Exact | None, pa.Table | None]:
+    """The exact effects, and what they validate; None where the run measured none."""
+    if not (folder / "exact.parquet").is_file():
+        return None, None
+    return Exact.load(folder), pq.read_table(folder / "validation.parquet")
+
+
+def _tasks(run: Run) -> dict[str, Any]:
+    """The attributed tasks, in order, since their effects are kept by number; and how their pairs were chosen."""
+    facts: dict[str, Any] = {}
+    for n, task in enumerate((task for task in run.config.task if task.attribute), 1):
+        facts[f"task {n} {task.name}"] = run.shared.tasks[task.name].sha256
+        facts[f"task {n} max_pairs, sample_seed, prefix"] = [task.max_pairs, task.sample_seed, task.prefix]
+    return facts
+
+
+def _surveyed(run: Run) -> dict[str, Any]:
+    return {f"task {part.name}": part.sha256 for part in run.shared.sets}
+
+
+def _tasks_and_groups(run: Run) -> dict[str, Any]:
+    groups = enumerate(run.shared.surveyed.items(), 1)
+    return {f"task {n} {name}": [part.name for part in parts] for n, (name, parts) in groups}
+
+
+def _told(run: Run) -> dict[str, Any]:
+    """What the report tells besides what was computed: the names of the groups of tasks, and people's annotations."""
+    return _tasks_and_groups(run) | {"annotations": annotations_hash(run)}
+
+
+def _read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(finite(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+
+
+_MODELS = ("compute.dtype", "positions", "crosscoder.layer")
+_TEXT = ("context", "column", "limit_tokens", "heldout_share", "hub")
+_PACKING = ("packing", "min_tokens", "min_characters", "shuffle_seed")
+
+_STAGES: tuple[Stage[Run], ...] = (
+    Stage(
+        "suite",
+        "suite",
+        "reading the checkpoints and hashing their weights",
+        settings=("suite",),
+        inputs=(),
+        work=write_suite,
+        settle=Run.check_suite,
+    ),
+    Stage(
+        "tokens",
+        "tokens",
+        "reading the text",
+        settings=("positions.bos", *(f"text.{key}" for key in (*_TEXT, *_PACKING))),
+        inputs=("suite/tokenizer.json",),
+        facts=tokens.text_facts,
+        work=tokens.write_tokens,
+        settle=tokens.drop_state,
+        seconds_before=tokens.unfinished_seconds,
+    ),
+    Stage(
+        "survey",
+        "survey",
+        "every checkpoint on every task",
+        settings=(*_MODELS, "survey"),
+        inputs=("suite/checkpoints.json", "tokens/heldout.npy"),
+        facts=_surveyed,
+        work=write_survey,
+    ),
+    Stage(
+        "compare",
+        "compare",
+        "choosing checkpoints",
+        settings=("compare",),
+        inputs=("suite", "survey"),
+        work=write_comparison,
+    ),
+    Stage(
+        "train",
+        "crosscoder",
+        "training the crosscoder",
+        settings=("positions", "crosscoder", "sparsity", "training"),
+        inputs=("compare/checkpoints.json", "tokens/train.npy"),
+        work=write_crosscoder,
+        together=write_crosscoders,
+        settle=drop_training_state,
+        seconds_before=unfinished_seconds,
+    ),
+    Stage(
+        "evaluate",
+        "evaluation",
+        "the crosscoder on held-out text",
+        settings=(*_MODELS, "evaluation"),
+        inputs=("compare/checkpoints.json", "tokens/heldout.npy", "crosscoder"),
+        work=write_evaluation,
+    ),
+    Stage(
+        "diagnose",
+        "diagnostics",
+        "every feature's decoder against the data",
+        settings=(*_MODELS, "diagnostics"),
+        inputs=("compare/checkpoints.json", "tokens/heldout.npy", "crosscoder"),
+        work=write_diagnostics,
+    ),
+    Stage(
+        "attribute",
+        "effects",
+        "indirect effects of every feature",
+        settings=(*_MODELS, "effects"),
+        inputs=("compare/checkpoints.json", "crosscoder", "evaluation/frequency.parquet"),
+        facts=_tasks,
+        work=write_effects,
+    ),
+    Stage(
+        "ablate",
+        "ablation",
+        "the strongest features set to zero",
+        settings=(*_MODELS, "ablation"),
+        inputs=("compare/checkpoints.json", "crosscoder", "evaluation/frequency.parquet", "effects"),
+        facts=_tasks,
+        work=write_ablation,
+    ),
+    Stage(
+        "contexts",
+        "contexts",
+        "where the strongest features fire",
+        settings=(*_MODELS, "report.top_k", "report.contexts", "report.blocks"),
+        inputs=("compare/checkpoints.json", "tokens/heldout.npy", "crosscoder", "effects"),
+        work=write_contexts,
+    ),
+    Stage(
+        "report",
+        "report",
+        "writing the pages",
+        settings=("report.title", "compare"),
+        inputs=(
+            "suite/sources.json",
+            "survey",
+            "compare",
+            "crosscoder",
+            "evaluation",
+            "diagnostics",
+            "effects",
+            "ablation",
+            "contexts",
+        ),
+        facts=_told,
+        work=write_report,
+    ),
+)
+
+
+def stages(config: RunConfig) -> tuple[Stage[Run], ...]:
+    """The stages in order.
+
+    Where the user names the checkpoints, comparing them waits for no survey; where he names a crosscoder, none is
+    trained; and where the baseline of the effects is the mean activation, they read the text that it is measured on.
+    """
+    changes: dict[str, dict[str, Any]] = {}
+    if config.compare.checkpoints:
+        changes["compare"] = {"inputs": ("suite",)}
+    if config.crosscoder.from_:
+        changes["train"] = {
+            "doing": "importing the crosscoder",
+            "settings": ("positions", "crosscoder"),
+            "inputs": ("compare/checkpoints.json",),
+            "facts": Run.imported_facts,
+            "work": write_imported_crosscoder,
+            "together": None,
+            "seconds_before": lambda _: 0.0,
+        }
+    if config.effects.baseline == "mean":
+        attribute = next(stage for stage in _STAGES if stage.name == "attribute")
+        changes["attribute"] = {"inputs": (*attribute.inputs, "tokens/heldout.npy")}
+    return tuple(replace(stage, **changes.get(stage.name, {})) for stage in _STAGES)
