@@ -138,7 +138,7 @@ def test_a_full_disk_is_known_through_the_errors_of_libraries():
 KILLED = """
     import os, signal
     from pathlib import Path
-    from crosstime import artifact
+    from crosstime.base import artifact
 
     def die(*_):
         os.kill(os.getpid(), signal.SIGKILL)
