@@ -15,7 +15,7 @@ from torch.nn.functional import normalize
 from crosstime.crosscoder.crosscoder import Crosscoder, CrosscoderConfig
 from planted import World, plant
 
-LABEL_OF_KIND = {"emerging": "emerged", "dropped": "dropped", "maintained": "maintained", "irrelevant": "maintained"}
+LABEL_OF_KIND = {"emerging": "late", "dropped": "early", "maintained": "persistent", "irrelevant": "persistent"}
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Faulty:
     world: World
     crosscoder: Crosscoder
     label: list[str]
-    twin: dict[int, int]
+    complement: dict[int, int]
     """The halves of every decoupled pair, each to the other."""
 
 
@@ -40,7 +40,7 @@ def faulty(*, per_kind: int = 60, noise: float = 0.1, seed: int = 0) -> Faulty:
     true = world.crosscoder()
     turned = (world.directions[:, 0] * world.directions[:, -1]).sum(-1) < 0.5
     label = [
-        LABEL_OF_KIND.get(kind) or ("rotated" if turned[i] else "maintained") for i, kind in enumerate(world.kinds)
+        LABEL_OF_KIND.get(kind) or ("rotated" if turned[i] else "persistent") for i, kind in enumerate(world.kinds)
     ]
     good = world.features("maintained") + world.features("irrelevant")
     shrunk, split = good[0::3], good[1::3]
@@ -61,7 +61,7 @@ def faulty(*, per_kind: int = 60, noise: float = 0.1, seed: int = 0) -> Faulty:
         crosscoder.b_enc[-1] = -1000
     for i in [*shrunk, *split]:
         label[i] = "artefact"
-    label += ["artefact"] * len(split) + ["undefined"]
+    label += ["artefact"] * len(split) + ["unclear"]
     pairs = {i: n_true + k for k, i in enumerate(split)}
     return Faulty(world, crosscoder, label, pairs | {b: a for a, b in pairs.items()})
 

@@ -23,7 +23,7 @@ name = "agreement of mine"
 jsonl = "pairs.jsonl"
 [survey]
 blocks = 2
-[compare]
+[selection]
 checkpoints = ["step0", "step10", "step100"]
 [crosscoder]
 features = 64
@@ -60,7 +60,7 @@ ARTIFACTS = (
     "suite",
     "tokens",
     "survey",
-    "compare",
+    "selection",
     "crosscoder",
     "evaluation",
     "diagnostics",

@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
+from crosstime.attribution.relative import LIFECYCLES
 from crosstime.crosscoder.crosscoder import Crosscoder
-from crosstime.evaluation.diagnostics import LABELS, Diagnostics, diagnose, label, twins
+from crosstime.evaluation.diagnostics import LABELS, Diagnostics, complements, diagnose, label
 from crosstime.evaluation.latent_scaling import scaled_decoder
 from planted_artefacts import faulty, misled
 
@@ -25,6 +26,10 @@ def made():
     return made, diagnose(made.crosscoder, made.world.models(), made.world.corpus(200, 33))
 
 
+def test_decoder_labels_share_no_word_with_lifecycles():
+    assert not set(LABELS) & set(LIFECYCLES)
+
+
 @pytest.mark.parametrize("word", LABELS)
 def test_every_label_is_found_where_it_was_planted(made, word):
     truth, found = (np.array(labels) == word for labels in (made[0].label, made[1].label))
@@ -33,16 +38,16 @@ def test_every_label_is_found_where_it_was_planted(made, word):
 
 
 def test_the_halves_of_decoupled_pairs_find_each_other(made):
-    pairs = made[0].twin
-    assert np.mean([made[1].twin[a] == b for a, b in pairs.items()]) >= 0.9
-    assert np.mean([i in pairs for i in np.flatnonzero(made[1].twin >= 0)]) >= 0.9
+    pairs = made[0].complement
+    assert np.mean([made[1].complement[a] == b for a, b in pairs.items()]) >= 0.9
+    assert np.mean([i in pairs for i in np.flatnonzero(made[1].complement >= 0)]) >= 0.9
 
 
 def test_shrinkage_shows_in_the_error_and_decoupling_in_the_reconstruction(made):
     world, found = made
     refuted = found.strength < 0.2
     artefact = np.array(world.label) == "artefact"
-    split = np.isin(np.arange(len(artefact)), list(world.twin))
+    split = np.isin(np.arange(len(artefact)), list(world.complement))
     for nu, where in ((found.nu_error, artefact & ~split), (found.nu_reconstruction, artefact & split)):
         other = found.nu_reconstruction if nu is found.nu_error else found.nu_error
         assert np.median(nu[where][refuted[where]]) > 0.8
@@ -67,7 +72,7 @@ def test_what_the_l1_penalty_distorts_is_found():
     assert np.sum(true & (kinds == "apart")) >= 15  # and so did decoupling
     labels = np.array(found.label)
     assert min(recall_and_precision((labels == "artefact") & matched, true)) >= 0.9
-    for kind, word in (("dropped", "dropped"), ("emerging", "emerged"), ("maintained", "maintained")):
+    for kind, word in (("dropped", "early"), ("emerging", "late"), ("maintained", "persistent")):
         assert np.mean(labels[matched & (kinds == kind)] == word) >= 0.9
 
 
@@ -78,22 +83,22 @@ def test_of_an_untrained_crosscoder_nothing_is_said(made, tied):
     crosscoder.initialise(
         world.rows.mean(0), torch.ones(3), decoder_norm=0.08, tied=tied, generator=torch.Generator().manual_seed(0)
     )
-    assert diagnose(crosscoder, world.models(), world.corpus(50, 33)).counts["undefined"] >= 190
+    assert diagnose(crosscoder, world.models(), world.corpus(50, 33)).counts["unclear"] >= 190
 
 
 # strength, nu_error, nu_reconstruction, cosine of first and last -> label
 CASES = [
-    ((1.0, 0.5, 0.9), (1.0, 0.5, 0.9), (1.0, 0.5, 0.9), 0.8, "maintained"),
-    ((1.0, 0.0, 0.9), (1.0, 0.0, 0.9), (1.0, 0.0, 0.9), 0.8, "maintained"),  # a gap, and it came back
+    ((1.0, 0.5, 0.9), (1.0, 0.5, 0.9), (1.0, 0.5, 0.9), 0.8, "persistent"),
+    ((1.0, 0.0, 0.9), (1.0, 0.0, 0.9), (1.0, 0.0, 0.9), 0.8, "persistent"),  # a gap, and it came back
     ((1.0, 0.5, 0.9), (1.0, 0.2, 0.1), (1.0, 0.2, 0.1), 0.3, "rotated"),
-    ((0.1, 0.5, 1.0), (0.1, 0.5, 1.0), (0.4, 0.5, 1.0), 0.8, "emerged"),
-    ((0.1, 0.5, 1.0), (0.1, 0.5, 1.0), (0.4, 0.5, 1.0), 0.3, "emerged"),  # a vector that is absent cannot have turned
-    ((1.0, 0.5, 0.1), (1.0, 0.5, 0.1), (1.0, 0.5, 0.4), 0.8, "dropped"),
-    ((0.0, 1.0, 0.0), (0.0, 1.0, 0.0), (0.0, 1.0, 0.0), np.nan, "dropped"),  # transient
+    ((0.1, 0.5, 1.0), (0.1, 0.5, 1.0), (0.4, 0.5, 1.0), 0.8, "late"),
+    ((0.1, 0.5, 1.0), (0.1, 0.5, 1.0), (0.4, 0.5, 1.0), 0.3, "late"),  # a vector that is absent cannot have turned
+    ((1.0, 0.5, 0.1), (1.0, 0.5, 0.1), (1.0, 0.5, 0.4), 0.8, "early"),
+    ((0.0, 1.0, 0.0), (0.0, 1.0, 0.0), (0.0, 1.0, 0.0), np.nan, "early"),  # present only between
     ((0.1, 0.5, 1.0), (0.3, 0.5, 1.0), (0.3, 0.5, 1.0), 0.8, "artefact"),  # shrunk to nothing at the first
     ((0.1, 0.5, 1.0), (0.1, 0.5, 1.0), (0.6, 0.5, 1.0), 0.8, "artefact"),  # written by another at the first
     ((1.0, 0.0, 1.0), (1.0, 0.9, 1.0), (1.0, 0.0, 1.0), 0.8, "artefact"),  # the gap is none
-    ((1.0, 0.5, 0.1), (1.0, 0.5, -0.9), (np.nan, np.nan, np.nan), 0.8, "dropped"),
+    ((1.0, 0.5, 0.1), (1.0, 0.5, -0.9), (np.nan, np.nan, np.nan), 0.8, "early"),
 ]
 
 
@@ -101,16 +106,16 @@ CASES = [
 def test_the_rule(case):
     rows = [np.array([row]) for row in case[:3]]
     assert label(*rows, np.array([case[3]]), np.array([True])) == [case[4]]
-    assert label(*rows, np.array([case[3]]), np.array([False])) == ["undefined"]
+    assert label(*rows, np.array([case[3]]), np.array([False])) == ["unclear"]
 
 
-def test_twins_are_alike_and_never_at_one_checkpoint(monkeypatch):
+def test_complements_are_alike_and_never_at_one_checkpoint(monkeypatch):
     direction = torch.tensor([[1.0, 0.0], [1.0, 0.1], [1.0, 0.2], [0.0, 1.0], [1.0, 0.0], [1.0, 0.0]])
     present = np.array([[1, 0, 0], [0, 1, 1], [0, 1, 0], [0, 0, 1], [1, 1, 1], [0, 0, 0]], dtype=bool)
     for at_once in (1, 2048):
         monkeypatch.setattr("crosstime.evaluation.diagnostics.FEATURES_AT_ONCE", at_once)
-        assert twins(direction, present).tolist() == [1, 0, 0, -1, -1, -1]
-    assert twins(direction, np.ones_like(present)).tolist() == [-1] * 6
+        assert complements(direction, present).tolist() == [1, 0, 0, -1, -1, -1]
+    assert complements(direction, np.ones_like(present)).tolist() == [-1] * 6
 
 
 @torch.no_grad()
@@ -124,7 +129,7 @@ def test_cosines_are_those_of_the_decoder_vectors_and_unknown_without_one(world)
     np.testing.assert_array_equal(np.isnan(found.cosine[i]), [[True] * 3, [True, False, False], [True, False, False]])
     assert np.isnan(found.cosine[1]).all()
     assert np.isnan(found.strength[1]).all()
-    assert found.label[1] == "undefined"
+    assert found.label[1] == "unclear"
 
 
 def test_diagnostics_survive_the_disk(made, tmp_path):
@@ -138,5 +143,5 @@ def test_diagnostics_survive_the_disk(made, tmp_path):
             assert after == before
     table = loaded.table
     assert table.num_rows == len(made[0].label)
-    assert table["twin"].null_count == np.sum(made[1].twin < 0)
+    assert table["complement"].null_count == np.sum(made[1].complement < 0)
     assert set(table["reference"].to_pylist()) <= set(made[0].world.names)

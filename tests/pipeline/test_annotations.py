@@ -32,9 +32,9 @@ def run_dir(tmp_path):
     contexts = {
         n: FeatureContexts(n, [Context(["=The", " keys"], [0.0, 1.0], 1)], {NAMES[2]: []}, {}, 1.0) for n in range(6)
     }
-    for name in ("compare", "crosscoder", "effects", "contexts"):
+    for name in ("selection", "crosscoder", "effects", "contexts"):
         with artifact.writing(folder / name, settings={}, inputs={}) as draft:
-            if name == "compare":
+            if name == "selection":
                 (draft / "checkpoints.json").write_text(json.dumps([{"name": name} for name in NAMES]))
             elif name == "crosscoder":
                 (draft / "config.json").write_text('{"features": 6}')

@@ -24,7 +24,7 @@ def load(tmp_path, text):
 def test_little_has_to_be_said(tmp_path):
     found = load(tmp_path, LEAST)
     assert found.task[0].attribute
-    assert found.compare.number == 3
+    assert found.selection.number == 3
     assert found.positions.bos
 
 
@@ -113,11 +113,11 @@ def test_every_commented_key_of_the_demo_exists(tmp_path):
         ),
         (('sets = ["subject-verb"]', 'clams = "x"\ncounterfactual = true'), r"counterfactual goes with `blimp` or"),
         (("[[task]]", '[[task]]\nname = "agreement"\njsonl = "x"\n[[task]]'), r"two tasks are called 'agreement'"),
-        (("[[task]]", "[compare]\nnumber = 1\n[[task]]"), r"compare\.number must be at least 2, not 1"),
-        (("[[task]]", '[compare]\ncheckpoints = ["a"]\n[[task]]'), r"compare\.checkpoints names one checkpoint"),
+        (("[[task]]", "[selection]\nnumber = 1\n[[task]]"), r"selection\.number must be at least 2, not 1"),
+        (("[[task]]", '[selection]\ncheckpoints = ["a"]\n[[task]]'), r"selection\.checkpoints names one checkpoint"),
         (
-            ("[[task]]", '[compare]\ncheckpoints = ["a", "a"]\n[[task]]'),
-            r"compare\.checkpoints names a checkpoint twice",
+            ("[[task]]", '[selection]\ncheckpoints = ["a", "a"]\n[[task]]'),
+            r"selection\.checkpoints names a checkpoint twice",
         ),
         (("[[task]]", "[crosscoder]\nfeatures = 0\n[[task]]"), r"crosscoder\.features must be at least 1, not 0"),
         (("[[task]]", "[crosscoder]\nlayer = -1\n[[task]]"), r"crosscoder\.layer must be at least 0, not -1"),

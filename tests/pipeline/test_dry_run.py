@@ -148,7 +148,7 @@ def test_the_command_as_users_type_it(served, tmp_path):
     [
         ('revisions = ["step512"', 'revisions = ["step521"', "has no revision 'step521'; the nearest is 'step512'"),
         ('repo = "EleutherAI/pythia-1b"', 'repo = "EleutherAI/pythia-1"', "there is no repository EleutherAI/pythia-1"),
-        ('checkpoints = ["step512"', 'checkpoints = ["step64"', "compare.checkpoints: the suite has no checkpoint"),
+        ('checkpoints = ["step512"', 'checkpoints = ["step64"', "selection.checkpoints: the suite has no checkpoint"),
         ("layer = 8 ", "layer = 16 ", "crosscoder.layer is 16, out of range: the models have blocks 0 to 15"),
         ("layer = 8 ", "lyer = 8 ", "[crosscoder] unknown key `lyer`; the nearest is 'layer'"),
         ("context = 1024", "context = 4096", "text.context is 4096: the models have 2048 positions"),

@@ -92,7 +92,7 @@ def test_checkpoints_must_be_named(inputs, tmp_path, capfd):
     edit(inputs, "features = 64", 'from = "ours"')
     edit(inputs, 'checkpoints = ["step0", "step10", "step100"]', "number = 3")
     assert cli.main(["run", str(inputs)]) == 2
-    assert "compare.checkpoints names none: put the former there" in capfd.readouterr().err
+    assert "selection.checkpoints names none: put the former there" in capfd.readouterr().err
 
 
 def test_a_run_without_a_crosscoder_has_nothing_to_export(inputs, tmp_path, capfd):

@@ -81,7 +81,7 @@ def test_json_has_every_figure(folder, capfd):
         (
             'checkpoints = ["step0"',
             'checkpoints = ["step1"',
-            "compare.checkpoints: the suite has no checkpoint 'step1'",
+            "selection.checkpoints: the suite has no checkpoint 'step1'",
         ),
         ("features = 64", "features = 0", "crosscoder.features must be at least 1"),
     ],

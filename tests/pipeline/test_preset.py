@@ -45,8 +45,8 @@ def test_the_papers_comparisons():
     assert len(PAPER) == 4 + 6 + 4
     for name in PAPER:
         found = preset.settings(name)
-        assert found.suite.revisions == found.compare.checkpoints == preset.PRESETS[name].checkpoints
-        assert found.compare.size == (3 if name in THREE_WAY else 2)
+        assert found.suite.revisions == found.selection.checkpoints == preset.PRESETS[name].checkpoints
+        assert found.selection.size == (3 if name in THREE_WAY else 2)
 
 
 @pytest.mark.parametrize("name", [name for name in preset.PRESETS if name != "demo"])
@@ -88,7 +88,7 @@ def test_what_bloom_needs_more():
 
 def test_thirty_two_snapshots():
     found = preset.settings("pythia-160m-32")
-    assert found.compare.size == len(set(found.suite.revisions)) == 32
+    assert found.selection.size == len(set(found.suite.revisions)) == 32
     assert (found.crosscoder.layer, found.crosscoder.features) == (6, 32 * 768)
     assert found.sparsity == JumpReLU(weight=0.3, threshold=0.1, window=4.0, threshold_lr=0.1)
     assert (found.training.lr, found.training.rows, found.training.tied_init) == (5e-5, 800_000_000, True)

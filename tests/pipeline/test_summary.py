@@ -9,7 +9,7 @@ from crosstime.base import artifact
 from crosstime.pipeline import summary
 from crosstime.pipeline.engine import State, Workspace
 
-FOLDERS = {"compare": "compare", "evaluate": "evaluation", "attribute": "effects", "report": "report"}
+FOLDERS = {"select": "selection", "evaluate": "evaluation", "attribute": "effects", "report": "report"}
 KEYS = {
     "checkpoints",
     "l0",
@@ -48,7 +48,7 @@ def finished(write, tmp_path):
         "suite",
         sources_json=[{"name": "z", "tokens": 1}, {"name": "a", "tokens": 2_000_000}, {"name": "b", "tokens": None}],
     )
-    write("compare", checkpoints_json=[{"name": "a", "sha256": "x"}, {"name": "b", "sha256": "y"}])
+    write("selection", checkpoints_json=[{"name": "a", "sha256": "x"}, {"name": "b", "sha256": "y"}])
     write(
         "evaluation",
         metrics_json={
@@ -60,7 +60,7 @@ def finished(write, tmp_path):
             "delta_ce": [0.1, 0.2],
         },
     )
-    write("diagnostics", summary_json={"labels": {"emerged": 1200, "maintained": 0, "artefact": 3}})
+    write("diagnostics", summary_json={"labels": {"late": 1200, "persistent": 0, "artefact": 3}})
     write(
         "effects",
         tasks_json=[{"gap": [0.001, 0.002]}, {"gap": [0.004, None]}],
@@ -105,7 +105,7 @@ def test_the_numbers_of_a_finished_run(finished):
     assert found["explained_variance"] == {"a": 0.9, "b": 0.8}
     assert found["loss_recovered"] == {"a": 0.97, "b": None}
     assert found["completeness_gap"] == 0.004
-    assert found["labels"] == {"emerged": 1200, "maintained": 0, "artefact": 3}
+    assert found["labels"] == {"late": 1200, "persistent": 0, "artefact": 3}
     features = found["features"]
     assert (features["emerged"], features["maintained"], features["dropped"]) == (2, 0, 1)
     assert features["classes"] == {"shared:a+b": 1, "specific:a": 1, "specific:b": 1}
@@ -124,7 +124,7 @@ def test_the_table_is_aligned(finished):
     ends = {len(rows[label]) for label in ("checkpoints", "tokens seen", "explained variance", "loss recovered")}
     assert len(ends) == 1
     assert "2 emerged, 0 maintained, 1 dropped" in rows["features, on any task"]
-    assert rows["features by decoder"].endswith("1,200 emerged, 3 artefact")
+    assert rows["features by decoder"].endswith("1,200 late, 3 artefact")
     assert rows["completeness gap"].endswith("0.40 %")
     assert rows["exact effects"].endswith("Spearman 0.800 with IE, 0.800 with RelIE")
     assert rows["ablation ratio"].endswith("Spearman 0.750 with RelIE, - with RelDec")
@@ -138,7 +138,7 @@ def test_several_stand_side_by_side(finished, tmp_path_factory):
     rows = {line.split("  ")[0]: line.split()[-3:] for line in lines}
     assert rows["L0"] == ["12.5", "-", "1234.5"]
     assert rows["explained variance, b"] == ["0.800", "-", "0.800"]
-    assert rows["emerged by decoder"] == ["1,200", "-", "1,200"]
+    assert rows["late by decoder"] == ["1,200", "-", "1,200"]
     assert rows["dropped, on any task"] == ["1", "-", "1"]
     assert rows["exact effects and RelIE, Spearman"] == ["0.800", "-", "0.800"]
     assert len({len(line) for line in lines[: lines.index("")]}) == 1

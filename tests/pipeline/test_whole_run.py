@@ -172,7 +172,7 @@ def redone(folder, capfd):
 
 def test_corrected_tokens_reach_the_report_and_train_nothing(copy, capfd):
     edit(copy, "tokens = [0, 1000, 10_000]", "tokens = [0, 2000, 30_000_000]")
-    assert redone(copy, capfd) == {"suite", "compare", "report"}
+    assert redone(copy, capfd) == {"suite", "select", "report"}
     assert cli.main(["show", str(copy), "--json"]) == 0
     shown = json.loads(capfd.readouterr().out)
     assert [checkpoint["tokens"] for checkpoint in shown["checkpoints"]] == [0, 2000, 30_000_000]
@@ -183,7 +183,7 @@ def test_checkpoints_may_move(copy, capfd):
     (copy / "my checkpoints").rename(copy / "elsewhere")
     folders = 'folders = ["my checkpoints/step0", "my checkpoints/step10", "my checkpoints/step100"]'
     edit(copy, folders, 'folder = "elsewhere"')
-    assert redone(copy, capfd) == {"suite", "compare", "report"}
+    assert redone(copy, capfd) == {"suite", "select", "report"}
 
 
 def test_other_checkpoints_in_the_folder_are_named(inputs, capfd):

@@ -131,7 +131,7 @@ def consistent(features: pa.Table, chosen: list[str], rng: np.random.Generator) 
 
 
 def diagnostics(n: int, chosen: list[str], rng: np.random.Generator) -> Diagnostics:
-    """A label for each feature, by its number; feature 3 is the twin of feature 5."""
+    """A label for each feature, by its number; features 3 and 5 are complementary."""
     reference = np.arange(n) % len(chosen)
     strength = rng.random((n, len(chosen)))
     strength[np.arange(n), reference] = 1.0
@@ -141,7 +141,7 @@ def diagnostics(n: int, chosen: list[str], rng: np.random.Generator) -> Diagnost
         n_tokens=65_000,
         label=[LABELS[i % len(LABELS)] for i in range(n)],
         reference=reference,
-        twin=np.array([{3: 5, 5: 3}.get(i, -1) for i in range(n)]),
+        complement=np.array([{3: 5, 5: 3}.get(i, -1) for i in range(n)]),
         fired=rng.integers(0, 4000, n),
         fit=rng.uniform(0.8, 1.3, n),
         strength=strength,

@@ -21,8 +21,8 @@ from crosstime.evaluation.latent_scaling import Scaling, latent_scaling, scaled_
 from crosstime.models.split import SplitLM
 from crosstime.text.corpus import Corpus
 
-LABELS = ("emerged", "maintained", "dropped", "rotated", "artefact", "undefined")
-"""What `label` may say of a feature."""
+LABELS = ("early", "persistent", "late", "rotated", "artefact", "unclear")
+"""Decoder labels. They share no word with `relative.LIFECYCLES`, which classify features by effect."""
 
 PRESENT = 0.2
 """A decoder claims its feature at checkpoints with at least this share of its largest norm (arXiv 2504.02922)."""
@@ -32,7 +32,7 @@ DECOUPLED = 0.5
 """nu_reconstruction from which other features write there what this one stands for: decoupling (the same)."""
 ROTATED = 0.5
 """Cosine of the decoder vectors at the first and the last checkpoint below which a feature has turned: 60 degrees."""
-TWINS = 0.9
+COMPLEMENT = 0.9
 """Cosine of reference vectors above which two features of different checkpoints are one concept (the same)."""
 FITTING = 4.0
 """A decoder is off by no more than this factor, at its own reference, from the least-squares one."""
@@ -57,7 +57,7 @@ class Diagnostics:
     """[F] one of LABELS."""
     reference: np.ndarray
     """[F] number of each feature's reference."""
-    twin: np.ndarray
+    complement: np.ndarray
     """[F] the feature that its concept was split off to, at other checkpoints; -1 where there is none."""
     fired: np.ndarray
     """[F] tokens on which each feature fires."""
@@ -79,14 +79,14 @@ class Diagnostics:
 
     @property
     def table(self) -> pa.Table:
-        """One row per feature: feature, label, reference (a checkpoint's name), twin (null where there is none), fired,
-        fit, and for each checkpoint NAME strength_NAME, nu_error_NAME and nu_reconstruction_NAME.
+        """One row per feature: feature, label, reference (a checkpoint's name), complement (null where there is none),
+        fired, fit, and for each checkpoint NAME strength_NAME, nu_error_NAME and nu_reconstruction_NAME.
         """
         columns: dict[str, object] = {
             "feature": np.arange(len(self.label), dtype=np.int32),
             "label": pa.array(self.label, pa.string()),
             "reference": pa.array([self.checkpoints[m] for m in self.reference], pa.string()),
-            "twin": pa.array(self.twin, pa.int32(), mask=self.twin < 0),
+            "complement": pa.array(self.complement, pa.int32(), mask=self.complement < 0),
             "fired": self.fired,
             "fit": self.fit.astype(np.float32),
         }
@@ -113,7 +113,7 @@ class Diagnostics:
             n_tokens=summary["n_tokens"],
             label=table["label"].to_pylist(),
             reference=np.array([checkpoints.index(name) for name in table["reference"].to_pylist()]),
-            twin=table["twin"].fill_null(-1).to_numpy(),
+            complement=table["complement"].fill_null(-1).to_numpy(),
             fired=table["fired"].to_numpy(),
             fit=table["fit"].to_numpy(),
             **{name: np.stack([table[f"{name}_{c}"].to_numpy() for c in checkpoints], 1) for name in _PER_CHECKPOINT},
@@ -164,7 +164,7 @@ def judge(decoder: Float[Tensor, "F M D"], scaling: Scaling, checkpoints: list[s
         n_tokens=scaling.n_tokens,
         label=label(strength, nu_error, nu_reconstruction, cosine[:, 0, -1], sound),
         reference=at[:, 0],
-        twin=twins(decoder[rows, reference], (strength >= PRESENT) & sound[:, None]),
+        complement=complements(decoder[rows, reference], (strength >= PRESENT) & sound[:, None]),
         fired=scaling.fired,
         fit=fit[:, 0],
         strength=strength,
@@ -183,25 +183,24 @@ def label(
 ) -> list[str]:
     """One word for each feature; the first that applies.
 
-    "undefined": not `sound`. "artefact": absent by its decoder at a checkpoint where latent scaling finds it.
-    "dropped": absent at the last checkpoint, wherever it was before (a transient feature too). "emerged": absent at the
-    first. "rotated": present at both, in directions whose cosine, `first_to_last`, is below ROTATED. "maintained": the
-    rest.
+    "unclear": not `sound`. "artefact": absent by its decoder at a checkpoint where latent scaling finds it. "early":
+    absent at the last checkpoint, wherever it was before (present only between, too). "late": absent at the first.
+    "rotated": present at both, in directions whose cosine, `first_to_last`, is below ROTATED. "persistent": the rest.
     """
     present = strength >= PRESENT
     refuted = ~present & ((nu_error >= SHRUNK) | (nu_reconstruction >= DECOUPLED))
     conditions = [~sound, refuted.any(1), ~present[:, -1], ~present[:, 0], first_to_last < ROTATED]
-    return np.select(conditions, ["undefined", "artefact", "dropped", "emerged", "rotated"], "maintained").tolist()
+    return np.select(conditions, ["unclear", "artefact", "early", "late", "rotated"], "persistent").tolist()
 
 
-def twins(direction: Float[Tensor, "F D"], present: Bool[np.ndarray, "F M"]) -> Int[np.ndarray, " F"]:
+def complements(direction: Float[Tensor, "F D"], present: Bool[np.ndarray, "F M"]) -> Int[np.ndarray, " F"]:
     """For each feature, the one most like it that is present only where it is not.
 
-    -1 where none has a cosine above TWINS.
+    -1 where none has a cosine above COMPLEMENT.
 
     Args:
         direction: decoder vectors at the features' references.
-        present: where each feature is; one that is nowhere has no twin.
+        present: where each feature is; one that is nowhere has no complement.
     """
     found = np.full(len(direction), -1)
     candidates = np.flatnonzero(present.any(1) & ~present.all(1))
@@ -212,7 +211,7 @@ def twins(direction: Float[Tensor, "F D"], present: Bool[np.ndarray, "F M"]) -> 
         cosine = unit[part] @ unit.T
         cosine[where[part] @ where.T > 0] = -1
         best, which = (values.cpu().numpy() for values in cosine.max(1))
-        found[candidates[part]] = np.where(best > TWINS, candidates[which], -1)
+        found[candidates[part]] = np.where(best > COMPLEMENT, candidates[which], -1)
     return found
 
 

@@ -35,7 +35,7 @@ def export_sheet(run: Run, out: Path, *, top: int, blind: bool, seed: int) -> No
     known = run.config.report.top_k
     if top > known:
         raise InputError(f"--top {top} asks for more features than have contexts: make report.top_k ({known}) larger")
-    compared = json.loads(_finished(run, "compare", "checkpoints.json").read_text(encoding="utf-8"))
+    compared = json.loads(_finished(run, "selection", "checkpoints.json").read_text(encoding="utf-8"))
     found = rows(
         pq.read_table(_finished(run, "effects", "features.parquet")),
         load_contexts(_finished(run, "contexts", "contexts.json")),

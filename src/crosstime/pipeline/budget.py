@@ -105,7 +105,7 @@ class Batches:
         def analysed(doing: str, wanted: int, codes: int, parts: Mapping[str, int]) -> int:
             return budget.fitting(doing, wanted, block, cost.analysis_bytes(config, shape, codes), parts)
 
-        alone = {"a checkpoint (compute.dtype)": held["checkpoints (compute.dtype)"] // config.compare.size, **logits}
+        alone = {"a checkpoint (compute.dtype)": held["checkpoints (compute.dtype)"] // config.selection.size, **logits}
         survey = budget.fitting(
             "the survey", TOKENS_AT_ONCE // context, block, cost.pass_bytes(config, shape, config.compute.dtype), alone
         )

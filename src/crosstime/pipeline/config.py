@@ -32,7 +32,7 @@ _TAKEN = (
         "tokenising",
         "tokens",
         "survey",
-        "compare",
+        "selection",
         "training",
         "crosscoder",
     ),
@@ -271,8 +271,8 @@ class SurveyConfig:
 
 
 @dataclass(frozen=True)
-class CompareConfig:
-    """[compare]: which checkpoints the crosscoder reads."""
+class SelectionConfig:
+    """[selection]: which checkpoints the crosscoder reads."""
 
     checkpoints: tuple[str, ...] = ()
     """Their names; without them the survey proposes `number`."""
@@ -281,10 +281,10 @@ class CompareConfig:
 
     def __post_init__(self) -> None:
         if len(set(self.checkpoints)) != len(self.checkpoints):
-            raise InputError("compare.checkpoints names a checkpoint twice")
+            raise InputError("selection.checkpoints names a checkpoint twice")
         if len(self.checkpoints) == 1:
-            raise InputError("compare.checkpoints names one checkpoint; a crosscoder compares at least 2")
-        _at_least(2, "compare", number=self.number)
+            raise InputError("selection.checkpoints names one checkpoint; a crosscoder compares at least 2")
+        _at_least(2, "selection", number=self.number)
 
     @property
     def size(self) -> int:
@@ -449,7 +449,7 @@ class CommonConfig:
     compute: ComputeConfig = ComputeConfig()
     positions: Positions = field(default_factory=Positions)
     survey: SurveyConfig = SurveyConfig()
-    compare: CompareConfig = CompareConfig()
+    selection: SelectionConfig = SelectionConfig()
     sparsity: Sparsity = field(default_factory=L1)
     training: TrainConfig = field(default_factory=TrainConfig)
     evaluation: EvaluationConfig = EvaluationConfig()

@@ -103,7 +103,7 @@ def estimate(config: RunConfig, shape: Shape, device: Device = H100, *, beside: 
         beside: the settings of the other crosscoders that are trained on the same harvest.
     """
     configs = [config, *beside]
-    checkpoints, layer = config.compare.size, config.crosscoder.layer_of(shape.layers)
+    checkpoints, layer = config.selection.size, config.crosscoder.layer_of(shape.layers)
     context, trained = config.text.context, not config.crosscoder.from_
     steps = config.training.steps if trained else 0
     rows = steps * config.training.batch_size
@@ -131,7 +131,7 @@ def estimate(config: RunConfig, shape: Shape, device: Device = H100, *, beside: 
 def training_parts(configs: Sequence[RunConfig], shape: Shape) -> dict[str, int]:
     """Bytes that training holds from its beginning to its end, by what takes them."""
     config, weights = configs[0], sum(crosscoder_weights(config, shape) for config in configs)
-    models = config.compare.size * shape.cut(config.crosscoder.layer_of(shape.layers))
+    models = config.selection.size * shape.cut(config.crosscoder.layer_of(shape.layers))
     return {
         "checkpoints (training.harvest)": models * BYTES[config.training.harvest],
         "weights, gradients and moments (crosscoder.features)": weights * KEPT_BYTES,
@@ -143,13 +143,13 @@ def training_parts(configs: Sequence[RunConfig], shape: Shape) -> dict[str, int]
 
 def step_bytes(config: RunConfig, shape: Shape) -> int:
     """Bytes that a training step works in; they are kept for the next."""
-    rows = config.training.batch_size * config.compare.size * shape.width * ROW_BYTES
+    rows = config.training.batch_size * config.selection.size * shape.width * ROW_BYTES
     return _code_bytes(config) + rows + crosscoder_weights(config, shape) * PRODUCT_BYTES
 
 
 def harvest_bytes(config: RunConfig, shape: Shape) -> int:
     """Bytes that the harvest of one block of text holds besides: a pass, and the rows of all checkpoints twice."""
-    rows = 2 * config.text.context * config.compare.size * shape.width
+    rows = 2 * config.text.context * config.selection.size * shape.width
     return pass_bytes(config, shape, config.training.harvest) + rows * BYTES[config.training.harvest]
 
 
@@ -161,7 +161,7 @@ def pass_bytes(config: RunConfig, shape: Shape, precision: str) -> int:
 def analysis_parts(configs: Sequence[RunConfig], shape: Shape) -> dict[str, int]:
     """Bytes that evaluation, effects and ablation hold from beginning to end, by what takes them."""
     config, weights = configs[0], sum(crosscoder_weights(config, shape) for config in configs)
-    models = config.compare.size * shape.parameters
+    models = config.selection.size * shape.parameters
     return {
         "checkpoints (compute.dtype)": models * BYTES[config.compute.dtype],
         "crosscoders (crosscoder.features)": 4 * weights,
@@ -172,7 +172,7 @@ def analysis_bytes(config: RunConfig, shape: Shape, codes: int) -> int:
     """Bytes that an analysis of one block of text holds besides: its rows, read and written, and values of that number
     for each feature.
     """
-    return 4 * config.text.context * (codes * config.crosscoder.features + 2 * config.compare.size * shape.width)
+    return 4 * config.text.context * (codes * config.crosscoder.features + 2 * config.selection.size * shape.width)
 
 
 def gradient_bytes(config: RunConfig, shape: Shape) -> int:
@@ -198,7 +198,7 @@ def largest(configs: Sequence[RunConfig]) -> RunConfig:
 
 def crosscoder_weights(config: RunConfig, shape: Shape) -> int:
     """Weights of the crosscoder's two matrices."""
-    return 2 * config.compare.size * shape.width * config.crosscoder.features
+    return 2 * config.selection.size * shape.width * config.crosscoder.features
 
 
 def _training_bytes(configs: Sequence[RunConfig], shape: Shape) -> int:
@@ -208,7 +208,7 @@ def _training_bytes(configs: Sequence[RunConfig], shape: Shape) -> int:
 
 def _code_bytes(config: RunConfig) -> int:
     codes = config.training.batch_size * config.crosscoder.features
-    return codes * (GATED_CODE_BYTES * config.compare.size if config.sparsity.gated else CODE_BYTES)
+    return codes * (GATED_CODE_BYTES * config.selection.size if config.sparsity.gated else CODE_BYTES)
 
 
 def _analysis_bytes(configs: Sequence[RunConfig], shape: Shape) -> int:
@@ -220,7 +220,7 @@ def _analysis_bytes(configs: Sequence[RunConfig], shape: Shape) -> int:
 
 def ring_bytes(config: RunConfig, shape: Shape) -> int:
     training = config.training
-    return training.ring_size(config.text.context) * config.compare.size * shape.width * BYTES[training.harvest]
+    return training.ring_size(config.text.context) * config.selection.size * shape.width * BYTES[training.harvest]
 
 
 def _run_bytes(config: RunConfig, shape: Shape, weights: int) -> int:

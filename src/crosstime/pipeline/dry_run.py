@@ -44,11 +44,11 @@ def dry_run(runs: Sequence[Run]) -> str:
         check_fit(run.foreign.config, run.config, shared.layer, shape.width)
     cost = estimate(run.config, shape, beside=[other.config for other in runs[1:]])
     download = _download(shared.metadata.places, shape)
-    compare = run.config.compare
+    selection = run.config.selection
     facts = [
         ("checkpoints", _checkpoints(shared)),
         ("model", _model(shared, shape)),
-        ("compared", ", ".join(compare.checkpoints) or f"{compare.number}, chosen by the survey"),
+        ("compared", ", ".join(selection.checkpoints) or f"{selection.number}, chosen by the survey"),
         *(("crosscoder", _crosscoder(each, estimate(each.config, shape))) for each in runs),
         ("training", _training(run, cost)),
         ("text", _text(shared)),

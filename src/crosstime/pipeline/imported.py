@@ -15,17 +15,17 @@ def check_fit(own: CrosscoderConfig, config: RunConfig, layer: int, width: int) 
 
     Args:
         own: of the crosscoder.
-        config: of the run; [compare] and [positions] count.
+        config: of the run; [selection] and [positions] count.
         layer: the block that the run reads.
         width: of the run's models.
 
     Raises:
         InputError: its checkpoints, width, layer or policy for position 0 are not the run's.
     """
-    if config.compare.checkpoints != own.checkpoints:
+    if config.selection.checkpoints != own.checkpoints:
         raise InputError(
-            f"crosscoder.from reads {list(own.checkpoints)}, in this order; compare.checkpoints names "
-            f"{list(config.compare.checkpoints) or 'none'}: put the former there"
+            f"crosscoder.from reads {list(own.checkpoints)}, in this order; selection.checkpoints names "
+            f"{list(config.selection.checkpoints) or 'none'}: put the former there"
         )
     if own.width != width:
         raise InputError(f"crosscoder.from reads models of width {own.width}; the suite's have {width}")

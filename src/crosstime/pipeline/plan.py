@@ -172,7 +172,7 @@ class _Planner:
         self.held = self.before + sum(cost.analysis_parts(self.configs, shared.shape).values())
         """Bytes that every analysis holds."""
         self.largest = cost.largest(self.configs)
-        self.checkpoints = self.config.compare.size
+        self.checkpoints = self.config.selection.size
         self.prompts = [task.prompts(shared.tokenizer, self.config.positions) for task in shared.attributed]
 
     def plan(self, texts: int, reading: float) -> Plan:

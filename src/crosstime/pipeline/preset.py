@@ -192,7 +192,7 @@ def _row(name: str) -> tuple[str, ...]:
     costs = estimate(config, preset.shape)
     return (
         name,
-        str(config.compare.size),
+        str(config.selection.size),
         str(preset.layer),
         f"{config.crosscoder.features:,}",
         token_count(costs.tokens),

@@ -33,7 +33,7 @@ from crosstime.tasks.sampling import first, sample
 from crosstime.tasks.task import Task
 from crosstime.text.corpus import Corpus
 
-SHARED = ("suite", "tokens", "survey", "compare")
+SHARED = ("suite", "tokens", "survey", "selection")
 """The artifacts that all crosscoders of a run have in common."""
 
 
@@ -92,8 +92,8 @@ class Shared:
 
     @cached_property
     def compared(self) -> Suite:
-        """The checkpoints that the crosscoder reads; the stage `compare` has chosen them."""
-        return self.suite.select([row["name"] for row in self.read_json("compare/checkpoints.json")])
+        """The checkpoints that the crosscoder reads; the stage `select` has chosen them."""
+        return self.suite.select([row["name"] for row in self.read_json("selection/checkpoints.json")])
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -231,14 +231,14 @@ class Shared:
                 a task gives no prompt, or none with a second prefix where effects are to have that baseline; or what
                 must be held exceeds `compute.memory`.
         """
-        names, compare, n_layers = self.metadata.names, self.config.compare, self.metadata.n_layers
+        names, selection, n_layers = self.metadata.names, self.config.selection, self.metadata.n_layers
         if len(names) < 2:
             raise InputError(f"suite has one checkpoint, {names[0]!r}: comparing needs at least 2")
-        for name in compare.checkpoints:
+        for name in selection.checkpoints:
             if name not in names:
-                raise InputError(f"compare.checkpoints: the suite has no checkpoint {name!r}{nearest(name, names)}")
-        if not compare.checkpoints and compare.number > len(names):
-            raise InputError(f"compare.number is {compare.number}; suite has {len(names)} checkpoints")
+                raise InputError(f"selection.checkpoints: the suite has no checkpoint {name!r}{nearest(name, names)}")
+        if not selection.checkpoints and selection.number > len(names):
+            raise InputError(f"selection.number is {selection.number}; suite has {len(names)} checkpoints")
         if not 0 <= self.layer < n_layers:
             raise InputError(
                 f"crosscoder.layer is {self.layer}, out of range: the models have blocks 0 to {n_layers - 1}"

@@ -167,7 +167,7 @@ class _Bench:
         self.shared, self.slot, self.config = shared, slot, shared.config
         self.configs = (shared.config, *shared.beside)
         self.device, self.layer, self.positions = shared.device, shared.layer, shared.config.positions
-        self.checkpoints, self.above = self.config.compare.size, shared.metadata.n_layers - shared.layer - 1
+        self.checkpoints, self.above = self.config.selection.size, shared.metadata.n_layers - shared.layer - 1
         self.largest = cost.largest(self.configs)
         self.random = np.random.default_rng(0)
 

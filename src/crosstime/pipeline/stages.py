@@ -70,11 +70,11 @@ def write_survey(run: Run, draft: Path) -> None:
     found.save(draft)
 
 
-def write_comparison(run: Run, draft: Path) -> None:
+def write_selection(run: Run, draft: Path) -> None:
     """checkpoints.json: the compared ones, as in the suite's. proposal.json: why these, where the survey chose."""
-    names, reasons = list(run.config.compare.checkpoints), None
+    names, reasons = list(run.config.selection.checkpoints), None
     if not names:
-        proposal = run.shared.read_survey().propose(run.config.compare.number)
+        proposal = run.shared.read_survey().propose(run.config.selection.number)
         names, reasons = proposal.checkpoints, proposal.reasons
     chosen = [row for row in run.shared.read_json("suite/checkpoints.json") if row["name"] in names]
     _write_json(draft / "checkpoints.json", chosen)
@@ -256,7 +256,7 @@ def write_report(run: Run, draft: Path) -> None:
 def report_data(run: Run) -> ReportData:
     """What the report is made from, read from the artifacts."""
     survey_found = run.shared.read_survey()
-    proposed = not run.config.compare.checkpoints
+    proposed = not run.config.selection.checkpoints
     crosscoder = run.crosscoder.config
     trained = not run.config.crosscoder.from_
     log = _training_log(run) if trained else []
@@ -274,7 +274,7 @@ def report_data(run: Run) -> ReportData:
         ),
         chosen=list(crosscoder.checkpoints),
         survey=survey_found,
-        proposal=survey_found.propose(run.config.compare.number) if proposed else None,
+        proposal=survey_found.propose(run.config.selection.number) if proposed else None,
         quality=Quality.load(run.at("evaluation")),
         features=pq.read_table(run.at("effects") / "features.parquet"),
         tasks=tuple(TaskEffects.from_json(entry) for entry in _read_json(run.at("effects") / "tasks.json")),
@@ -367,19 +367,19 @@ _STAGES: tuple[Stage[Run], ...] = (
         work=write_survey,
     ),
     Stage(
-        "compare",
-        "compare",
+        "select",
+        "selection",
         "choosing checkpoints",
-        settings=("compare",),
+        settings=("selection",),
         inputs=("suite", "survey"),
-        work=write_comparison,
+        work=write_selection,
     ),
     Stage(
         "train",
         "crosscoder",
         "training the crosscoder",
         settings=("positions", "crosscoder", "sparsity", "training"),
-        inputs=("compare/checkpoints.json", "tokens/train.npy"),
+        inputs=("selection/checkpoints.json", "tokens/train.npy"),
         work=write_crosscoder,
         together=write_crosscoders,
         settle=drop_training_state,
@@ -390,7 +390,7 @@ _STAGES: tuple[Stage[Run], ...] = (
         "evaluation",
         "the crosscoder on held-out text",
         settings=(*_MODELS, "evaluation"),
-        inputs=("compare/checkpoints.json", "tokens/heldout.npy", "crosscoder"),
+        inputs=("selection/checkpoints.json", "tokens/heldout.npy", "crosscoder"),
         work=write_evaluation,
     ),
     Stage(
@@ -398,7 +398,7 @@ _STAGES: tuple[Stage[Run], ...] = (
         "diagnostics",
         "every feature's decoder against the data",
         settings=(*_MODELS, "diagnostics"),
-        inputs=("compare/checkpoints.json", "tokens/heldout.npy", "crosscoder"),
+        inputs=("selection/checkpoints.json", "tokens/heldout.npy", "crosscoder"),
         work=write_diagnostics,
     ),
     Stage(
@@ -406,7 +406,7 @@ _STAGES: tuple[Stage[Run], ...] = (
         "effects",
         "indirect effects of every feature",
         settings=(*_MODELS, "effects"),
-        inputs=("compare/checkpoints.json", "crosscoder", "evaluation/frequency.parquet"),
+        inputs=("selection/checkpoints.json", "crosscoder", "evaluation/frequency.parquet"),
         facts=_tasks,
         work=write_effects,
     ),
@@ -415,7 +415,7 @@ _STAGES: tuple[Stage[Run], ...] = (
         "ablation",
         "the strongest features set to zero",
         settings=(*_MODELS, "ablation"),
-        inputs=("compare/checkpoints.json", "crosscoder", "evaluation/frequency.parquet", "effects"),
+        inputs=("selection/checkpoints.json", "crosscoder", "evaluation/frequency.parquet", "effects"),
         facts=_tasks,
         work=write_ablation,
     ),
@@ -424,18 +424,18 @@ _STAGES: tuple[Stage[Run], ...] = (
         "contexts",
         "where the strongest features fire",
         settings=(*_MODELS, "report.top_k", "report.contexts", "report.blocks"),
-        inputs=("compare/checkpoints.json", "tokens/heldout.npy", "crosscoder", "effects"),
+        inputs=("selection/checkpoints.json", "tokens/heldout.npy", "crosscoder", "effects"),
         work=write_contexts,
     ),
     Stage(
         "report",
         "report",
         "writing the pages",
-        settings=("report.title", "compare"),
+        settings=("report.title", "selection"),
         inputs=(
             "suite/sources.json",
             "survey",
-            "compare",
+            "selection",
             "crosscoder",
             "evaluation",
             "diagnostics",
@@ -452,17 +452,17 @@ _STAGES: tuple[Stage[Run], ...] = (
 def stages(config: RunConfig) -> tuple[Stage[Run], ...]:
     """The stages in order.
 
-    Where the user names the checkpoints, comparing them waits for no survey; where he names a crosscoder, none is
+    Where the user names the checkpoints, selecting them waits for no survey; where he names a crosscoder, none is
     trained; and where the baseline of the effects is the mean activation, they read the text that it is measured on.
     """
     changes: dict[str, dict[str, Any]] = {}
-    if config.compare.checkpoints:
-        changes["compare"] = {"inputs": ("suite",)}
+    if config.selection.checkpoints:
+        changes["select"] = {"inputs": ("suite",)}
     if config.crosscoder.from_:
         changes["train"] = {
             "doing": "importing the crosscoder",
             "settings": ("positions", "crosscoder"),
-            "inputs": ("compare/checkpoints.json",),
+            "inputs": ("selection/checkpoints.json",),
             "facts": Run.imported_facts,
             "work": write_imported_crosscoder,
             "together": None,

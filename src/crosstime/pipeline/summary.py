@@ -142,7 +142,7 @@ def _correlations(values: dict[str, Any]) -> list[tuple[str, float | None]]:
 
 
 def _checkpoints(run: Workspace) -> list[dict[str, Any]] | None:
-    compared, sources = _json(run.at("compare"), "checkpoints.json"), _json(run.at("suite"), "sources.json")
+    compared, sources = _json(run.at("selection"), "checkpoints.json"), _json(run.at("suite"), "sources.json")
     tokens = {row["name"]: row["tokens"] for row in sources or ()}
     return compared and [{"name": row["name"], "tokens": tokens.get(row["name"])} for row in compared]
 

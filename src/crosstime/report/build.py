@@ -120,7 +120,7 @@ class _Parts:
 
     @cached_property
     def decoder_labels(self) -> dict[int, str]:
-        """Feature -> "by its decoder maintained"; empty without diagnostics."""
+        """Feature -> "by its decoder persistent"; empty without diagnostics."""
         found = self.data.diagnostics
         return {i: f"by its decoder {label}" for i, label in enumerate(found.label)} if found is not None else {}
 

@@ -8,12 +8,12 @@ from jaxtyping import Float, Int
 from crosstime.evaluation.diagnostics import PRESENT, Diagnostics
 
 LABEL_WORDS = {
-    "emerged": "the decoder is absent at the first checkpoint and present at the last",
-    "maintained": "the decoder is present at the first checkpoint and at the last, in much the same direction",
-    "dropped": "the decoder is absent at the last checkpoint",
+    "early": "the decoder is absent at the last checkpoint",
+    "persistent": "the decoder is present at the first checkpoint and at the last, in much the same direction",
+    "late": "the decoder is absent at the first checkpoint and present at the last",
     "rotated": "the decoder is present at the first checkpoint and at the last, in directions over 60° apart",
     "artefact": "the decoder is absent at a checkpoint where the data hold the feature: the sparsity penalty did that",
-    "undefined": "it fires too rarely, or its decoder is too far from the least-squares one, to say anything",
+    "unclear": "it fires too rarely, or its decoder is too far from the least-squares one, to say anything",
 }
 """What each of the labels means, in the order in which they are listed."""
 

@@ -182,11 +182,11 @@ def _honesty(feature: int, extras: Extras) -> dict[str, Any]:
     said: dict[str, Any] = {}
     found = extras.diagnostics
     if found is not None:
-        twin = int(found.twin[feature])
+        complement = int(found.complement[feature])
         said |= {
             "label": found.label[feature],
             "reference": found.checkpoints[found.reference[feature]],
-            "twin": twin if twin >= 0 else None,
+            "complement": complement if complement >= 0 else None,
             "nu_error": rounded(found.nu_error[feature], 3),
             "nu_reconstruction": rounded(found.nu_reconstruction[feature], 3),
         }

@@ -137,7 +137,7 @@
     parts.push(`It fires on ${crosstime.percent(card.frequency)} of held-out tokens.`);
     if (card.label) {
       parts.push(" By its decoder: ", element("b", {}, card.label), ` (${crosstime.report.labels[card.label]}); its norm is largest at ${card.reference}.`);
-      if (card.twin !== null) parts.push(" Its twin at other checkpoints is ", element("a", { class: "feature-link", href: `#feature-${card.twin}` }, `feature ${card.twin}`), ".");
+      if (card.complement !== null) parts.push(" Its complement at other checkpoints is ", element("a", { class: "feature-link", href: `#feature-${card.complement}` }, `feature ${card.complement}`), ".");
     }
     return element("p", { class: "card-words" }, ...parts);
   }

@@ -13,12 +13,12 @@ from crosstime.report.plots.figure import CENTRE, Figure, floats, note, styled
 POINTS = 1500
 """Features drawn at most: an even sample of more."""
 LABEL_COLOURS = {
-    "emerged": "#2d2b66",
-    "maintained": "#2a9489",
-    "dropped": "#dd9f2a",
+    "early": "#dd9f2a",
+    "persistent": "#2a9489",
+    "late": "#2d2b66",
     "rotated": "#9a5aa0",
     "artefact": "#b3400f",
-    "undefined": "#b3b0a8",
+    "unclear": "#b3b0a8",
 }
 NU_ERROR, NU_RECONSTRUCTION = "\u03bd<sub>ε</sub>", "\u03bd<sub>r</sub>"
 LOW, HIGH = -0.25, 1.5
