@@ -46,6 +46,24 @@ def _no_seconds(_: Any) -> float:
 
 
 @dataclass(frozen=True)
+class Workload(Generic[W]):
+    """How much work a stage is: what `crosstime plan` needs to predict it (see `measure`)."""
+
+    unit: str
+    """What the work is counted in, in the plural: "blocks"."""
+    units: Callable[[W], float]
+    """Number of units under the workspace's settings; the time of the stage grows linearly with it."""
+    shrink: Callable[[W, int], Any]
+    """Settings under which the stage does little work, in proportion to a size from 1 up; they are timed."""
+    advice: Callable[[W], str]
+    """What makes the stage shorter, for people; the workspace is one in which it was timed."""
+    loads: Callable[[W], int] = lambda _: 0
+    """Number of checkpoints that the stage loads first."""
+    memory: Callable[..., Any] | None = None
+    """Memory that it holds: an `estimate.Memory` from the configurations, the model's shape and the device's type."""
+
+
+@dataclass(frozen=True)
 class Stage(Generic[W]):
     """One step of the way from checkpoints to the report; it writes one artifact folder."""
 
@@ -69,6 +87,8 @@ class Stage(Generic[W]):
     """Called whenever the artifact stands, new or old: checks what else must hold of it, and tidies up."""
     seconds_before: Callable[[W], float] = _no_seconds
     """Wall time of the unfinished attempts that `work` would go on from."""
+    workload: Workload[W] | None = None
+    """How much work it is; None if `crosstime plan` can't predict it."""
 
 
 @dataclass(frozen=True)
