@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from crosstime.training.peak import synchronise
+from crosstime.base.device import synchronise
 
 PACKAGES = ("torch", "transformers", "sae-lens", "eai-sparsify")
 """Whose versions are recorded, where they are installed."""

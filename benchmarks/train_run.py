@@ -15,10 +15,10 @@ import torch
 from measure import GIB, peak, report
 
 import models
+from crosstime.base.device import synchronise
 from crosstime.models.split import SplitLM
 from crosstime.training.config import TrainConfig
 from crosstime.training.learner import Learner
-from crosstime.training.peak import synchronise
 from crosstime.training.train import Trainer
 
 

@@ -307,11 +307,11 @@ def test_when_memory_runs_out_it_goes_on_with_half_as_many_prompts(crosscoder, m
 
     monkeypatch.setattr(SplitLM, "upper", small)
     with pytest.warns(
-        MemoryWarning, match="effects: memory ran out with 3 paths of 16 tokens at once; going on with 1"
+        MemoryWarning, match="effects: out of memory with 3 paths of 16 tokens per batch; continuing with 1"
     ):
         some = _effects(crosscoder, models, prompts)
     np.testing.assert_allclose(some.ie, one.ie, atol=1e-6)
-    with pytest.raises(ValueError, match="there is not enough memory for one path of 64 tokens"):
+    with pytest.raises(ValueError, match="out of memory with a single path of 64 tokens"):
         _effects(crosscoder, models, prompts, steps=16, batch_size=1)
 
 

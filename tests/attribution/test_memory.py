@@ -52,8 +52,8 @@ def test_batches_are_halved(monkeypatch, name, method):
     with pytest.warns(MemoryWarning) as warned:
         found = ANALYSES[name](crosscoder, WORLD.models(), CORPUS)
     assert [str(warning.message).split(" (")[0] for warning in warned] == [
-        f"{name}: memory ran out with 8 blocks of 9 tokens at once; going on with 4",
-        f"{name}: memory ran out with 4 blocks of 9 tokens at once; going on with 2",
+        f"{name}: out of memory with 8 blocks of 9 tokens per batch; continuing with 4",
+        f"{name}: out of memory with 4 blocks of 9 tokens per batch; continuing with 2",
     ]
     for field, value in vars(expected).items():
         if isinstance(value, np.ndarray):
@@ -64,7 +64,7 @@ def test_batches_are_halved(monkeypatch, name, method):
 
 def test_where_one_block_does_not_fit_it_says_what_to_lower(monkeypatch):
     run_out(monkeypatch, Crosscoder, "encode", 0)
-    expected = r"evaluate: .* one block of 9 tokens: lower text\.context or crosscoder\.features"
+    expected = r"evaluate: .* a single block of 9 tokens: lower text\.context or crosscoder\.features"
     with pytest.raises(ValueError, match=expected), pytest.warns(MemoryWarning):
         evaluate(WORLD.crosscoder(), WORLD.models(), CORPUS)
 
@@ -81,7 +81,7 @@ def test_contexts_are_the_same(monkeypatch, tiny_suite):
     find = partial(contexts, crosscoder, models, corpus, suite.tokenizer, [0, 3], top=2, window=6)
     expected = find()
     run_out(monkeypatch, Crosscoder, "encode", 4)
-    with pytest.warns(MemoryWarning, match="contexts: memory ran out with 9 blocks"):
+    with pytest.warns(MemoryWarning, match="contexts: out of memory with 9 blocks"):
         found = find()
     for feature, of_one in expected.items():
         assert [context.tokens for context in found[feature].contexts] == [c.tokens for c in of_one.contexts]
@@ -97,7 +97,7 @@ def test_a_survey_is_the_same(monkeypatch, tiny_suite):
     find = partial(survey, suite, [task], heldout, layer=1)
     expected = find()
     run_out(monkeypatch, SplitLM, "lower", 3)
-    with pytest.warns(MemoryWarning, match="survey: memory ran out with .* texts of .* tokens at once"):
+    with pytest.warns(MemoryWarning, match="survey: out of memory with .* texts of .* tokens per batch"):
         found = find()
     for name in ("sentence_accuracy", "token_accuracy", "logit_difference", "perplexity", "cosine", "pearson"):
         np.testing.assert_allclose(getattr(found, name), getattr(expected, name), rtol=1e-4, err_msg=name)
@@ -118,7 +118,7 @@ def test_ablations_are_the_same(monkeypatch, name, most):
             return whole(rows, *arguments, **options)
 
         monkeypatch.setattr(model, name, limited)
-    with pytest.warns(MemoryWarning, match=r"ablate: memory ran out with \d+ prompts of \d tokens at once"):
+    with pytest.warns(MemoryWarning, match=r"ablate: out of memory with \d+ prompts of \d tokens per batch"):
         found = intervene(crosscoder, models, prompts, features, groups, batch_size=16)
     for answers in ("clean", "alone", "together"):
         torch.testing.assert_close(getattr(found, answers), getattr(expected, answers), rtol=1e-5, atol=1e-6)
@@ -129,7 +129,7 @@ def test_effects_against_means_over_a_text_are_the_same(monkeypatch):
     find = partial(attribute, WORLD.crosscoder(), WORLD.models(), WORLD.prompts(), baseline="mean", text=CORPUS)
     expected = find()
     run_out(monkeypatch, Crosscoder, "encode", 8)
-    with pytest.warns(MemoryWarning, match="effects: memory ran out with 12 blocks of 9 tokens at once"):
+    with pytest.warns(MemoryWarning, match="effects: out of memory with 12 blocks of 9 tokens per batch"):
         found = find()
     for name in ("ie", "explained", "total", "error"):
         np.testing.assert_allclose(getattr(found, name), getattr(expected, name), rtol=1e-4, atol=1e-6, err_msg=name)

@@ -5,46 +5,25 @@ import torch
 
 from crosstime.base import memory
 from crosstime.base.errors import is_out_of_memory
-from crosstime.base.memory import MemoryWarning, Parts, parse_bytes, shown_bytes
+from crosstime.base.memory import AdaptiveBatches, MemoryWarning
 
 CPU = torch.device("cpu")
 CPU_ERROR = "[enforce fail at alloc_cpu.cpp:117] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to ..."
 
 
-@pytest.mark.parametrize(
-    ("text", "count"),
-    [("20GiB", 20 * 2**30), ("500MB", 500_000_000), ("1.5 TB", 1_500_000_000_000), (" 64MiB ", 64 * 2**20)],
-)
-def test_amounts_of_memory(text, count):
-    assert parse_bytes(text, "compute.memory") == count
-
-
-@pytest.mark.parametrize("text", ["", "20", "20G", "20gib", "GiB", "-1GB", "0GB", "1e3MB", "two GB"])
-def test_what_is_no_amount_is_named_with_what_is_allowed(text):
-    with pytest.raises(ValueError, match=r'compute\.memory must be an amount like "20GiB", in one of MB, GB') as error:
-        parse_bytes(text, "compute.memory")
-    assert f'it is "{text}"' in str(error.value)
-
-
-def test_amounts_for_people():
-    assert [shown_bytes(count) for count in (2**20, 600 * 2**20, 2**30, int(3.14 * 2**30))] == [
-        "1 MiB", "600 MiB", "1.0 GiB", "3.1 GiB",
-    ]  # fmt: skip
-
-
 def test_the_resident_set_grows_with_what_is_held():
-    before = memory.held_bytes(CPU)
+    before = memory.used_bytes(CPU)
     ones = torch.ones(128 * 2**20, dtype=torch.uint8)  # so much comes from the system, not from what was freed before
-    grown = memory.most_held_bytes(CPU) - before
+    grown = memory.peak_bytes(CPU) - before
     assert 120 * 2**20 < grown < 150 * 2**20
     assert before < memory.total_bytes(CPU)
     del ones
 
 
 def test_without_proc_the_highest_resident_set_is_taken(monkeypatch):
-    now = memory.held_bytes(CPU)
+    now = memory.used_bytes(CPU)
     monkeypatch.setattr(memory.Path, "exists", lambda _: False)
-    assert memory.held_bytes(CPU) >= now
+    assert memory.used_bytes(CPU) >= now
 
 
 @pytest.mark.parametrize(
@@ -86,7 +65,7 @@ class Fits:
 @pytest.mark.parametrize("positions", [None, 40, 80, 1000])
 def test_work_that_fits_is_done_in_parts_of_the_size_asked_for(positions):
     fits, rows = Fits(100), torch.arange(10)
-    done = torch.cat(list(Parts("work", "row", positions, lower="x").of(rows, fits, length=10)))
+    done = torch.cat(list(AdaptiveBatches("work", "row", positions, lower="x").run(rows, fits, length=10)))
     assert torch.equal(done, 2 * rows)
     assert fits.sizes == {None: [10], 40: [4, 4, 2], 80: [8, 2], 1000: [10]}[positions]
 
@@ -94,43 +73,43 @@ def test_work_that_fits_is_done_in_parts_of_the_size_asked_for(positions):
 @pytest.mark.parametrize("error", [MemoryError, torch.OutOfMemoryError, lambda _: RuntimeError(CPU_ERROR)])
 def test_parts_are_halved_for_good_and_it_is_told(error):
     fits, rows, notes = Fits(3, error), torch.arange(10), []
-    parts = Parts("harvest", "block", None, lower="x", note=notes.append)
+    batches = AdaptiveBatches("survey", "block", None, lower="x", notify=notes.append)
     for _ in range(2):
-        assert torch.equal(torch.cat(list(parts.of(rows, fits, length=7))), 2 * rows)
+        assert torch.equal(torch.cat(list(batches.run(rows, fits, length=7))), 2 * rows)
     assert fits.sizes == [10, 5, *[2] * 5, *[2] * 5]
     assert len(notes) == 2
-    assert notes[0].startswith("harvest: memory ran out with 10 blocks of 7 tokens at once; going on with 5 (")
+    assert notes[0].startswith("survey: out of memory with 10 blocks of 7 tokens per batch; continuing with 5 (")
     assert "\n" not in notes[0]
 
 
 def test_rows_of_another_length_are_limited_by_their_positions():
-    parts = Parts("work", "text", None, lower="x", note=lambda _: None)
-    list(parts.of(torch.arange(8), Fits(4), length=10))
-    assert parts.positions == 40
+    batches = AdaptiveBatches("work", "text", None, lower="x", notify=lambda _: None)
+    list(batches.run(torch.arange(8), Fits(4), length=10))
+    assert batches.max_tokens == 40
     fits = Fits(4)
-    list(parts.of(torch.arange(5), fits, length=20))
+    list(batches.run(torch.arange(5), fits, length=20))
     assert fits.sizes == [2, 2, 1]
     fits = Fits(4)
-    list(parts.of(torch.arange(2), fits, length=100))
+    list(batches.run(torch.arange(2), fits, length=100))
     assert fits.sizes == [1, 1]
 
 
 def test_without_another_listener_a_warning_tells():
-    with pytest.warns(MemoryWarning, match=r"work: memory ran out with 2 rows of 5 tokens at once; going on with 1"):
-        list(Parts("work", "row", None, lower="x").of(torch.arange(2), Fits(1), length=5))
+    with pytest.warns(MemoryWarning, match=r"work: out of memory with 2 rows of 5 tokens per batch; continuing with 1"):
+        list(AdaptiveBatches("work", "row", None, lower="x").run(torch.arange(2), Fits(1), length=5))
 
 
 def test_where_not_one_row_fits_the_settings_to_lower_are_named():
-    parts = Parts("harvest", "block", None, lower="training.ring_rows", note=lambda _: None)
-    expected = r"harvest: there is not enough memory for one block of 7 tokens: lower training\.ring_rows \(no room\)"
+    batches = AdaptiveBatches("survey", "block", None, lower="text.context", notify=lambda _: None)
+    expected = r"survey: out of memory with a single block of 7 tokens: lower text\.context \(no room\)"
     with pytest.raises(ValueError, match=expected):
-        list(parts.of(torch.arange(4), Fits(0), length=7))
+        list(batches.run(torch.arange(4), Fits(0), length=7))
 
 
 def test_other_errors_are_not_caught():
     with pytest.raises(RuntimeError, match="a bug"):
         list(
-            Parts("work", "row", None, lower="x").of(
+            AdaptiveBatches("work", "row", None, lower="x").run(
                 torch.arange(4), Fits(0, lambda _: RuntimeError("a bug")), length=1
             )
         )
@@ -150,7 +129,7 @@ def test_what_did_not_fit_is_free_before_the_next_try():
             raise MemoryError
         return rows
 
-    list(Parts("work", "row", None, lower="x", note=lambda _: None).of(torch.arange(4), work, length=1))
+    list(AdaptiveBatches("work", "row", None, lower="x", notify=lambda _: None).run(torch.arange(4), work, length=1))
 
 
 @pytest.mark.parametrize(("name", "index"), [("cuda", 3), ("cuda:1", 1)])
@@ -173,6 +152,6 @@ def test_a_limit_is_enforced_on_cuda():
     try:
         with pytest.raises(torch.OutOfMemoryError):
             torch.empty(2**29, dtype=torch.uint8, device=device)
-        assert memory.held_bytes(device) == 0
+        assert memory.used_bytes(device) == 0
     finally:
         memory.limit_bytes(device, memory.total_bytes(device))

@@ -116,9 +116,9 @@ def test_the_screen_of_the_papers_three_way_crosscoder(three_way, dry_run):
     assert screen["training"].startswith("399,998,976 rows in 97,656 steps, from 400M tokens in blocks of 1024")
     assert screen["text"] == "monology/pile-uncopyrighted; document-start; at most 428M tokens"
     assert screen["stages to do"].split(", ")[0] == "suite"
-    assert screen["time"].startswith("1.0 GPU-hours to train: an estimate for one H100")
-    assert screen["memory"].startswith("about 17 GB")
-    assert screen["download"].startswith("6.1 GB of weights, into")
+    assert screen["time"].startswith("59 min of training: an estimate for one H100")
+    assert screen["memory"].startswith("about 16.0 GiB")
+    assert screen["download"].startswith("5.7 GiB of weights, into")
     assert [line for line in err.splitlines() if "no weights of step512, step2000, main" in line]
 
 
@@ -186,9 +186,9 @@ def test_too_little_disk_and_memory_are_warnings(three_way, dry_run, monkeypatch
     monkeypatch.setattr("shutil.disk_usage", lambda _: namedtuple("Usage", "free")(1_000_000_000))
     monkeypatch.setattr("os.sysconf", lambda name: 4096 if name == "SC_PAGE_SIZE" else 1_000_000)
     _, err = dry_run(three_way)
-    assert "the run needs about 17 GB, this machine (cpu) has 4.1 GB" in err
-    assert "6.1 GB of weights are needed in" in err
-    assert f"19 GB at most are needed in {three_way}, where 1.0 GB are free" in err
+    assert "the run needs about 16.0 GiB, this machine (cpu) has 3.8 GiB" in err
+    assert "5.7 GiB of weights are needed in" in err
+    assert f"18.0 GiB at most are needed in {three_way}, where 954 MiB are free" in err
 
 
 def test_a_users_own_run(tmp_path, users_suite, dry_run, error):
@@ -197,7 +197,7 @@ def test_a_users_own_run(tmp_path, users_suite, dry_run, error):
     assert err == ""
     assert screen["text"] == "text ü.txt; packed"
     assert screen["task"].startswith("agreement of mine: 4 prompts from 4 pairs")
-    assert screen["download"].startswith("0.0 GB of weights")
+    assert screen["download"].startswith("0 MiB of weights")
     (folder / "text ü.txt").rename(folder / "elsewhere.txt")
     assert "there is no text file" in error(folder)
 

@@ -224,19 +224,3 @@ def test_seconds_of_one_unit(monkeypatch):
     assert done == [1] * (2 + speed.TRIES)
     slow = 50
     assert speed.seconds_each(work, 1, torch.device("cpu"), 60.0) == pytest.approx(0.11)
-
-
-@pytest.mark.parametrize(
-    ("seconds", "expected"),
-    [
-        (0.32, "0.3 s"),
-        (12.4, "12 s"),
-        (99.4, "99 s"),
-        (150.0, "2.5 min"),
-        (5000.0, "83 min"),
-        (9000.0, "2.5 h"),
-        (1e6, "12 days"),
-    ],
-)
-def test_times_for_people(seconds, expected):
-    assert plan._time(seconds) == expected

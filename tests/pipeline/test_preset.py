@@ -97,12 +97,26 @@ def test_thirty_two_snapshots():
 def test_the_list_is_aligned_and_complete():
     header, *rows = preset.table().split("\n\n")[0].splitlines()
     assert [row.split()[0] for row in rows] == list(preset.PRESETS)
-    for label in ("GPU-hours", "download"):
+    for label in ("GPU time", "download"):
         end = header.index(label) + len(label)
         assert all(row[end - 1] != " " and row[end : end + 2] == "  " for row in rows)
     (row,) = (row for row in rows if row.startswith("pythia-1b-1B-4B-286B "))
     assert row.split() == [
-        *("pythia-1b-1B-4B-286B", "3", "8", "16,384", "400M", "1.0", "17", "GB", "6.1", "GB", "l1,", "batchtopk")
+        *(
+            "pythia-1b-1B-4B-286B",
+            "3",
+            "8",
+            "16,384",
+            "400M",
+            "59",
+            "min",
+            "16.0",
+            "GiB",
+            "5.7",
+            "GiB",
+            "l1,",
+            "batchtopk",
+        )
     ]
     assert all(len(line) <= 120 for line in preset.table().splitlines())
 

@@ -77,4 +77,4 @@ def test_a_preset_runs_from_its_name_to_its_report(tmp_path, capfd, rule):
     assert cli.main(["run", str(folder), "--dry-run"]) == cli.DONE
     screen = capfd.readouterr().out
     assert "stages to do  none" in screen
-    assert "download      0.0 GB of weights" in screen
+    assert "download      0 MiB of weights" in screen

@@ -95,7 +95,9 @@ def test_the_same_rows_in_the_same_order_where_memory_runs_out(monkeypatch):
     harvest = Harvest(models, CORPUS, Positions(), seed=0, note=notes.append)
     torch.testing.assert_close(_rows(harvest, 13), expected)
     assert len(notes) == 2
-    assert notes[-1].startswith("harvest: memory ran out with 6 blocks of 10 tokens at once; going on with 3 (CUDA out")
+    assert notes[-1].startswith(
+        "harvest: out of memory with 6 blocks of 10 tokens per batch; continuing with 3 (CUDA out"
+    )
     sizes = [len(rows) for rows in harvest.rows(8)]
     assert sizes == [27, 27, 18]
     assert len(notes) == 2
@@ -110,5 +112,5 @@ def test_where_not_one_block_fits_it_says_what_to_lower(monkeypatch):
     models = WORLD.models()
     _short_of_memory(monkeypatch, models, 0)
     harvest = Harvest(models, CORPUS, Positions(), seed=0, blocks_at_once=1)
-    with pytest.raises(ValueError, match=r"harvest: .* one block of 10 tokens: lower training\.ring_rows"):
+    with pytest.raises(ValueError, match=r"harvest: .* a single block of 10 tokens: lower training\.ring_rows"):
         _rows(harvest, 2)

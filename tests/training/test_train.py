@@ -433,7 +433,7 @@ def test_the_share_of_the_peak_is_that_of_the_time_without_harvest(monkeypatch):
     trainer = _trainer(plant(n_rows=200))
     (learner,) = trainer.learners.values()
     flop = 10 * SMALL.batch_size * learner.crosscoder.W_enc.numel()
-    monkeypatch.setattr("crosstime.training.train.peak_products", lambda *_: 8.0 * flop)
+    monkeypatch.setattr("crosstime.training.train.peak_matmul_flops", lambda *_: 8.0 * flop)
     trainer._learn(trainer.next_batch())
     trainer._learn(trainer.next_batch())
     now = trainer.interval.begin
@@ -458,14 +458,16 @@ def test_memory_that_runs_out_in_the_harvest_changes_the_log_and_nothing_else(mo
             return whole(tokens, mask)
 
         monkeypatch.setattr(model, "lower", lower)
-    with pytest.warns(MemoryWarning, match="harvest: memory ran out with 4 blocks of 17 tokens at once"):
+    with pytest.warns(MemoryWarning, match="harvest: out of memory with 4 blocks of 17 tokens per batch"):
         trainer = _trainer(world, models=models)
     with open_log(path, (), from_step=0) as log:
         trainer.run(log)
     for ours, theirs in zip(_crosscoder(trainer).state_dict().values(), peace.state_dict().values(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
     records = read_log(path)
-    assert records[0]["note"].startswith("harvest: memory ran out with 4 blocks of 17 tokens at once; going on with 2")
+    assert records[0]["note"].startswith(
+        "harvest: out of memory with 4 blocks of 17 tokens per batch; continuing with 2"
+    )
     assert not any("note" in record for record in records[1:])
 
 
@@ -486,7 +488,7 @@ def test_where_there_is_no_terminal_lines_tell_how_far_it_is(caplog, monkeypatch
     lines = [record.getMessage() for record in caplog.records]
     assert len(lines) == 4
     assert re.fullmatch(
-        r"25 % of 2\.00k tokens, \d\d:\d\d left; \S+ tok/s, \d+ % of peak, harvest \d+ %, \S+ [MG]iB, "
+        r"25 % of 2K tokens, \S+ (s|min|h) left; \S+ tok/s, \d+ % of peak, harvest \d+ %, \S+ [MG]iB, "
         r"loss \S+, L0 \S+, EV \S+",
         lines[0],
     )

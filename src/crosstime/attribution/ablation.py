@@ -19,7 +19,7 @@ from crosstime.attribution.activations import check_models
 from crosstime.attribution.effects import Effects
 from crosstime.attribution.intervention import intervene
 from crosstime.base.errors import InputError
-from crosstime.base.numbers import finite
+from crosstime.base.units import jsonable
 from crosstime.crosscoder.crosscoder import Crosscoder
 from crosstime.models.split import SplitLM
 from crosstime.tasks.task import Prompts
@@ -78,7 +78,7 @@ class Ablation:
         pq.write_table(self.table, folder / "ablation.parquet")
         pq.write_table(self.joint, folder / "joint.parquet")
         summary = {"correlation": self.correlation, "pearson": self.pearson, "n_rows": self.table.num_rows}
-        (folder / "summary.json").write_text(json.dumps(finite(summary), indent=2, allow_nan=False), encoding="utf-8")
+        (folder / "summary.json").write_text(json.dumps(jsonable(summary), indent=2, allow_nan=False), encoding="utf-8")
 
     @classmethod
     def load(cls, folder: Path) -> Ablation:

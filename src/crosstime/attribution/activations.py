@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from crosstime.base.errors import InputError
-from crosstime.base.memory import Parts
+from crosstime.base.memory import AdaptiveBatches
 from crosstime.crosscoder.crosscoder import Crosscoder
 from crosstime.models.finite import finite_residual
 from crosstime.models.split import SplitLM
@@ -81,19 +81,19 @@ def in_batches(
         doing: what the work is: "evaluate".
         blocks: all of them.
         batch_blocks: blocks of a batch.
-        work: must change nothing but by what it returns (see `Parts`).
+        work: must change nothing but by what it returns (see `AdaptiveBatches`).
 
     Raises:
         InputError: there is not enough memory for one block.
     """
     context = blocks.shape[1]
-    parts = Parts(doing, "block", batch_blocks * context, lower="text.context or crosscoder.features")
+    batches = AdaptiveBatches(doing, "block", batch_blocks * context, lower="text.context or crosscoder.features")
     with tqdm(total=len(blocks), desc=doing, unit="block", leave=False, disable=None) as bar:
 
         def counted(tokens: Tensor) -> tuple[int, T]:
             return len(tokens), work(tokens)
 
-        for count, done in parts.of(blocks, counted, length=context):
+        for count, done in batches.run(blocks, counted, length=context):
             yield done
             bar.update(count)
 

@@ -39,7 +39,7 @@ from crosstime.attribution.integration import slope
 from crosstime.attribution.path_rules import Baseline, Method, PathRule
 from crosstime.attribution.relative import NoEffect, relative, share_of_no_effect
 from crosstime.base.errors import InputError
-from crosstime.base.memory import Parts
+from crosstime.base.memory import AdaptiveBatches
 from crosstime.crosscoder.crosscoder import Crosscoder
 from crosstime.models.split import SplitLM
 from crosstime.tasks.task import Prompts
@@ -309,7 +309,7 @@ class _Measurement:
         """Of each crosscoder and checkpoint the effects on all batches."""
         found: list[list[list[BatchEffects]]] = [[[] for _ in self.models] for _ in crosscoders]
         lower = "effects.steps, or the number of tokens of the prompts"
-        parts = Parts("effects", "path", positions_at_once, lower=lower)
+        batches = AdaptiveBatches("effects", "path", positions_at_once, lower=lower)
         title = f"effects on {self.prompts.task}"
         with tqdm(total=len(self.prompts), desc=title, unit="prompt", leave=False, disable=None) as bar:
 
@@ -317,7 +317,7 @@ class _Measurement:
                 return self._batch(crosscoders, ends_of, index)
 
             for index, tokens in self.prompts.by_length(batch_size):
-                for batch in parts.of(index, work, length=tokens.shape[1] * len(self.path.nodes)):
+                for batch in batches.run(index, work, length=tokens.shape[1] * len(self.path.nodes)):
                     for known, new in zip(found, batch, strict=True):
                         for at, effects in zip(known, new, strict=True):
                             at.append(effects)

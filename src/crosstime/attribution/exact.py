@@ -26,7 +26,7 @@ from crosstime.attribution.effects import Effects
 from crosstime.attribution.intervention import intervene
 from crosstime.attribution.relative import relative
 from crosstime.base.errors import InputError
-from crosstime.base.numbers import finite
+from crosstime.base.units import jsonable
 from crosstime.crosscoder.crosscoder import Crosscoder
 from crosstime.models.split import SplitLM
 from crosstime.tasks.task import Prompts
@@ -119,7 +119,7 @@ class Exact:
     def save(self, folder: Path) -> None:
         """Write exact.parquet and, for readers, exact.json with the rank correlations, into an existing folder."""
         pq.write_table(self.table, folder / "exact.parquet")
-        text = json.dumps(finite(self.correlations), indent=1, ensure_ascii=False, allow_nan=False)
+        text = json.dumps(jsonable(self.correlations), indent=1, ensure_ascii=False, allow_nan=False)
         (folder / "exact.json").write_text(text + "\n", encoding="utf-8")
 
     @classmethod

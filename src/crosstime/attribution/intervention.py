@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from crosstime.attribution.activations import encode, residuals
-from crosstime.base.memory import Parts
+from crosstime.base.memory import AdaptiveBatches
 from crosstime.crosscoder.crosscoder import Crosscoder
 from crosstime.models.split import SplitLM
 from crosstime.tasks.task import Prompts
@@ -68,7 +68,7 @@ def intervene(
     alone, together = (
         torch.zeros(len(models), cases, len(prompts), dtype=torch.float64) for cases in (len(features), n_groups)
     )
-    parts = Parts("ablate", "prompt", None, lower="the number of tokens of the prompts")
+    batches = AdaptiveBatches("ablate", "prompt", None, lower="the number of tokens of the prompts")
     chosen = torch.tensor(features, dtype=torch.long, device=crosscoder.W_enc.device)
 
     def work(index: Tensor) -> tuple[Tensor, Answers]:
@@ -82,17 +82,17 @@ def intervene(
             removed, decoder = crosscoder.at(f, m) - crosscoder.at(new, m), crosscoder.raw_decoder(m)
             moved = (removed != 0).any(dim=1)
             by_one = partial(_one, removed[..., chosen], decoder[chosen])
-            found.alone[m] = batch.without(moved[:, chosen], by_one, found.clean[m], batch_size, parts)
+            found.alone[m] = batch.without(moved[:, chosen], by_one, found.clean[m], batch_size, batches)
             if groups:
                 members = _members(groups[m], crosscoder)
                 by_group = partial(_group, removed, decoder, members)
                 concerned = moved.float() @ members.T > 0
-                found.together[m] = batch.without(concerned, by_group, found.clean[m], batch_size, parts)
+                found.together[m] = batch.without(concerned, by_group, found.clean[m], batch_size, batches)
         return index, found
 
     with tqdm(total=len(prompts), desc=f"ablate on {prompts.task}", unit="prompt", leave=False, disable=None) as bar:
         for of_length, tokens in prompts.by_length(batch_size):
-            for index, found in parts.of(of_length, work, length=tokens.shape[1]):
+            for index, found in batches.run(of_length, work, length=tokens.shape[1]):
                 clean[:, index] = found.clean
                 alone[..., index], together[..., index] = found.alone, found.together
                 bar.update(len(index))
@@ -122,7 +122,7 @@ class _Batch:
         removed: Callable[[Tensor, Tensor], Tensor],
         clean: Float[Tensor, " B"],
         batch_size: int,
-        parts: Parts,
+        batches: AdaptiveBatches,
     ) -> Float[Tensor, "cases B"]:
         """The answers in each case, which are the clean ones where the prompt is not concerned.
 
@@ -135,7 +135,7 @@ class _Batch:
             return case.cpu(), b.cpu(), self.answers(b, removed(b, case))
 
         for pairs in concerned.nonzero().split(batch_size):
-            for case, b, found in parts.of(pairs, work, length=self.x.shape[1]):
+            for case, b, found in batches.run(pairs, work, length=self.x.shape[1]):
                 answers[case, b] = found
         return answers
 

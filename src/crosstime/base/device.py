@@ -1,17 +1,26 @@
-"""Devices: asked for by name, refused where they do not exist."""
+"""Compute devices: look one up by name, wait for it, measure its speed."""
 
 from __future__ import annotations
+
+import time
+from collections.abc import Callable
 
 import torch
 
 from crosstime.base.errors import InputError
 
+_TRIES = 5
+_CPU_ROWS = 1024
+"""Batch rows multiplied on a CPU at most: more of them make nothing faster there."""
+_CPU_FLOP, _GPU_FLOP = 2e10, 1e12
+"""FLOP of one measurement at most: a fifth of a second on two CPU cores, milliseconds on a GPU."""
+
 
 def available_device(device: str | torch.device) -> torch.device:
-    """The device ("cpu", "cuda", "cuda:1", "mps", ...), if this machine has it.
+    """Return a device of this machine: "cpu", "cuda", "cuda:1", "mps".
 
     Raises:
-        InputError: there is no such device here.
+        InputError: This machine has no such device.
     """
     try:
         asked = torch.device(device)
@@ -22,3 +31,59 @@ def available_device(device: str | torch.device) -> torch.device:
     if (asked.index or 0) >= count:
         raise InputError(f"device {asked} is not available: this machine has {count} of type {asked.type}; use cpu")
     return asked
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait until a device has finished all work queued so far."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def best_seconds(work: Callable[[], object], device: torch.device, limit: float) -> float:
+    """Time a piece of work; return the best of up to five tries after a warm-up.
+
+    Args:
+        work: The work.
+        device: Where it runs.
+        limit: Seconds after which no further try starts.
+    """
+    best, begin = float("inf"), time.perf_counter()
+    for n in range(1 + _TRIES):
+        start = time.perf_counter()
+        work()
+        synchronise(device)
+        end = time.perf_counter()
+        best = min(best, end - start) if n else best
+        if end - begin > limit and best < float("inf"):
+            break
+    return best
+
+
+@torch.no_grad()
+def peak_matmul_flops(
+    rows: int, inputs: int, features: int, dtype: torch.dtype, device: torch.device, limit: float = 0.5
+) -> float:
+    """Measure the FLOP/s that a device reaches in the five matrix products of an autoencoder's training step.
+
+    Args:
+        rows: Rows of a batch, B.
+        inputs: Width of the input; for a crosscoder M D.
+        features: Width of the hidden layer, F; if it is large, the products are measured on part of it.
+        dtype: Precision of the products.
+        device: The device.
+        limit: Seconds after which no further try starts.
+    """
+    rows, flop = (min(rows, _CPU_ROWS), _CPU_FLOP) if device.type == "cpu" else (rows, _GPU_FLOP)
+    features = max(1, min(features, int(flop / (10 * rows * inputs))))
+    generator = torch.Generator(device).manual_seed(0)  # leaves the global random state alone
+    x, f, encoder, decoder = (
+        torch.randn(shape, generator=generator, device=device).to(dtype)
+        for shape in ((rows, inputs), (rows, features), (inputs, features), (features, inputs))
+    )
+
+    def products() -> object:
+        return x @ encoder, f @ decoder, x @ decoder.T, x.T @ f, f.T @ x
+
+    return 10 * rows * inputs * features / best_seconds(products, device, limit)

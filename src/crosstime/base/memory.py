@@ -1,11 +1,10 @@
-"""Memory: budgets as people write them, what a device holds, and work on tokens in parts that fit."""
+"""Memory of devices, and batches that shrink when it runs out."""
 
 from __future__ import annotations
 
 import ctypes
 import gc
 import os
-import re
 import resource
 import sys
 import warnings
@@ -16,44 +15,20 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from crosstime.base.errors import InputError, OutOfMemory, first_line, is_out_of_memory
+from crosstime.base.errors import OutOfMemory, first_line, is_out_of_memory
 
 T = TypeVar("T")
 
-UNITS = {"MB": 10**6, "GB": 10**9, "TB": 10**12, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
-
-
-def parse_bytes(text: str, setting: str) -> int:
-    """Bytes of an amount of memory such as "20GiB", "1.5 TB" or "500MB".
-
-    Args:
-        text: a number and a unit.
-        setting: what the error calls it.
-
-    Raises:
-        InputError: it is no such amount, or none at all.
-    """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?(\w+)", text.strip())
-    count = int(float(match[1]) * UNITS[match[2]]) if match and match[2] in UNITS else 0
-    if not count:
-        raise InputError(f'{setting} must be an amount like "20GiB", in one of {", ".join(UNITS)}; it is "{text}"')
-    return count
-
-
-def shown_bytes(count: int) -> str:
-    """An amount of memory for people, in binary units: "3.1 GiB", "512 MiB"."""
-    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
-
 
 def total_bytes(device: torch.device) -> int:
-    """Memory of a device; of a CPU, or one that shares it, that of this machine."""
+    """Return the memory of a CUDA device; for any other, that of this machine."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def held_bytes(device: torch.device) -> int:
-    """What tensors hold on a device now; of a CPU, the resident set of this process."""
+def used_bytes(device: torch.device) -> int:
+    """Return what tensors occupy on a device; for a CPU, the resident set of this process."""
     if device.type == "cuda":
         return torch.cuda.memory_allocated(device)
     if device.type == "mps":
@@ -61,103 +36,109 @@ def held_bytes(device: torch.device) -> int:
     return _resident_bytes()
 
 
-def most_held_bytes(device: torch.device) -> int:
-    """What tensors held on a device at most since the last call; elsewhere than on CUDA, what they hold now."""
+def peak_bytes(device: torch.device) -> int:
+    """Return the most that was used on a CUDA device since the last call; for any other, what is used now."""
     if device.type != "cuda":
-        return held_bytes(device)
-    most = torch.cuda.max_memory_allocated(device)
+        return used_bytes(device)
+    peak = torch.cuda.max_memory_allocated(device)
     torch.cuda.reset_peak_memory_stats(device)
-    return most
+    return peak
 
 
 def _resident_bytes() -> int:
     pages = Path("/proc/self/statm")
     if pages.exists():
         return int(pages.read_text(encoding="ascii").split()[1]) * resource.getpagesize()
-    # Without /proc only the highest there was is known, in bytes on a Mac and in KiB elsewhere.
+    # Without /proc only the peak is known, in bytes on a Mac and in KiB elsewhere.
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def limit_bytes(device: torch.device, most: int) -> None:
-    """Let torch take no more than so much of a CUDA device; beyond that, memory runs out. Elsewhere nothing happens."""
+def limit_bytes(device: torch.device, limit: int) -> None:
+    """Make torch run out of memory on a CUDA device beyond a limit; do nothing for other devices."""
     if device.type == "cuda":
-        # By number: this function of torch takes no device without one, which elsewhere means the present one.
-        torch.cuda.set_per_process_memory_fraction(min(1.0, most / total_bytes(device)), device.index)
+        # By index: for a device without one, torch would take the current device here.
+        torch.cuda.set_per_process_memory_fraction(min(1.0, limit / total_bytes(device)), device.index)
 
 
 def release() -> None:
-    """Give back to devices and to the system what was freed, which torch and the C library would keep."""
+    """Return freed memory, which torch and the C library keep, to devices and the system."""
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):  # of glibc
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):  # glibc only
         trim(0)
 
 
 class MemoryWarning(UserWarning):
-    """Memory ran out, and the work goes on in smaller parts."""
+    """Memory ran out, and work continues in smaller batches."""
 
 
-def warn(note: str) -> None:
-    """The usual way to tell that work goes on in smaller parts."""
-    warnings.warn(note, MemoryWarning, stacklevel=1)
+def warn(message: str) -> None:
+    """Issue a `MemoryWarning`."""
+    warnings.warn(message, MemoryWarning, stacklevel=1)
 
 
-class Parts:
-    """Work on rows of tokens in parts of at most so many positions; of half as many, from then on, when memory ran out.
+class AdaptiveBatches:
+    """Run work in batches of at most so many tokens, halved for good whenever memory runs out.
 
     Args:
-        doing: what the work is, for notes and errors: "harvest".
-        row: what one row is: "block".
-        positions: tokens of a part at most, over all its rows; None for no limit.
-        lower: the settings that help where not even one row fits.
-        note: is told when the parts become smaller.
+        doing: What the work is, for messages: "survey".
+        item: What one row of a batch is, for messages: "block".
+        max_tokens: Limit on the tokens of a batch, over all its rows; None for no limit.
+        lower: Settings to lower if not even one row fits, for the error.
+        notify: Called with a message each time the batches shrink.
+
+    Example:
+        >>> import torch
+        >>> blocks = torch.arange(12).reshape(3, 4)
+        >>> batches = AdaptiveBatches("sum", "block", max_tokens=8, lower="text.context")
+        >>> [total.tolist() for total in batches.run(blocks, lambda batch: batch.sum(1), length=4)]
+        [[6, 22], [38]]
     """
 
     def __init__(
-        self, doing: str, row: str, positions: int | None, *, lower: str, note: Callable[[str], None] = warn
+        self, doing: str, item: str, max_tokens: int | None, *, lower: str, notify: Callable[[str], None] = warn
     ) -> None:
-        self.doing, self.row, self.positions, self.lower, self.note = doing, row, positions, lower, note
+        self.doing, self.item, self.max_tokens, self.lower, self.notify = doing, item, max_tokens, lower, notify
 
-    def of(self, rows: Tensor, work: Callable[[Tensor], T], *, length: int) -> Iterator[T]:
-        """What the work gives for each part of the rows, in order.
+    def run(self, rows: Tensor, work: Callable[[Tensor], T], *, length: int) -> Iterator[T]:
+        """Yield the result of the work on each batch of rows, in order.
 
         Args:
-            rows: tokens [B, S], or the numbers of rows [B].
-            work: is called once for each part, and again for the half of it where memory ran out: so it must change
-                nothing but by what it returns.
-            length: S, the positions of a row.
+            rows: Token ids [B, S], or row indices [B].
+            work: Called with each batch, and again with half of it if memory ran out, so it may have no side effects.
+            length: S, the tokens per row.
 
         Raises:
-            OutOfMemory: there is not enough memory for one row.
+            OutOfMemory: Not even one row fits into memory.
         """
         start = 0
         while start < len(rows):
-            most = len(rows) if self.positions is None else max(1, self.positions // length)
-            part = rows[start : start + most]
+            size = len(rows) if self.max_tokens is None else max(1, self.max_tokens // length)
+            batch = rows[start : start + size]
             try:
-                done = work(part)
+                result = work(batch)
             except (MemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error):
                     raise
-                why = first_line(error)
+                reason = first_line(error)
             else:
-                start += len(part)
-                yield done
-                del done  # or it would be held beside the next
+                start += len(batch)
+                yield result
+                del result  # or it would be held while the next batch is computed
                 continue
-            # Not within `except`: the error holds the frames, and they the tensors, of what did not fit.
-            self._halve(len(part), length, why)
+            # Outside `except`: the error holds the frames, and those hold the tensors that didn't fit.
+            self._halve(len(batch), length, reason)
 
-    def _halve(self, rows: int, length: int, why: str) -> None:
-        if rows == 1:
+    def _halve(self, size: int, length: int, reason: str) -> None:
+        if size == 1:
             raise OutOfMemory(
-                f"{self.doing}: there is not enough memory for one {self.row} of {length} tokens: lower {self.lower} "
-                f"({why})"
+                f"{self.doing}: out of memory with a single {self.item} of {length} tokens: lower {self.lower} "
+                f"({reason})"
             )
         gc.collect()
         release()
-        self.positions = rows // 2 * length
-        self.note(
-            f"{self.doing}: memory ran out with {rows} {self.row}s of {length} tokens at once; going on with "
-            f"{rows // 2} ({why})"
+        self.max_tokens = size // 2 * length
+        self.notify(
+            f"{self.doing}: out of memory with {size} {self.item}s of {length} tokens per batch; continuing with "
+            f"{size // 2} ({reason})"
         )

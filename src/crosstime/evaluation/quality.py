@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from crosstime.attribution.activations import encode, heldout_blocks, in_batches, residuals
-from crosstime.base.numbers import finite
+from crosstime.base.units import jsonable
 from crosstime.crosscoder.crosscoder import Crosscoder
 from crosstime.evaluation.cross_entropy import cross_entropy
 from crosstime.models.split import SplitLM
@@ -76,7 +76,7 @@ class Quality:
             "dead_fraction": self.dead_fraction,
             **{name: getattr(self, name).tolist() for name in (*_PER_CHECKPOINT, "delta_ce", "loss_recovered")},
         }
-        (folder / "metrics.json").write_text(json.dumps(finite(metrics), indent=2, allow_nan=False), encoding="utf-8")
+        (folder / "metrics.json").write_text(json.dumps(jsonable(metrics), indent=2, allow_nan=False), encoding="utf-8")
         features = np.arange(len(self.frequency), dtype=np.int32)
         pq.write_table(pa.table({"feature": features, "frequency": self.frequency}), folder / "frequency.parquet")
 

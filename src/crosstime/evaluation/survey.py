@@ -22,8 +22,8 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from crosstime.base.errors import InputError
-from crosstime.base.memory import Parts
-from crosstime.base.numbers import finite, token_count
+from crosstime.base.memory import AdaptiveBatches
+from crosstime.base.units import format_tokens, jsonable
 from crosstime.evaluation.choice import beats_chance, find_broken, shifts, spread
 from crosstime.evaluation.cross_entropy import cross_entropy
 from crosstime.evaluation.task_scores import TaskReader
@@ -149,7 +149,7 @@ class Survey:
 
     def _label(self, i: int) -> str:
         seen = self.tokens[i]
-        return self.checkpoints[i] if seen is None else f"{self.checkpoints[i]} ({token_count(seen)} tokens)"
+        return self.checkpoints[i] if seen is None else f"{self.checkpoints[i]} ({format_tokens(seen)} tokens)"
 
     def save(self, folder: Path | str) -> None:
         """Write `accuracy.parquet`, `similarity.parquet` and `survey.json` into an existing folder."""
@@ -163,7 +163,7 @@ class Survey:
             "n_pairs": self.n_pairs,
             "n_prompts": self.n_prompts,
             "layer": self.layer,
-            "perplexity": finite(self.perplexity.tolist()),
+            "perplexity": jsonable(self.perplexity.tolist()),
             "broken": self.broken,
         }
         (folder / "survey.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
@@ -260,7 +260,9 @@ def survey(
         tasks, suite.tokenizer, positions, max_tokens_per_batch=max_tokens_per_batch, sample=SIMILARITY_TOKENS
     )
     blocks = torch.from_numpy(heldout.take(max_blocks).blocks.astype(np.int64))
-    parts = Parts("survey", "text", max_tokens_per_batch, lower="text.context, or take compute.dtype bfloat16")
+    batches = AdaptiveBatches(
+        "survey", "text", max_tokens_per_batch, lower="text.context, or take compute.dtype bfloat16"
+    )
     total = len(suite) * (sum(batch.tokens.numel() for batch in reader.batches) + blocks.numel())
 
     scores, perplexities = [], []
@@ -268,10 +270,10 @@ def survey(
         for checkpoint in suite:
             bar.set_postfix_str(checkpoint.name)
             lm = suite.load(checkpoint.name, layer=layer, dtype=dtype, device=device)
-            scores.append(reader.read(lm, parts, bar.update))
+            scores.append(reader.read(lm, batches, bar.update))
             read = partial(_nats, lm, suite.tokenizer, int(positions.bos))
             nats = []
-            for found in parts.of(blocks, read, length=heldout.context):
+            for found in batches.run(blocks, read, length=heldout.context):
                 nats.append(found)
                 bar.update(len(found) * heldout.context)
             perplexities.append(_perplexity(torch.cat(nats)))

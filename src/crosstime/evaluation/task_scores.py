@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from crosstime.base.errors import InputError
-from crosstime.base.memory import Parts
+from crosstime.base.memory import AdaptiveBatches
 from crosstime.evaluation.cross_entropy import logits_in_parts
 from crosstime.models.finite import finite_residual
 from crosstime.models.split import SplitLM
@@ -145,7 +145,7 @@ class TaskReader:
         chosen = np.array(points)[spread]
         self.batches = list(_batches(texts, questions, chosen, max_tokens_per_batch))
 
-    def read(self, lm: SplitLM, parts: Parts, advance: Callable[[int], object]) -> TaskScores:
+    def read(self, lm: SplitLM, batches: AdaptiveBatches, advance: Callable[[int], object]) -> TaskScores:
         """Put the tasks to a checkpoint.
 
         Args:
@@ -159,7 +159,7 @@ class TaskReader:
         answers, samples = [], []
         for batch in self.batches:
             count, length = batch.tokens.shape
-            for answered, sample in parts.of(torch.arange(count), partial(self._read, lm, batch), length=length):
+            for answered, sample in batches.run(torch.arange(count), partial(self._read, lm, batch), length=length):
                 answers += answered
                 samples.append(sample)
             advance(batch.tokens.numel())

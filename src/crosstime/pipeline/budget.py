@@ -12,7 +12,8 @@ import torch
 
 from crosstime.attribution.effects import POSITIONS_AT_ONCE
 from crosstime.base.errors import InputError
-from crosstime.base.memory import held_bytes, limit_bytes, shown_bytes
+from crosstime.base.memory import limit_bytes, used_bytes
+from crosstime.base.units import format_bytes
 from crosstime.evaluation.contexts import BLOCKS_AT_ONCE
 from crosstime.evaluation.survey import TOKENS_AT_ONCE
 from crosstime.models.shape import Shape
@@ -39,7 +40,7 @@ class Budget:
         if most is not None:
             limit_bytes(device, most)
         kept = LIBRARIES if device.type == "cpu" else 0
-        return cls(device, most, held_bytes(device) + kept)
+        return cls(device, most, used_bytes(device) + kept)
 
     def fitting(self, doing: str, wanted: int, row: str, each: int, parts: Mapping[str, int]) -> int:
         """How many blocks or tokens to work on at a time: as many as wanted, or fewer that fit.
@@ -59,9 +60,9 @@ class Budget:
         left = self.most - self.before - sum(parts.values())
         if left < each:
             whole = {**parts, row: each, "the process itself": self.before}
-            held = ", ".join(f"{what} {shown_bytes(count)}" for what, count in whole.items() if count)
+            held = ", ".join(f"{what} {format_bytes(count)}" for what, count in whole.items() if count)
             raise InputError(
-                f"compute.memory is {shown_bytes(self.most)}, and {doing} takes {shown_bytes(sum(whole.values()))}: "
+                f"compute.memory is {format_bytes(self.most)}, and {doing} takes {format_bytes(sum(whole.values()))}: "
                 f"{held}; lower a setting that is named here, or raise compute.memory"
             )
         return min(wanted, left // each)

@@ -14,7 +14,7 @@ from typing import Literal
 from crosstime.attribution.path_rules import Baseline, Method, PathRule
 from crosstime.attribution.relative import NoEffect
 from crosstime.base.errors import InputError, nearest
-from crosstime.base.memory import parse_bytes
+from crosstime.base.units import parse_bytes
 from crosstime.crosscoder.sparsity.rules import L1, Sparsity
 from crosstime.pipeline import toml
 from crosstime.tasks.cut import Cut

@@ -12,8 +12,7 @@ import torch
 from huggingface_hub import constants
 
 from crosstime.base.memory import total_bytes
-from crosstime.base.numbers import token_count
-from crosstime.base.screen import columns, gigabytes, hours
+from crosstime.base.units import align_columns, format_bytes, format_duration, format_tokens
 from crosstime.models.metadata import REQUESTS, Place
 from crosstime.models.shape import Shape
 from crosstime.pipeline.cost import H100, Cost, estimate, free_bytes
@@ -54,8 +53,8 @@ def dry_run(runs: Sequence[Run]) -> str:
         ("text", _text(shared)),
         *(("task", _task(shared, task)) for task in shared.attributed),
         ("stages to do", _undone(runs)),
-        ("time", f"{hours(cost.seconds)} GPU-hours to train: an estimate for {H100}"),
-        ("memory", f"about {gigabytes(cost.gpu_bytes)}; {_device(shared.device, cost.gpu_bytes)}"),
+        ("time", f"{format_duration(cost.seconds)} of training: an estimate for {H100}"),
+        ("memory", f"about {format_bytes(cost.gpu_bytes)}; {_device(shared.device, cost.gpu_bytes)}"),
         ("download", _room(download, Path(constants.HF_HUB_CACHE), "of weights")),
         ("disk", _room(cost.run_bytes, run.folder, "at most")),
     ]
@@ -64,18 +63,18 @@ def dry_run(runs: Sequence[Run]) -> str:
         for label, fact in facts
         for n, line in enumerate(wrap(fact, WIDTH, break_on_hyphens=False))
     ]
-    return columns(rows)
+    return align_columns(rows)
 
 
 def _checkpoints(shared: Shared) -> str:
-    names = (f"{place.name} ({token_count(place.tokens)})" for place in shared.metadata.places)
+    names = (f"{place.name} ({format_tokens(place.tokens)})" for place in shared.metadata.places)
     return f"{', '.join(names)}, by tokens seen, of {shared.source}"
 
 
 def _model(shared: Shared, shape: Shape) -> str:
     return (
-        f"{shared.metadata.config.model_type} of {token_count(shape.parameters)} parameters, {shape.layers} blocks of "
-        f"width {shape.width}; a tokenizer of {len(shared.tokenizer):,} tokens"
+        f"{shared.metadata.config.model_type} of {format_tokens(shape.parameters)} parameters, {shape.layers} blocks "
+        f"of width {shape.width}; a tokenizer of {len(shared.tokenizer):,} tokens"
     )
 
 
@@ -98,7 +97,7 @@ def _training(run: Run, cost: Cost) -> str:
     if not cost.rows:
         return "none"
     return (
-        f"{cost.rows:,} rows in {training.steps:,} steps, from {token_count(cost.tokens)} tokens in blocks of "
+        f"{cost.rows:,} rows in {training.steps:,} steps, from {format_tokens(cost.tokens)} tokens in blocks of "
         f"{run.config.text.context}; seed {training.seed}"
     )
 
@@ -109,7 +108,7 @@ def _text(shared: Shared) -> str:
     for text in config.hub:
         share = f"{text.share:.0%}" if text.share else None
         names.append(" ".join(filter(None, (share, text.repo, text.config))))
-    limit = f"; at most {token_count(config.limit_tokens)} tokens" if config.limit_tokens else ""
+    limit = f"; at most {format_tokens(config.limit_tokens)} tokens" if config.limit_tokens else ""
     return f"{', '.join(names)}; {config.packing}{limit}"
 
 
@@ -140,8 +139,8 @@ def _device(device: torch.device, needed: int) -> str:
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"this machine ({device.type})"
     there = total_bytes(device)
     if needed > there:
-        warnings.warn(f"the run needs about {gigabytes(needed)}, {name} has {gigabytes(there)}", stacklevel=1)
-    return f"{name} has {gigabytes(there)}"
+        warnings.warn(f"the run needs about {format_bytes(needed)}, {name} has {format_bytes(there)}", stacklevel=1)
+    return f"{name} has {format_bytes(there)}"
 
 
 def _room(needed: int, folder: Path, what: str) -> str:
@@ -149,6 +148,6 @@ def _room(needed: int, folder: Path, what: str) -> str:
     free = free_bytes(folder)
     if needed > free:
         warnings.warn(
-            f"{gigabytes(needed)} {what} are needed in {folder}, where {gigabytes(free)} are free", stacklevel=1
+            f"{format_bytes(needed)} {what} are needed in {folder}, where {format_bytes(free)} are free", stacklevel=1
         )
-    return f"{gigabytes(needed)} {what}, into {folder}, where {gigabytes(free)} are free"
+    return f"{format_bytes(needed)} {what}, into {folder}, where {format_bytes(free)} are free"

@@ -8,9 +8,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from crosstime.attribution.effects import path_of
-from crosstime.base.memory import shown_bytes, total_bytes
-from crosstime.base.numbers import token_count
-from crosstime.base.screen import columns
+from crosstime.base.memory import total_bytes
+from crosstime.base.units import align_columns, format_bytes, format_duration, format_tokens
 from crosstime.evaluation.survey import SIMILARITY_TOKENS
 from crosstime.evaluation.task_scores import TaskReader
 from crosstime.pipeline import cost
@@ -84,8 +83,8 @@ class Plan:
         if greedy.memory > self.memory_limit:
             what = "training.ring_rows, training.batch_size" if greedy.name == "train" else "text.context"
             return (
-                f"memory: {greedy.name} takes {shown_bytes(greedy.memory)} of {shown_bytes(self.memory_limit)}; lower "
-                f"{what} or crosscoder.features"
+                f"memory: {greedy.name} takes {format_bytes(greedy.memory)} of {format_bytes(self.memory_limit)}; "
+                f"lower {what} or crosscoder.features"
             )
         if self.disk > self.disk_free:
             return "disk: lower training.ring_rows or crosscoder.features, of which a state to resume from is made"
@@ -121,15 +120,15 @@ class Plan:
     def screen(self) -> str:
         """All of it, for a terminal."""
         head = ("stage", "", "time", "memory")
-        rows = [(s.name, s.what, _time(s.seconds), shown_bytes(s.memory)) for s in self.stages]
-        total = ("all of these", "", _time(self.seconds), shown_bytes(self.memory))
+        rows = [(s.name, s.what, format_duration(s.seconds), format_bytes(s.memory)) for s in self.stages]
+        total = ("all of these", "", format_duration(self.seconds), format_bytes(self.memory))
         facts = [
-            ("memory", f"{shown_bytes(self.memory)} at most, of {shown_bytes(self.memory_limit)} on {self.device}"),
-            ("disk", f"{shown_bytes(self.disk)} at most, of {shown_bytes(self.disk_free)} that are free"),
+            ("memory", f"{format_bytes(self.memory)} at most, of {format_bytes(self.memory_limit)} on {self.device}"),
+            ("disk", f"{format_bytes(self.disk)} at most, of {format_bytes(self.disk_free)} that are free"),
             ("products", f"{self.peak / 1e12:.3g} TFLOP/s alone; the steps reach {self.peak_share:.0%} of that"),
             ("limited by", self.limit),
         ]
-        return f"{columns([head, *rows, total], right=(2, 3))}\n\n{columns(facts)}"
+        return f"{align_columns([head, *rows, total], right=(2, 3))}\n\n{align_columns(facts)}"
 
 
 def plan(runs: Sequence[Run], seconds: float = SECONDS) -> Plan:
@@ -220,7 +219,7 @@ class _Planner:
         memory = shape.parameters * cost.BYTES[self.config.compute.dtype] + cost.logit_bytes(self.config, shape)
         return StagePlan(
             "survey",
-            f"{token_count(texts + text)} tokens at each of {count} checkpoints",
+            f"{format_tokens(texts + text)} tokens at each of {count} checkpoints",
             reading + count * (self._load + texts * self.speeds.asked + text * self.speeds.read),
             self.before + memory + int(a_pass * self.shared.batches.survey),
         )
@@ -255,7 +254,7 @@ class _Planner:
             at_once = max(at_once, cost.ring_bytes(config, shape))  # which is copied to be saved
         return StagePlan(
             "train",
-            f"{token_count(rows)} rows: harvest {self._harvest_seconds / whole:.0%}, steps {learning / whole:.0%}",
+            f"{format_tokens(rows)} rows: harvest {self._harvest_seconds / whole:.0%}, steps {learning / whole:.0%}",
             whole + saving + self.checkpoints * self._load,
             self.before + parts + at_once,
         )
@@ -266,7 +265,7 @@ class _Planner:
         blocks = self._heldout(blocks)
         memory = at_once * cost.analysis_bytes(self.largest, self.shared.shape, codes) + extra
         seconds = len(self.configs) * blocks * context * each
-        return StagePlan(name, f"{token_count(blocks * context)} tokens", seconds, self.held + memory)
+        return StagePlan(name, f"{format_tokens(blocks * context)} tokens", seconds, self.held + memory)
 
     def _heldout(self, blocks: int) -> int:
         """Of so many blocks of held-out text, those that there are, if that is known yet."""
@@ -315,11 +314,3 @@ class _Planner:
             len(self.configs) * count * each * self.speeds.ablated,
             self.held + codes,
         )
-
-
-def _time(seconds: float) -> str:
-    """Seconds for people: "12 s", "3 min", "1.5 h", "12 days"."""
-    for unit, size in (("s", 1), ("min", 60), ("h", 3600)):
-        if seconds < 99.5 * size:
-            return f"{seconds / size:.{0 if seconds >= 9.95 * size else 1}f} {unit}"
-    return f"{seconds / 86_400:.0f} days"

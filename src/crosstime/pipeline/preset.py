@@ -14,8 +14,7 @@ from importlib.resources import files
 from string import Template
 
 from crosstime.base.errors import InputError, nearest
-from crosstime.base.numbers import token_count
-from crosstime.base.screen import columns, gigabytes, hours
+from crosstime.base.units import align_columns, format_bytes, format_duration, format_tokens
 from crosstime.crosscoder.sparsity.rules import Sparsity
 from crosstime.models.shape import Shape
 from crosstime.pipeline import toml
@@ -175,14 +174,14 @@ def settings(name: str, rule: str | None = None, seed: int = SEED) -> RunConfig:
 
 def table() -> str:
     """All presets with their costs, for a terminal."""
-    return f"{columns([_HEADER, *map(_row, PRESETS)], right=range(1, 8))}\n\n{_NOTES}"
+    return f"{align_columns([_HEADER, *map(_row, PRESETS)], right=range(1, 8))}\n\n{_NOTES}"
 
 
-_HEADER = ("preset", "checkpoints", "layer", "features", "tokens", "GPU-hours", "GPU memory", "download", "rules")
+_HEADER = ("preset", "checkpoints", "layer", "features", "tokens", "GPU time", "GPU memory", "download", "rules")
 
 _NOTES = f"""\
-Tokens are those that every checkpoint reads. GPU-hours are an estimate for the training alone, with no wait for text,
-on {H100}.
+Tokens are those that every checkpoint reads. GPU time is an estimate for the training alone, with no wait for text, on
+{H100}.
 `crosstime new PRESET RUN_DIR --rule RULE --seed N` writes a run.toml (without options: the first rule, seed {SEED});
 `crosstime run RUN_DIR --dry-run` checks it, and says what it needs of this machine."""
 
@@ -195,10 +194,10 @@ def _row(name: str) -> tuple[str, ...]:
         str(config.selection.size),
         str(preset.layer),
         f"{config.crosscoder.features:,}",
-        token_count(costs.tokens),
-        hours(costs.seconds),
-        gigabytes(costs.gpu_bytes),
-        gigabytes(preset.download) if preset.download else "none",
+        format_tokens(costs.tokens),
+        format_duration(costs.seconds),
+        format_bytes(costs.gpu_bytes),
+        format_bytes(preset.download) if preset.download else "none",
         ", ".join(preset.rules),
     )
 

@@ -13,8 +13,7 @@ import numpy as np
 
 from crosstime.base import artifact
 from crosstime.base.errors import InputError
-from crosstime.base.numbers import finite
-from crosstime.base.screen import columns
+from crosstime.base.units import align_columns, jsonable
 from crosstime.crosscoder.crosscoder import Crosscoder
 from crosstime.evaluation.matching import stability
 from crosstime.evaluation.quality import Quality
@@ -48,7 +47,7 @@ class SeedTable:
         for name in PER_CHECKPOINT:
             triples = zip(self.quality.checkpoints, mean[name].tolist(), std[name].tolist(), strict=True)
             numbers[name] = {checkpoint: {"mean": m, "std": s} for checkpoint, m, s in triples}
-        return finite({"seeds": self.seeds, **numbers, "stability": self.stability})
+        return jsonable({"seeds": self.seeds, **numbers, "stability": self.stability})
 
     def rows(self) -> list[list[str]]:
         """Cells for people, a heading first: mean ± standard deviation."""
@@ -155,7 +154,7 @@ def _alike(run_dir: Path) -> list[Path]:
 
 def aligned(rows: Sequence[Sequence[str]]) -> str:
     """A table for a terminal."""
-    return columns(rows, right=range(1, len(rows[0])))
+    return align_columns(rows, right=range(1, len(rows[0])))
 
 
 def markdown(rows: Sequence[Sequence[str]]) -> str:

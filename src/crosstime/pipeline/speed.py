@@ -22,6 +22,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from crosstime.attribution.activations import encode, residuals
 from crosstime.attribution.effects import attribute, path_of
 from crosstime.attribution.intervention import intervene
+from crosstime.base.device import peak_matmul_flops, synchronise
 from crosstime.crosscoder.crosscoder import Crosscoder, CrosscoderConfig
 from crosstime.evaluation.contexts import contexts
 from crosstime.evaluation.cross_entropy import cross_entropy, logits_in_parts
@@ -36,7 +37,6 @@ from crosstime.tasks.task import Prompts
 from crosstime.text.corpus import Corpus
 from crosstime.training.harvest import Harvest
 from crosstime.training.learner import Learner
-from crosstime.training.peak import peak_products, synchronise
 from crosstime.training.ring import Ring
 
 SECONDS = 10.0
@@ -202,7 +202,7 @@ class _Bench:
     @cached_property
     def peak(self) -> float:
         training, width = self.config.training, self.shared.shape.width
-        return peak_products(
+        return peak_matmul_flops(
             training.batch_size,
             self.checkpoints * width,
             self.largest.crosscoder.features,

@@ -20,7 +20,7 @@ from crosstime.attribution.exact import Exact, exact_effects
 from crosstime.attribution.features import feature_table
 from crosstime.attribution.validation import TOP_K, validate
 from crosstime.base import artifact
-from crosstime.base.numbers import finite
+from crosstime.base.units import jsonable
 from crosstime.evaluation.contexts import contexts, load_contexts, save_contexts
 from crosstime.evaluation.diagnostics import Diagnostics, diagnose
 from crosstime.evaluation.quality import Quality, evaluate
@@ -329,7 +329,7 @@ def _read_json(path: Path) -> Any:
 
 
 def _write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(finite(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(jsonable(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
 
 
 _MODELS = ("compute.dtype", "positions", "crosscoder.layer")

@@ -12,8 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from crosstime.base import artifact
-from crosstime.base.numbers import finite, token_count
-from crosstime.base.screen import columns
+from crosstime.base.units import align_columns, format_tokens, jsonable
 from crosstime.pipeline.engine import State, Workspace
 
 LIFECYCLES = ("emerged", "maintained", "dropped", "transient", "negligible", "undefined")
@@ -67,7 +66,7 @@ def statuses(found: Mapping[str, Mapping[str, State]]) -> str:
             names.setdefault(state.status + (f": {state.reason}" if state.reason else ""), []).append(name)
         told = [text if len(names) == 1 else f"{', '.join(alike)}: {text}" for text, alike in names.items()]
         rows.append((stage, "; ".join(told)))
-    return columns(rows)
+    return align_columns(rows)
 
 
 def table(numbers: dict[str, Any]) -> str:
@@ -75,7 +74,7 @@ def table(numbers: dict[str, Any]) -> str:
     lines = [("report", numbers["report"] or "not yet written")]
     if numbers["checkpoints"]:
         names = [checkpoint["name"] for checkpoint in numbers["checkpoints"]]
-        tokens = [token_count(checkpoint["tokens"]) for checkpoint in numbers["checkpoints"]]
+        tokens = [format_tokens(checkpoint["tokens"]) for checkpoint in numbers["checkpoints"]]
         rows = [("checkpoints", names), ("tokens seen", tokens)]
         for key, label in _QUALITIES.items():
             if numbers[key]:
@@ -100,7 +99,7 @@ def table(numbers: dict[str, Any]) -> str:
         if numbers[key]:
             values = [f"{_number(value)} with {word}" for word, value in _correlations(numbers[key])]
             lines.append((label, f"Spearman {', '.join(values)}"))
-    return columns(lines)
+    return align_columns(lines)
 
 
 def comparison(numbers: Mapping[str, dict[str, Any]]) -> str:
@@ -112,10 +111,12 @@ def comparison(numbers: Mapping[str, dict[str, Any]]) -> str:
     figures = {name: _figures(of_one) for name, of_one in numbers.items()}
     labels = dict.fromkeys(label for of_one in figures.values() for label in of_one)
     rows = [(label, *(of_one.get(label, "-") for of_one in figures.values())) for label in labels]
-    reports = columns([(f"report {name}", of_one["report"] or "not yet written") for name, of_one in numbers.items()])
+    reports = align_columns(
+        [(f"report {name}", of_one["report"] or "not yet written") for name, of_one in numbers.items()]
+    )
     if not rows:
         return reports
-    return f"{columns([('', *figures), *rows], right=range(1, len(figures) + 1))}\n\n{reports}"
+    return f"{align_columns([('', *figures), *rows], right=range(1, len(figures) + 1))}\n\n{reports}"
 
 
 def _figures(numbers: dict[str, Any]) -> dict[str, str]:
@@ -188,7 +189,9 @@ def _ablation(folder: Path) -> dict[str, Any]:
         exact = _json(folder, "exact.json")
         found["exact_correlation"] = {key: _mean([row[key] for row in exact]) for key in ("ie", "rel_ie")}
         means = [row for row in pq.read_table(folder / "validation.parquet").to_pylist() if row["first"] is None]
-        found["validation"] = finite({key: means[-1][key] for key in ("top_k", "rel_ie", "rel_dec")}) if means else None
+        found["validation"] = (
+            jsonable({key: means[-1][key] for key in ("top_k", "rel_ie", "rel_dec")}) if means else None
+        )
     return found
 
 

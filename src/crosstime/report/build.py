@@ -16,7 +16,7 @@ from plotly.offline import get_plotlyjs
 
 from crosstime.attribution.overlap import overlap as compare
 from crosstime.base.errors import InputError
-from crosstime.base.numbers import token_count
+from crosstime.base.units import format_duration, format_tokens
 from crosstime.evaluation.survey import Survey
 from crosstime.report import summary, words
 from crosstime.report.agreement import agreements
@@ -300,11 +300,11 @@ def _render(parts: _Parts, figures: Mapping[str, list[Figure]]) -> str:
         task_name=words.name,
         sentence_case=words.sentence_case,
         percent=words.percent,
-        tokens=token_count,
+        tokens=format_tokens,
         share=words.share,
         number=words.number,
         fixed=words.fixed,
-        duration=words.duration,
+        duration=format_duration,
         class_words=lambda label: class_words(label, data.chosen),
     )
     carried = [task_story(features, data.contexts) for features in tasks.values()]

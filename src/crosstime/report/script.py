@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from crosstime.base.numbers import finite
+from crosstime.base.units import jsonable
 
 # Characters that would end a script element, open a comment in it, or end a line of JavaScript inside a string.
 _UNSAFE = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
@@ -20,7 +20,7 @@ def to_json(value: Any) -> str:
     try:
         text = _dump(value)
     except ValueError:  # a number that JSON does not know; most values hold none, and looking costs more than this
-        text = _dump(finite(value))
+        text = _dump(jsonable(value))
     for character, escape in _UNSAFE.items():
         text = text.replace(character, escape)
     # A lone surrogate cannot be written as UTF-8.
@@ -48,7 +48,7 @@ def _dump(value: Any) -> str:
 
 def _from_numpy(value: Any) -> Any:
     if isinstance(value, np.ndarray):
-        return finite(value.tolist())
+        return jsonable(value.tolist())
     if isinstance(value, np.generic):
-        return finite(value.item())
+        return jsonable(value.item())
     raise TypeError(f"{type(value).__name__} is not a value for the page")

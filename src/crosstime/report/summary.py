@@ -15,7 +15,7 @@ from crosstime.attribution.effects import LARGE_GAP
 from crosstime.attribution.exact import Exact
 from crosstime.attribution.norm_and_effect import norm_and_effect
 from crosstime.attribution.relative import SPECIFIC
-from crosstime.base.numbers import token_count
+from crosstime.base.units import format_tokens
 from crosstime.evaluation.diagnostics import Diagnostics
 from crosstime.evaluation.quality import Quality
 from crosstime.report import words
@@ -75,7 +75,7 @@ def key_numbers(data: ReportData, tasks: Mapping[str, TaskFeatures]) -> list[Key
 def _of_quality(quality: Quality, n_features: int) -> list[KeyNumber]:
     explained, recovered = np.asarray(quality.explained_variance), np.asarray(quality.loss_recovered)
     names = quality.checkpoints
-    dead = f"{quality.dead:,} in {token_count(quality.n_tokens)} tokens"
+    dead = f"{quality.dead:,} in {format_tokens(quality.n_tokens)} tokens"
     return [
         KeyNumber("L0", f"{quality.l0:.1f}", f"of {n_features:,} features a token"),
         KeyNumber("Explained variance", _range(explained), _lowest(explained, names)),

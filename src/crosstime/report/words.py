@@ -63,16 +63,6 @@ def probability(value: float) -> str:
     return f"p < 10{str(exponent).translate(SUPERSCRIPT)}"
 
 
-def duration(seconds: float) -> str:
-    """A length of time: "4.2 s", "3 min 12 s", "2 h 05 min"."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest:02d} s"
-    return f"{minutes // 60} h {minutes % 60:02d} min"
-
-
 def listed(items: Sequence[str], last: str = "and") -> str:
     """Items as prose: "a", "a and b", "a, b and c"."""
     if len(items) <= 1:

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from crosstime.base.errors import InputError
-from crosstime.base.memory import Parts, warn
+from crosstime.base.memory import AdaptiveBatches, warn
 from crosstime.models.finite import finite_residual
 from crosstime.models.split import SplitLM
 from crosstime.text.corpus import Corpus
@@ -52,7 +52,7 @@ class Harvest:
         self.seed = seed
         self.position = 0
         at_once = None if blocks_at_once is None else blocks_at_once * corpus.context
-        self._parts = Parts("harvest", "block", at_once, lower=LOWER, note=note)
+        self._batches = AdaptiveBatches("harvest", "block", at_once, lower=LOWER, notify=note)
         self._order = (-1, np.empty(0, dtype=np.int64))
 
     @property
@@ -67,7 +67,7 @@ class Harvest:
             InputError: an activation is not finite (the checkpoint and the token are named), or there is not enough
                 memory for one block.
         """
-        return self._parts.of(torch.from_numpy(self._next_blocks(blocks)), self._read, length=self.corpus.context)
+        return self._batches.run(torch.from_numpy(self._next_blocks(blocks)), self._read, length=self.corpus.context)
 
     def _next_blocks(self, blocks: int) -> np.ndarray:
         picked = [self._block(self.position + i) for i in range(blocks)]

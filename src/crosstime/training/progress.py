@@ -9,7 +9,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from crosstime.base.memory import shown_bytes
+from crosstime.base.units import format_bytes, format_duration, format_tokens
 
 LOGGER = logging.getLogger(__name__)
 SECONDS = 30.0
@@ -56,17 +56,17 @@ class Progress:
             LOGGER.info(
                 "%.0f %% of %s tokens, %s left; %s",
                 100 * self.done / self.total,
-                tqdm.format_sizeof(self.total),
-                tqdm.format_interval(left),
+                format_tokens(self.total),
+                format_duration(left),
                 words,
             )
 
 
 def speed_in_words(record: Mapping[str, Any]) -> str:
-    """How fast it goes, and in how much memory: "41.2k tok/s, 78 % of peak, harvest 46 %, 3.1 GiB"."""
+    """How fast it goes, and in how much memory: "41K tok/s, 78 % of peak, harvest 46 %, 3.1 GiB"."""
     return (
-        f"{tqdm.format_sizeof(record['tokens_per_second'])} tok/s, {100 * record['peak_share']:.0f} % of peak, "
-        f"harvest {100 * record['harvest_share']:.0f} %, {shown_bytes(record['memory'])}"
+        f"{format_tokens(round(record['tokens_per_second']))} tok/s, {100 * record['peak_share']:.0f} % of peak, "
+        f"harvest {100 * record['harvest_share']:.0f} %, {format_bytes(record['memory'])}"
     )
 
 

@@ -19,8 +19,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from crosstime.base.device import peak_matmul_flops, synchronise
 from crosstime.base.errors import InputError, TrainingDiverged
-from crosstime.base.memory import most_held_bytes, warn
+from crosstime.base.memory import peak_bytes, warn
 from crosstime.crosscoder.crosscoder import Crosscoder, CrosscoderConfig
 from crosstime.crosscoder.sparsity.rules import L1, Sparsity
 from crosstime.crosscoder.sparsity.scratch import Scratch
@@ -33,7 +34,6 @@ from crosstime.training.harvest import Harvest, calibrate
 from crosstime.training.interval import Interval
 from crosstime.training.learner import Learner
 from crosstime.training.log import Sink, open_log
-from crosstime.training.peak import peak_products, synchronise
 from crosstime.training.progress import Progress
 from crosstime.training.ring import Ring
 from crosstime.training.state import StateFolder
@@ -287,7 +287,7 @@ class Trainer:
         """FLOP/s of this machine in the products of the first crosscoder, measured once, in a moment."""
         learner = next(iter(self.learners.values()))
         columns, features = learner.crosscoder.W_enc.flatten(0, 1).shape
-        return peak_products(self.config.batch_size, columns, features, learner.products, self.device)
+        return peak_matmul_flops(self.config.batch_size, columns, features, learner.products, self.device)
 
     def records(self) -> list[dict[str, Any]]:
         """What happened since the last records, a record a crosscoder, means over its steps.
@@ -312,7 +312,7 @@ class Trainer:
             "tokens_per_second": speed.rows,
             "harvest_share": speed.harvest_share,
             "peak_share": speed.flop / self.peak,
-            "memory": most_held_bytes(self.device),
+            "memory": peak_bytes(self.device),
             **({"note": "; ".join(self.notes)} if self.notes else {}),
         }
         records = [

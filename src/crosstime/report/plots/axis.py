@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from crosstime.base.numbers import token_count
+from crosstime.base.units import format_tokens
 from crosstime.report.colour import SOFT
 from crosstime.report.plots.figure import clipped, escaped
 from crosstime.report.trajectory import positions
@@ -74,7 +74,7 @@ class TokenAxis:
     def hover(self) -> list[str]:
         """What a point's label says of its checkpoint."""
         return [
-            escaped(name) + (f" · {token_count(count)} tokens" if count is not None else "")
+            escaped(name) + (f" · {format_tokens(count)} tokens" if count is not None else "")
             for name, count in zip(self.names, self.tokens, strict=True)
         ]
 
@@ -95,7 +95,7 @@ def _decade_ticks(low: float, high: float) -> list[tuple[float, str]]:
     steps = (1, 2, 5) if high - low < 2.2 else (1, 3) if high - low < 3.2 else (1,)
     exponents = range(math.floor(low), math.ceil(high) + 1)
     values = [step * 10**exponent for exponent in exponents for step in steps if exponent >= 0]
-    return [(math.log10(v), token_count(v)) for v in values if low - 0.02 <= math.log10(v) <= high + 0.02]
+    return [(math.log10(v), format_tokens(v)) for v in values if low - 0.02 <= math.log10(v) <= high + 0.02]
 
 
 def log_axis(values: np.ndarray) -> dict[str, Any]:

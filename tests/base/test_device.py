@@ -1,16 +1,16 @@
-"""The peak in matrix products: found in a moment, and without a trace."""
+"""The speed of a device: measured quickly, without side effects."""
 
 import pytest
 import torch
 
-from crosstime.training.peak import peak_products
+from crosstime.base.device import peak_matmul_flops
 
 CPU = torch.device("cpu")
 
 
 def test_it_is_measured_without_touching_the_random_state():
     state = torch.get_rng_state()
-    assert peak_products(50, 24, 16, torch.float32, CPU) > 0
+    assert peak_matmul_flops(50, 24, 16, torch.float32, CPU) > 0
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -23,9 +23,9 @@ def test_flop_are_those_of_five_products(monkeypatch, rows, columns, features):
         sizes.append([tuple(result.shape) for result in products()])
         return 2.0
 
-    monkeypatch.setattr("crosstime.training.peak.CPU_FLOP", 1e7)
-    monkeypatch.setattr("crosstime.training.peak.fastest", fastest)
-    flop = 2 * peak_products(rows, columns, features, torch.bfloat16, CPU)
+    monkeypatch.setattr("crosstime.base.device._CPU_FLOP", 1e7)
+    monkeypatch.setattr("crosstime.base.device.best_seconds", fastest)
+    flop = 2 * peak_matmul_flops(rows, columns, features, torch.bfloat16, CPU)
     (b, f), decoded, _, (w, _), _ = sizes[0]
     assert decoded == (b, w) == (min(rows, 1024), columns)
     assert flop == 5 * 2 * b * w * f <= 1e7
