@@ -15,7 +15,7 @@ from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
-from crosstime.base.errors import InputError, nearest
+from crosstime.base.errors import InputError, SettingError, nearest
 
 T = TypeVar("T")
 
@@ -55,7 +55,10 @@ def build(kind: type[T], table: Mapping[str, Any], section: str = "") -> T:
             values[field.name] = _value(hints[field.name], table[key], section, key)
         elif field.default is MISSING and field.default_factory is MISSING:
             raise InputError(f"{where}`{key}` is missing" if section else f"section [{key}] is missing")
-    return kind(**values)
+    try:
+        return kind(**values)
+    except SettingError as error:
+        raise (error.under(section) if section else error) from None
 
 
 def write(value: Any) -> str:
