@@ -25,7 +25,7 @@ from paper_effects import PaperEffects
 
 import models
 from crosstime.attribution.effects import CompletenessWarning, Effects, attribute, attribute_several
-from crosstime.tasks.task import Prompts
+from crosstime.tasks.prompts import Prompts
 from crosstime.text.positions import Positions
 
 LENGTHS = (128, 1092, 308, 337, 461, 453, 320, 213, 60, 40, 30, 20, 7)

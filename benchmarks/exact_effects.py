@@ -55,7 +55,7 @@ def main() -> None:
     warnings.simplefilter("ignore", CompletenessWarning)
     suite = ct.Suite.from_folder(demo.SUITE, CHECKPOINTS)
     lms = [suite.load(name, layer=LAYER, device=sizes.device) for name in suite.names]
-    prompts = demo.blimp("distractor_agreement_relational_noun").take(sizes.pairs).prompts(suite.tokenizer)
+    prompts = ct.BlimpPairs("distractor_agreement_relational_noun").load().take(sizes.pairs).prompts(suite.tokenizer)
     config = ct.CrosscoderConfig(tuple(suite.names), LAYER, lms[0].width, sizes.features)
     crosscoder = models.sparse_crosscoder(config, lms, prompts, sizes.active, seed=0)
     effects = ct.attribute(crosscoder, lms, prompts, bootstrap=0)

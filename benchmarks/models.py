@@ -12,7 +12,7 @@ from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 from crosstime.attribution.activations import residuals
 from crosstime.crosscoder.crosscoder import Crosscoder, CrosscoderConfig
 from crosstime.models.split import SplitLM
-from crosstime.tasks.task import Prompts
+from crosstime.tasks.prompts import Prompts
 from crosstime.text.corpus import Corpus
 
 

@@ -34,7 +34,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils import ModelOutput
 
 from crosstime.crosscoder.crosscoder import Crosscoder
-from crosstime.tasks.task import Prompts
+from crosstime.tasks.prompts import Prompts
 
 BATCH = 4
 NEEDED = ("nnsight", "einops")

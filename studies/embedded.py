@@ -35,11 +35,10 @@ def prompts(group: str, most: int | None = None) -> list[ct.Prompts]:
     """The prompts of each set of an embedded group; sets whose pairs share no prefix have none.
 
     Args:
-        group: see `crosstime.demo.blimp`.
+        group: see `ct.BlimpPairs`.
         most: take the first so many of each set.
     """
     tokenizer = ct.Suite.from_folder(demo.SUITE).tokenizer
-    task = demo.blimp(group)
-    sets = [demo.blimp(name) for name in dict.fromkeys(task.sources)]
+    sets = ct.BlimpPairs(group).load().by_set()
     found = [(one.take(most) if most else one).find_prompts(tokenizer) for one in sets]
     return [one for one in found if len(one)]

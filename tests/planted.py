@@ -21,7 +21,7 @@ from torch import Tensor
 
 from crosstime.crosscoder.crosscoder import Crosscoder, CrosscoderConfig
 from crosstime.models.split import SplitLM
-from crosstime.tasks.task import Prompts
+from crosstime.tasks.prompts import Prompts
 from crosstime.text.corpus import Corpus
 from crosstime.text.positions import Positions
 

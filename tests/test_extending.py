@@ -6,6 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from crosstime.pipeline.toml import build
+from crosstime.tasks.pair_source import PairSource
+
 EXTENDING = (Path(__file__).parents[1] / "docs" / "extending.md").read_text(encoding="utf-8")
 SECTIONS = dict(re.findall(r"^## ([^\n]+)\n(.*?)(?=^## |\Z)", EXTENDING, flags=re.MULTILINE | re.DOTALL))
 
@@ -19,16 +22,19 @@ def run(section):
 
 
 def test_every_section_has_an_example():
-    assert "A new task" in SECTIONS
+    assert "A new source of pairs" in SECTIONS
     assert all("```python" in text for text in SECTIONS.values())
 
 
-def test_a_new_task(capsys):
-    names = run("A new task")
+def test_a_new_source_of_pairs(capsys):
+    names = run("A new source of pairs")
     printed = capsys.readouterr().out
     assert "4 prompts, skipped: {}" in printed
     assert "There, on the table, she met one | <|endoftext|> There, on the table, she met two" in printed
     assert names["found"].token_accuracy.shape == (2, 1)
+    own = build(PairSource, {"source": "counting", "places": ["at home"]}, "task 1.pairs")
+    assert own == names["CountingPairs"](("at home",))
+    assert len(own.load()) == 2
 
 
 def test_a_new_sparsity_rule(tmp_path, monkeypatch):

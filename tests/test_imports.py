@@ -10,10 +10,10 @@ import crosstime
 SOURCE = Path(crosstime.__file__).parent
 ORDER = [
     "base",
+    "demo",
     "models",
     "text",
     "tasks",
-    "demo",
     "crosscoder",
     "training",
     "attribution",

@@ -20,7 +20,7 @@ train = "text ü.txt"
 context = 32
 [[task]]
 name = "agreement of mine"
-jsonl = "pairs.jsonl"
+pairs = { source = "jsonl", files = "pairs.jsonl" }
 [survey]
 blocks = 2
 [selection]

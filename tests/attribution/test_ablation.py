@@ -9,7 +9,7 @@ import torch
 
 from crosstime.attribution.ablation import Ablation, ablate, controls
 from crosstime.attribution.effects import Effects, attribute
-from crosstime.tasks.task import Prompts
+from crosstime.tasks.prompts import Prompts
 from planted import plant
 
 

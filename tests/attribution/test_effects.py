@@ -15,7 +15,7 @@ from crosstime.base.memory import MemoryWarning
 from crosstime.crosscoder.crosscoder import Crosscoder, CrosscoderConfig
 from crosstime.crosscoder.sparsity.rules import JumpReLU
 from crosstime.models.split import SplitLM
-from crosstime.tasks.task import Prompts
+from crosstime.tasks.prompts import Prompts
 from crosstime.text.corpus import Corpus
 from crosstime.text.positions import Positions
 from planted import RIGHT, WRONG

@@ -14,7 +14,7 @@ from crosstime.attribution.exact import Exact, exact_effects
 from crosstime.attribution.features import feature_table
 from crosstime.attribution.intervention import intervene
 from crosstime.attribution.relative import relative
-from crosstime.tasks.task import Prompts
+from crosstime.tasks.prompts import Prompts
 from planted import plant
 
 

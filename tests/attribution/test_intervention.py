@@ -12,7 +12,7 @@ from crosstime.attribution.intervention import intervene
 from crosstime.crosscoder.crosscoder import Crosscoder, CrosscoderConfig
 from crosstime.crosscoder.sparsity.rules import JumpReLU
 from crosstime.models.suite import Suite
-from crosstime.tasks.task import Prompts
+from crosstime.tasks.prompts import Prompts
 from crosstime.text.positions import Positions
 
 GOLDEN = Path(__file__).parents[1] / "golden"

@@ -3,7 +3,7 @@ from transformers import AutoTokenizer
 
 from crosstime import demo
 from crosstime.models.suite import Suite
-from crosstime.tasks.blimp import DETERMINER_NOUN, GROUPS
+from crosstime.tasks.blimp import DETERMINER_NOUN, GROUPS, BlimpPairs
 from crosstime.text.corpus import Corpus
 from crosstime.text.reading import read_text
 
@@ -51,15 +51,15 @@ def test_the_beginning_of_the_training_text_fills_blocks():
 
 @pytest.mark.parametrize(("group", "n_sets"), [("subject-verb", 6), ("determiner-noun", 8)])
 def test_all_sets_are_there(group, n_sets):
-    task = demo.blimp(group)
+    task = BlimpPairs(group).load()
     assert len(GROUPS[group]) == n_sets
     assert len(task) == 1000 * n_sets
-    assert set(task.sources) == set(GROUPS[group])
+    assert set(task.set_names) == set(GROUPS[group])
 
 
 def test_sets_ask_for_the_next_token_as_published():
     tokenizer = AutoTokenizer.from_pretrained(demo.SUITE / "step64")
-    task = demo.blimp(DETERMINER_NOUN[0])
+    task = BlimpPairs(DETERMINER_NOUN[0]).load()
     assert task.pairs[0].sentences == (" Raymond is selling this sketch.", " Raymond is selling this sketches.")
     prompts = task.prompts(tokenizer)
     assert len(prompts) + sum(prompts.skipped.values()) == 1000
@@ -70,4 +70,4 @@ def test_sets_ask_for_the_next_token_as_published():
 
 def test_an_unknown_set_is_refused():
     with pytest.raises(ValueError, match=r"no BLiMP set 'determiner-nouns'.*'determiner-noun'"):
-        demo.blimp("determiner-nouns")
+        BlimpPairs("determiner-nouns").load()

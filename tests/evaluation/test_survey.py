@@ -13,6 +13,7 @@ from crosstime.evaluation import cross_entropy
 from crosstime.evaluation.survey import Survey, similarity, survey
 from crosstime.models.split import SplitLM
 from crosstime.models.suite import Suite
+from crosstime.tasks.blimp import BlimpPairs
 from crosstime.tasks.task import Pair, Task
 from crosstime.text.corpus import Corpus
 from crosstime.text.positions import Positions
@@ -327,7 +328,7 @@ def test_the_embedded_suite_gives_the_published_accuracies():
         "determiner_noun_agreement_with_adjective_1": (0.55, 0.93),
     }
     suite = Suite.from_folder(demo.SUITE, ["step256", "step3786"])
-    tasks = [demo.blimp(name).take(200) for name in published]
+    tasks = [BlimpPairs(name).load().take(200) for name in published]
     heldout = Corpus.from_text(demo.HELDOUT_TEXT, suite.tokenizer, context=128, limit_tokens=64 * 128)
     result = survey(suite, tasks, heldout, layer=3)
     assert result.tokens == [2_097_152, 31_014_912]

@@ -4,14 +4,15 @@ from crosstime.crosscoder.sparsity.rules import L1, BatchTopK, JumpReLU, TopK
 from crosstime.pipeline import annotations, config, preset, stages
 from crosstime.pipeline import tokenise as tokens
 
-LEAST = """
+PAIRS = 'pairs = { source = "blimp", sets = ["subject-verb"] }'
+LEAST = f"""
 [suite]
 demo = true
 [text]
 demo = true
 [[task]]
 name = "agreement"
-sets = ["subject-verb"]
+{PAIRS}
 """
 
 
@@ -46,7 +47,8 @@ def test_every_commented_key_of_the_demo_exists(tmp_path):
         ("# min_tokens = ", "min_tokens = "),
         ("# min_characters = ", "min_characters = "),
         ("# shuffle_seed = ", "shuffle_seed = "),
-        ("# jsonl = ", "jsonl = "),
+        ('\npairs = { source = "blimp", sets = ["determiner-noun"] }', "\n#"),
+        ("# pairs = ", "pairs = "),
         ("# attribute = ", "attribute = "),
         ("# checkpoints = ", "checkpoints = "),
         ("# layer = ", "layer = "),
@@ -93,26 +95,36 @@ def test_every_commented_key_of_the_demo_exists(tmp_path):
         (("[text]\ndemo = true", '[text]\ntrain = "x"\npacking = "pack"'), r"`packing` must be one of \"packed\""),
         (("[text]\ndemo = true", '[text]\ntrain = "x"\nmin_tokens = 0'), r"text\.min_tokens must be at least 1"),
         (("[text]\ndemo = true", '[text]\ntrain = "x"\nshuffle_seed = -1'), r"text\.shuffle_seed must be at least 0"),
-        (('sets = ["subject-verb"]', ""), r"task 'agreement' needs one of `sets`"),
-        (('sets = ["subject-verb"]', 'set = ["subject-verb"]'), r"\[task 1\] unknown key `set`; the nearest is 'sets'"),
-        (('sets = ["subject-verb"]', 'sets = ["x"]\nmax_pairs = 0'), r"max_pairs must be at least 1"),
-        (('sets = ["subject-verb"]', 'sets = ["x"]\nattribute = false'), r"at least one \[\[task\]\]"),
-        (('sets = ["subject-verb"]', 'sets = ["x"]\nmax_pairs = {a = 0}'), r"max_pairs must be at least 1, not 0"),
+        ((PAIRS, ""), r"task 1\.pairs must name a source of pairs: blimp, clams, columns, .*jsonl, multiblimp"),
+        ((PAIRS, "pairs = []"), r"task 1\.pairs must name a source of pairs"),
+        ((PAIRS, 'pairs = "blimp"'), r"`task 1\.pairs` must be a section, .*, or a list of sections"),
+        ((PAIRS, "pairs = { sets = 'x' }"), r"\[task 1\.pairs\] `source` must be one of \"blimp\", .*; it is missing"),
+        ((PAIRS, "pairs = { source = 'blmp' }"), r"`source` must be one of .*; it is \"blmp\"; the nearest is 'blimp'"),
+        ((PAIRS, "pairs = { source = 'blimp', set = 'x' }"), r"unknown key `set`; the nearest is 'sets'"),
         (
-            ('sets = ["subject-verb"]', 'sets = ["x"]\nmax_pairs = "all"'),
-            r"`max_pairs` must be a whole number or a table",
+            (PAIRS, "pairs = [{ source = 'blimp' }, { source = 'blimp', constructions = ['x'] }]"),
+            r"\[task 1\.pairs 2\] unknown key `constructions`",
         ),
-        (('sets = ["subject-verb"]', 'sets = ["x"]\nsample_seed = -1'), r"sample_seed must be at least 0"),
-        (('sets = ["subject-verb"]', 'sets = ["x"]\nprefix = "tokens"'), r"`prefix` must be one of .*'token'"),
-        (('sets = ["subject-verb"]', 'sets = ["x"]\nblimp_sets = ["y"]'), r"blimp_sets goes with `blimp`"),
-        (('sets = ["subject-verb"]', 'sets = ["x"]\nconstructions = ["y"]'), r"constructions goes with `clams`"),
-        (('sets = ["subject-verb"]', 'sets = ["x"]\nlanguages = ["y"]'), r"languages goes with either `clams` or"),
+        ((PAIRS, "pairs = { source = 'clams', location = 'x', counterfactual = true }"), r"key `counterfactual`"),
+        ((PAIRS, "pairs = { source = 'clams' }"), r"task 1\.pairs\.location must be a folder or a dataset repository"),
+        ((PAIRS, "pairs = { source = 'jsonl' }"), r"task 1\.pairs\.files must name at least one file"),
+        ((PAIRS, "pairs = { source = 'columns', good = 'a', bad = 'b' }"), r"pairs\.files or `repo` must say where"),
         (
-            ('sets = ["subject-verb"]', 'clams = "x"\nmultiblimp = "x"\nlanguages = ["y"]'),
-            r"languages goes with either `clams` or `multiblimp`",
+            (PAIRS, "pairs = { source = 'columns', files = 'x' }"),
+            r"pairs\.good and `bad`, or `prefix`, .* must name columns",
         ),
-        (('sets = ["subject-verb"]', 'clams = "x"\ncounterfactual = true'), r"counterfactual goes with `blimp` or"),
-        (("[[task]]", '[[task]]\nname = "agreement"\njsonl = "x"\n[[task]]'), r"two tasks are called 'agreement'"),
+        (
+            (PAIRS, "pairs = { source = 'columns', files = 'x', prefix = 'p', right = 'r' }"),
+            r"pairs\.wrong is missing: `prefix` and `right` and `wrong` go together",
+        ),
+        ((PAIRS, f"{PAIRS}\nmax_pairs = 0"), r"task 1\.max_pairs must be at least 1"),
+        ((PAIRS, f"{PAIRS}\nattribute = false"), r"at least one \[\[task\]\]"),
+        ((PAIRS, f"{PAIRS}\nmax_pairs = {{a = 0}}"), r"max_pairs must be at least 1, not 0"),
+        ((PAIRS, f'{PAIRS}\nmax_pairs = "all"'), r"`max_pairs` must be a whole number or a table"),
+        ((PAIRS, f"{PAIRS}\nsample_seed = -1"), r"sample_seed must be at least 0"),
+        ((PAIRS, f'{PAIRS}\nprefix = "tokens"'), r"`prefix` must be one of .*'token'"),
+        (('name = "agreement"', 'name = " "'), r"task 1\.name must not be empty"),
+        (("[[task]]", f'[[task]]\nname = "agreement"\n{PAIRS}\n[[task]]'), r"two tasks are called 'agreement'"),
         (("[[task]]", "[selection]\nnumber = 1\n[[task]]"), r"selection\.number must be at least 2, not 1"),
         (("[[task]]", '[selection]\ncheckpoints = ["a"]\n[[task]]'), r"selection\.checkpoints names one checkpoint"),
         (

@@ -122,7 +122,7 @@ demo = true
 demo = true
 [[task]]
 name = "agreement"
-sets = ["subject-verb"]
+pairs = { source = "blimp", sets = ["subject-verb"] }
 """
 
 

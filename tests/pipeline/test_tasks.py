@@ -1,7 +1,10 @@
 """[[task]]: which pairs a section of run.toml stands for."""
 
 import json
+import tomllib
 from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 
@@ -9,6 +12,8 @@ from crosstime import demo
 from crosstime.pipeline import config, stages
 from crosstime.pipeline.run import runs
 from crosstime.pipeline.toml import build
+from crosstime.tasks.pair_source import PairSource
+from crosstime.tasks.task import Pair, Task
 
 
 @pytest.fixture
@@ -45,29 +50,40 @@ def folders(tmp_path):
     (tmp_path / "mine.jsonl").write_text('{"prefix": "The keys", "right": " are", "wrong": " is", "patch": "The key"}')
 
 
-CLAMS = {"name": "c", "clams": "clams", "constructions": ["long_vp_coord", "vp_coord"]}
+CONSTRUCTIONS = ["long_vp_coord", "vp_coord"]
+PAIRS = {"source": "clams", "location": "clams", "constructions": CONSTRUCTIONS}
+CLAMS = {"name": "c", "pairs": PAIRS}
+MULTI = {"source": "multiblimp", "location": "multi", "languages": ["eng"]}
+MINE = {"source": "jsonl", "files": "mine.jsonl"}
 
 
 def sources(run, name):
-    return Counter(run.shared.tasks[name].sources)
+    """Number of pairs by set."""
+    return Counter(run.shared.tasks[name].set_names)
 
 
 @pytest.mark.usefixtures("folders")
 def test_every_place_gives_its_pairs(make):
     run = make(
         CLAMS,
-        {**CLAMS, "name": "french", "languages": ["fr"]},
-        {"name": "m", "multiblimp": "multi", "languages": ["eng"]},
-        {"name": "p", "multiblimp": "multi", "languages": ["eng"], "phenomena": ["SV-P"], "jsonl": "mine.jsonl"},
-        {"name": "mine", "jsonl": "mine.jsonl"},
-        {"name": "b", "blimp": str(demo.BLIMP), "blimp_sets": ["distractor"], "max_pairs": 5},
-        {"name": "all", "blimp": str(demo.BLIMP), "max_pairs": 1},
+        {"name": "french", "pairs": PAIRS | {"languages": ["fr"]}},
+        {"name": "m", "pairs": MULTI},
+        {"name": "p", "pairs": [MULTI | {"phenomena": ["SV-P"]}, MINE]},
+        {"name": "own", "pairs": MINE},
+        {"name": "both", "pairs": {"source": "jsonl", "files": ["mine.jsonl", "clams/en_vp_coord.jsonl"]}},
+        {
+            "name": "b",
+            "pairs": {"source": "blimp", "location": str(demo.BLIMP), "sets": ["distractor"]},
+            "max_pairs": 5,
+        },
+        {"name": "all", "pairs": {"source": "blimp"}, "max_pairs": 1},
     )
-    assert sources(run, "c") == {f"{code}_{name}": 9 for code in ("en", "fr") for name in CLAMS["constructions"]}
+    assert sources(run, "c") == {f"{code}_{name}": 9 for code in ("en", "fr") for name in CONSTRUCTIONS}
     assert sources(run, "french") == {"fr_long_vp_coord": 9, "fr_vp_coord": 9}
     assert sources(run, "m") == {"eng_SV-#": 3, "eng_SV-P": 3}
     assert sources(run, "p") == {"eng_SV-P": 3, "mine": 1}
-    assert sources(run, "mine") == {"mine": 1}
+    assert sources(run, "own") == {"own": 1}, "the only file goes by the task's name"
+    assert sources(run, "both") == {"mine": 1, "en_vp_coord": 9}
     assert sources(run, "b") == {"distractor_agreement_relational_noun": 5, "distractor_agreement_relative_clause": 5}
     assert len(sources(run, "all")) == 14
 
@@ -88,8 +104,8 @@ def test_pairs_are_drawn_by_seed_within_limits_by_name(make):
         {"sample_seed": 1},
         {"max_pairs": 8},
         {"prefix": "string"},
-        {"languages": ["en"]},
-        {"constructions": ["vp_coord"]},
+        {"pairs": PAIRS | {"languages": ["en"]}},
+        {"pairs": PAIRS | {"constructions": ["vp_coord"]}},
     ],
 )
 def test_what_chooses_or_cuts_pairs_makes_effects_and_survey_stale(make, change):
@@ -110,11 +126,18 @@ def test_the_manifest_states_how_pairs_were_chosen(make):
 @pytest.mark.usefixtures("folders")
 def test_prompts_are_cut_as_the_task_says_and_have_second_prefixes(make):
     run = make(
-        {"name": "string", "sets": ["distractor"], "prefix": "string", "max_pairs": 20},
-        {"name": "counter", "sets": ["plain-subject-verb"], "counterfactual": True, "max_pairs": 50},
-        {"name": "mine", "jsonl": "mine.jsonl"},
+        {"name": "string", "pairs": {"source": "blimp", "sets": ["distractor"]}, "prefix": "string", "max_pairs": 20},
+        {
+            "name": "counter",
+            "pairs": {"source": "blimp", "sets": ["plain-subject-verb"], "counterfactual": True},
+            "max_pairs": 50,
+        },
+        {"name": "mine", "pairs": MINE},
+        {"name": "surveyed", "pairs": MINE, "attribute": False},
     )
-    prompts = {name: task.prompts(run.shared.tokenizer) for name, task in run.shared.tasks.items()}
+    prompts = {prompts.task: prompts for prompts in run.shared.prompts}
+    assert list(prompts) == ["string", "counter", "mine"]
+    assert run.shared.prompts is run.shared.prompts, "they are made once"
     assert run.shared.tokenizer.decode(prompts["string"].tokens[0][1:]).startswith("A newspaper")
     assert {part.cut for part in run.shared.surveyed["string"]} == {"string"}
     assert prompts["string"].patch is None
@@ -128,16 +151,40 @@ def test_prompts_are_cut_as_the_task_says_and_have_second_prefixes(make):
 
 @pytest.mark.usefixtures("folders")
 @pytest.mark.parametrize(
-    ("task", "message"),
+    ("pairs", "message"),
     [
-        ({"sets": ["distractors"]}, "no BLiMP set 'distractors'"),
-        ({"clams": "clams", "languages": ["eng"]}, "no language 'eng'; the nearest is 'en'"),
-        ({"clams": "clams", "constructions": ["vp"]}, "no construction 'vp' in 'en'; the nearest is 'vp_coord'"),
-        ({"multiblimp": "multi", "languages": ["en"]}, "no language 'en'; the nearest is 'eng'"),
-        ({"multiblimp": "multi", "languages": ["eng"], "phenomena": ["SV-N"]}, "no phenomenon 'SV-N' in 'eng'"),
-        ({"jsonl": "none.jsonl"}, "none.jsonl does not exist"),
+        ({"source": "blimp", "sets": ["distractors"]}, "no BLiMP set 'distractors'"),
+        (PAIRS | {"languages": ["eng"]}, "no language 'eng'; the nearest is 'en'"),
+        (PAIRS | {"constructions": ["vp"]}, "no construction 'vp' in 'en'; the nearest is 'vp_coord'"),
+        (MULTI | {"languages": ["en"]}, "no language 'en'; the nearest is 'eng'"),
+        (MULTI | {"phenomena": ["SV-N"]}, "no phenomenon 'SV-N' in 'eng'"),
+        (MINE | {"files": "none.jsonl"}, "none.jsonl does not exist"),
     ],
 )
-def test_what_is_not_there_is_told_with_the_tasks_name(make, task, message):
+def test_what_is_not_there_is_told_with_the_tasks_name(make, pairs, message):
     with pytest.raises(ValueError, match=rf"task 'mine': .*{message}"):
-        make({"name": "mine", **task}).shared.tasks  # noqa: B018
+        make({"name": "mine", "pairs": pairs}).shared.tasks  # noqa: B018
+
+
+@dataclass(frozen=True)
+class Countdown(PairSource):
+    """A source that only this file knows."""
+
+    source: str = field(default="countdown", init=False)
+    start: int = 3
+
+    def load(self, folder=Path()):
+        assert folder.is_dir()
+        return Task.from_pairs("countdown", [Pair(prefix=f"{n}", right=" a", wrong=" b") for n in range(self.start)])
+
+
+def test_a_source_is_usable_once_it_is_defined(make):
+    run = make({"name": "mine", "pairs": [{"source": "countdown"}, {"source": "countdown", "start": 2}]})
+    assert sources(run, "mine") == {"countdown": 5}
+    resolved = config.resolved(run.config)
+    assert 'source = "countdown"\nstart = 2' in resolved
+    assert build(config.RunConfig, tomllib.loads(resolved)) == run.config
+    with pytest.raises(ValueError, match=r"unknown key `sart`; the nearest is 'start'"):
+        make({"name": "mine", "pairs": {"source": "countdown", "sart": 2}})
+    with pytest.raises(ValueError, match=r"the nearest is 'countdown'"):
+        make({"name": "mine", "pairs": {"source": "countdwn"}})

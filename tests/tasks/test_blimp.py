@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from crosstime.tasks.blimp import DISTRACTOR, GROUPS, blimp_sets, load_blimp
+from crosstime.tasks.blimp import DISTRACTOR, GROUPS, BlimpPairs
 from crosstime.tasks.task import Pair
 
 ONE_PREFIX = {
@@ -39,15 +39,15 @@ def folder(tmp_path):
 
 
 def test_records_are_read_after_a_space_whatever_they_say_of_the_method(folder):
-    (pair,) = load_blimp(folder, "regular_plural_subject_verb_agreement_1").pairs
+    (pair,) = BlimpPairs("regular_plural_subject_verb_agreement_1", str(folder)).load().pairs
     assert pair == Pair(" Paula references Robert.", " Paula reference Robert.", " Paula", " references", " reference")
-    (pair,) = load_blimp(folder, "regular_plural_subject_verb_agreement_2").pairs
+    (pair,) = BlimpPairs("regular_plural_subject_verb_agreement_2", str(folder)).load().pairs
     assert pair == Pair(" The women reference Robert.", " The woman reference Robert.")
 
 
 def test_two_prefixes_with_the_other_form_of_the_word_are_a_counterfactual(folder):
-    task = load_blimp(folder, "plain-subject-verb", counterfactual=True)
-    pairs = dict(zip(task.sources, task.pairs, strict=True))
+    task = BlimpPairs("plain-subject-verb", str(folder), counterfactual=True).load()
+    pairs = dict(zip(task.set_names, task.pairs, strict=True))
     assert pairs["regular_plural_subject_verb_agreement_2"] == Pair(
         *(TWO_PREFIX[key].join((" ", "")) for key in ("sentence_good", "sentence_bad")),
         prefix=" The women",
@@ -62,28 +62,31 @@ def test_the_other_form_is_the_most_frequent_one_of_the_group(folder):
     odd = {**ONE_PREFIX, "one_prefix_word_good": "referenced", "one_prefix_word_bad": "reference"}
     write(folder / "irregular_plural_subject_verb_agreement_1.jsonl", ONE_PREFIX, odd)
     write(folder / f"{DISTRACTOR[0]}.jsonl", *[odd] * 9)
-    (pair,) = load_blimp(folder, "regular_plural_subject_verb_agreement_2", counterfactual=True).pairs
+    (pair,) = BlimpPairs("regular_plural_subject_verb_agreement_2", str(folder), counterfactual=True).load().pairs
     assert pair.wrong == " references"
 
 
 def test_a_word_of_which_no_other_form_is_known_gives_sentences(folder):
     name = "regular_plural_subject_verb_agreement_2"
     write(folder / f"{name}.jsonl", {**TWO_PREFIX, "two_prefix_word": "meet"})
-    (pair,) = load_blimp(folder, name, counterfactual=True).pairs
+    (pair,) = BlimpPairs(name, str(folder), counterfactual=True).load().pairs
     assert pair == Pair(" The women reference Robert.", " The woman reference Robert.")
 
 
 def test_records_with_one_sentence_twice_are_left_out(folder):
     name = DISTRACTOR[0]
     write(folder / f"{name}.jsonl", {**ONE_PREFIX, "sentence_bad": ONE_PREFIX["sentence_good"]}, ONE_PREFIX)
-    assert len(load_blimp(folder, name)) == 1
+    assert len(BlimpPairs(name, str(folder)).load()) == 1
 
 
 def test_a_group_joins_its_sets(folder):
-    task = load_blimp(folder, "subject-verb")
+    task = BlimpPairs("subject-verb", str(folder)).load()
     assert task.name == "subject-verb"
-    assert task.sources == GROUPS["subject-verb"]
-    assert blimp_sets(folder) == sorted(GROUPS["subject-verb"])
+    assert task.set_names == GROUPS["subject-verb"]
+    every = BlimpPairs(location=str(folder)).load()
+    assert every.set_names == tuple(sorted(GROUPS["subject-verb"]))
+    two = BlimpPairs(("distractor", GROUPS["plain-subject-verb"][0]), folder.name).load(folder.parent)
+    assert two.set_names == (*GROUPS["distractor"], GROUPS["plain-subject-verb"][0])
 
 
 @pytest.mark.parametrize(
@@ -92,17 +95,17 @@ def test_a_group_joins_its_sets(folder):
 )
 def test_an_unknown_set_is_refused_with_the_nearest(folder, name, nearest):
     with pytest.raises(ValueError, match=f"no BLiMP set '{name}'.*'{nearest}'"):
-        load_blimp(folder, name)
+        BlimpPairs(name, str(folder)).load()
 
 
 def test_a_malformed_file_is_named(folder):
     name = "distractor_agreement_relational_noun"
     path = write(folder / f"{name}.jsonl", ONE_PREFIX, {"sentence_good": "a"})
     with pytest.raises(ValueError, match="`sentence_bad` is missing") as error:
-        load_blimp(folder, name)
+        BlimpPairs(name, str(folder)).load()
     assert str(error.value).startswith(f"{path}:2: ")
-    with pytest.raises(ValueError, match="holds no BLiMP sets"):
-        load_blimp(folder / "none", name)
+    with pytest.raises(ValueError, match=r"there is no folder .*none"):
+        BlimpPairs(name, str(folder / "none")).load()
     path = write(folder / "regular_plural_subject_verb_agreement_1.jsonl", {"one_prefix_prefix": "a"})
     with pytest.raises(ValueError, match=f"{path}:1: the key `one_prefix_word_good` is missing"):
-        load_blimp(folder, "irregular_plural_subject_verb_agreement_2", counterfactual=True)
+        BlimpPairs("irregular_plural_subject_verb_agreement_2", str(folder), counterfactual=True).load()

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from crosstime.tasks.clams import load_clams
+from crosstime.tasks.clams import ClamsPairs
 from crosstime.tasks.task import Pair
 
 TALL = Pair(" The author is tall", " The author are tall", " The author", " is", " are")
@@ -34,41 +34,46 @@ def folder(tmp_path):
 
 
 def test_the_published_form_pairs_the_nth_true_with_the_nth_false_sentence(folder):
-    task = load_clams(folder, ["en"], ["simple_agrmt", "vp_coord"])
+    task = ClamsPairs(str(folder), "en", ("simple_agrmt", "vp_coord")).load()
     assert task.pairs == (TALL, OLD) * 2
-    assert task.sources == ("en_simple_agrmt",) * 2 + ("en_vp_coord",) * 2
+    assert task.set_names == ("en_simple_agrmt",) * 2 + ("en_vp_coord",) * 2
     (folder / "en_evalset" / "vp_coord.txt").write_text(
         "False\tThe author are tall\r\nFalse\tthe author are old\nTrue\tthe author is tall\nTrue\tthe author is old \n"
     )
-    assert load_clams(folder, ["en"], ["vp_coord"]).pairs == (TALL, OLD)
+    assert ClamsPairs(str(folder), "en", "vp_coord").load().pairs == (TALL, OLD)
 
 
 def test_only_the_first_letter_is_made_a_capital(tmp_path):
     (tmp_path / "de_evalset").mkdir()
     (tmp_path / "de_evalset" / "subj_rel.txt").write_text("True\tder Autor lacht\nFalse\tder Autor lachen\n")
-    assert load_clams(tmp_path, ["de"], ["subj_rel"]).pairs[0].sentences == (" Der Autor lacht", " Der Autor lachen")
+    assert ClamsPairs(str(tmp_path), "de", "subj_rel").load().pairs[0].sentences == (
+        " Der Autor lacht",
+        " Der Autor lachen",
+    )
 
 
 def test_jsonl_is_cut_at_words_not_at_the_pieces_of_one_tokenizer(folder):
-    (pair,) = load_clams(folder, ["fr"], ["simple_agrmt"]).pairs
+    (pair,) = ClamsPairs(str(folder), "fr", "simple_agrmt").load().pairs
     assert (pair.prefix, pair.right, pair.wrong) == (" Les auteurs que les gardes aiment", " déménagent", " déménage")
 
 
 def test_each_construction_comes_in_all_languages(folder):
-    assert load_clams(folder, constructions=["simple_agrmt"]).sources == ("en_simple_agrmt",) * 2 + ("fr_simple_agrmt",)
+    assert ClamsPairs(str(folder), constructions="simple_agrmt").load().set_names == ("en_simple_agrmt",) * 2 + (
+        "fr_simple_agrmt",
+    )
 
 
 @pytest.mark.parametrize(
-    ("languages", "constructions", "message"),
+    ("language", "construction", "message"),
     [
-        (["eng"], ["vp_coord"], "no language 'eng'; the nearest is 'en'"),
-        (["en"], ["vp_cord"], "no construction 'vp_cord' in 'en'; the nearest is 'vp_coord'"),
-        (["fr"], ["vp_coord"], "no construction 'vp_coord' in 'fr'; the nearest is 'simple_agrmt'"),
+        ("eng", "vp_coord", "no language 'eng'; the nearest is 'en'"),
+        ("en", "vp_cord", "no construction 'vp_cord' in 'en'; the nearest is 'vp_coord'"),
+        ("fr", "vp_coord", "no construction 'vp_coord' in 'fr'; the nearest is 'simple_agrmt'"),
     ],
 )
-def test_what_is_not_there_is_refused_with_the_nearest(folder, languages, constructions, message):
+def test_what_is_not_there_is_refused_with_the_nearest(folder, language, construction, message):
     with pytest.raises(ValueError, match=message):
-        load_clams(folder, languages, constructions)
+        ClamsPairs(str(folder), language, construction).load()
 
 
 @pytest.mark.parametrize(
@@ -84,15 +89,17 @@ def test_malformed_files_are_named(folder, text, message):
     path = folder / "en_evalset" / "vp_coord.txt"
     path.write_text(text)
     with pytest.raises(ValueError, match=message) as error:
-        load_clams(folder, ["en"], ["vp_coord"])
+        ClamsPairs(str(folder), "en", "vp_coord").load()
     assert str(error.value).startswith(str(path))
     (folder / "fr_simple_agrmt.jsonl").write_text('{"sentence_good": "a"}')
-    with pytest.raises(ValueError, match=r"fr_simple_agrmt.jsonl:1: the key `sentence_bad` is missing"):
-        load_clams(folder, ["fr"], ["simple_agrmt"])
+    with pytest.raises(
+        ValueError, match=r"fr_simple_agrmt.jsonl:1: there is no column 'sentence_bad' among 'sentence_good'"
+    ):
+        ClamsPairs(str(folder), "fr", "simple_agrmt").load()
 
 
 def test_a_folder_without_sets_or_none_at_all(tmp_path):
     with pytest.raises(ValueError, match=r"holds no CLAMS sets: expected files named like en_vp_coord\.jsonl"):
-        load_clams(tmp_path)
+        ClamsPairs(str(tmp_path)).load()
     with pytest.raises(ValueError, match=r"there is no folder .*none"):
-        load_clams(tmp_path / "none")
+        ClamsPairs("none/x/y").load(tmp_path)

@@ -4,11 +4,12 @@ import pytest
 from huggingface_hub import constants
 
 from crosstime.models import hub
-from crosstime.tasks.clams import load_clams
-from crosstime.tasks.multiblimp import REPO, load_multiblimp
+from crosstime.tasks.clams import ClamsPairs
+from crosstime.tasks.multiblimp import MultiBlimpPairs
 from crosstime.tasks.task import Pair
 from hub_server import HubServer
 
+REPO = MultiBlimpPairs().location
 COLUMNS = ("sen", "wrong_sen", "verb", "phenomenon")
 ROWS = {
     "eng": [
@@ -59,8 +60,8 @@ def server(folder, tmp_path, monkeypatch):
 
 @pytest.mark.usefixtures("server")
 def test_sets_come_from_the_hub_phenomenon_by_phenomenon():
-    task = load_multiblimp(["eng", "hin"])
-    assert task.sources == ("eng_SV-#", "eng_SV-#", "hin_SV-#", "hin_SV-G", "eng_SV-P")
+    task = MultiBlimpPairs(("eng", "hin")).load()
+    assert task.set_names == ("eng_SV-#", "eng_SV-#", "hin_SV-#", "hin_SV-G", "eng_SV-P")
     assert task.pairs[0] == Pair(*ROWS["eng"][0][:2], "The keys to the cabinet", " are", " is")
     assert task.pairs[2].good == 'He said "no" once.'
     assert (task.pairs[3].prefix, task.pairs[3].right, task.pairs[3].wrong) == ("वह", " था", " थी")
@@ -69,58 +70,58 @@ def test_sets_come_from_the_hub_phenomenon_by_phenomenon():
 
 @pytest.mark.usefixtures("server")
 def test_named_phenomena_must_be_there():
-    assert load_multiblimp(["eng"], ["SP-#"]).sources == ("eng_SP-#",)
+    assert MultiBlimpPairs("eng", "SP-#").load().set_names == ("eng_SP-#",)
     with pytest.raises(
         ValueError, match=r"no phenomenon 'SV-#' in 'hin'|no phenomenon 'SV-G' in 'eng'; the nearest is 'SV-"
     ):
-        load_multiblimp(["hin", "eng"], ["SV-G"])
+        MultiBlimpPairs(("hin", "eng"), "SV-G").load()
 
 
 @pytest.mark.usefixtures("server")
 def test_a_missing_language_is_refused_with_the_nearest():
     with pytest.raises(ValueError, match=rf"MultiBLiMP in {REPO} has no language 'en'; the nearest is 'eng'"):
-        load_multiblimp(["en"])
+        MultiBlimpPairs("en").load()
 
 
 def test_the_cache_serves_when_the_hub_cannot_be_reached(server, monkeypatch):
-    online = load_multiblimp(["eng"])
+    online = MultiBlimpPairs("eng").load()
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setattr(
         constants, "HUGGINGFACE_CO_URL_TEMPLATE", "http://127.0.0.1:9/{repo_id}/resolve/{revision}/{filename}"
     )
     before = len(server.requests)
-    assert load_multiblimp(["eng"]) == online
+    assert MultiBlimpPairs("eng").load() == online
     assert len(server.requests) == before
     with pytest.raises(ValueError, match="not in the cache and the hub cannot be reached"):
-        load_multiblimp(["hin"])
+        MultiBlimpPairs("hin").load()
 
 
 def test_two_failures_then_success(server):
     server.failing, server.failures = "hin/data.tsv", 2
-    assert load_multiblimp(["hin"], ["SV-G"]).sources == ("hin_SV-G",)
+    assert MultiBlimpPairs("hin", "SV-G").load().set_names == ("hin_SV-G",)
     assert server.failures == 0
 
 
 @pytest.mark.usefixtures("server")
 def test_neither_a_folder_nor_a_repository(tmp_path):
     with pytest.raises(
-        ValueError, match=r"no folder someone/else, and of that name on the hub: there is no repository"
+        ValueError, match=r"no folder someone/else, and no such dataset on the hub: there is no repository"
     ):
-        load_multiblimp(["eng"], source="someone/else")
+        MultiBlimpPairs("eng", location="someone/else").load()
     with pytest.raises(ValueError, match=r"there is no folder .*none"):
-        load_multiblimp(["eng"], source=tmp_path / "none")
+        MultiBlimpPairs("eng", location=str(tmp_path / "none")).load()
 
 
 def test_a_folder_serves_as_well(folder):
-    assert load_multiblimp(["hin"], source=folder).sources == ("hin_SV-#", "hin_SV-G")
-    assert load_multiblimp(["hin"], source=str(folder)).sources == ("hin_SV-#", "hin_SV-G")
+    assert MultiBlimpPairs("hin", location=str(folder)).load().set_names == ("hin_SV-#", "hin_SV-G")
+    assert MultiBlimpPairs("hin", location=str(folder)).load().set_names == ("hin_SV-#", "hin_SV-G")
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("sen\tphenomenon\na\tSV-#\n", "the column `wrong_sen` is missing"),
-        ("sen\twrong_sen\tphenomenon\na b\ta c\tSV-#\na b\ta c\n", ":3: expected something in each of the columns"),
+        ("sen\tphenomenon\na\tSV-#\n", ":2: there is no column 'wrong_sen' among 'sen', 'phenomenon'"),
+        ("sen\twrong_sen\tphenomenon\na b\ta c\tSV-#\na b\ta c\n", ":3: expected 3 columns, as in the first line"),
         ("sen\twrong_sen\tphenomenon\na b\ta b\tSV-#\n", ":2: both sentences are 'a b'"),
     ],
 )
@@ -128,7 +129,7 @@ def test_malformed_files_are_named(folder, text, message):
     path = folder / "eng" / "data.tsv"
     path.write_text(text)
     with pytest.raises(ValueError, match=message) as error:
-        load_multiblimp(["eng"], source=folder)
+        MultiBlimpPairs("eng", location=str(folder)).load()
     assert str(error.value).startswith(str(path))
 
 
@@ -136,7 +137,7 @@ def test_clams_may_lie_on_the_hub_too(server, folder):
     (folder / "en_vp_coord.jsonl").write_text(
         '{"sentence_good": "He laughs and is", "sentence_bad": "He laughs and are"}'
     )
-    assert load_clams(REPO, ["en"], ["vp_coord"]).pairs[0].prefix == " He laughs and"
+    assert ClamsPairs(REPO, "en", "vp_coord").load().pairs[0].prefix == " He laughs and"
     with pytest.raises(ValueError, match="no construction 'vp_cord' in 'en'; the nearest is 'vp_coord'"):
-        load_clams(REPO, ["en"], ["vp_cord"])
+        ClamsPairs(REPO, "en", "vp_cord").load()
     assert any("/api/datasets/" in request for request in server.requests)

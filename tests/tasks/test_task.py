@@ -5,7 +5,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from crosstime.tasks.task import Pair, Prompts, Task
+from crosstime.tasks.prompts import Prompts
+from crosstime.tasks.task import Pair, Task
 from crosstime.text.positions import Positions
 
 WORDS = [
@@ -136,7 +137,7 @@ def test_join_and_take_keep_sources():
     a = Task.from_pairs("a", [Pair(f"good {i}", f"bad {i}") for i in range(3)])
     b = Task.from_pairs("b", [Pair(f"fine {i}", f"poor {i}") for i in range(2)])
     both = Task.join("both", [a, b])
-    assert both.sources == ("a", "a", "a", "b", "b")
+    assert both.set_names == ("a", "a", "a", "b", "b")
     assert both.take(1).pairs == (a.pairs[0], b.pairs[0])
     assert both.take(10) == both
 

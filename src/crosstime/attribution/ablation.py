@@ -22,7 +22,7 @@ from crosstime.base.errors import InputError
 from crosstime.base.units import jsonable
 from crosstime.crosscoder.crosscoder import Crosscoder
 from crosstime.models.split import SplitLM
-from crosstime.tasks.task import Prompts
+from crosstime.tasks.prompts import Prompts
 
 NEAREST = 20
 """A control is drawn among so many features whose activation frequency is nearest."""

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from crosstime.base.errors import InputError
-from crosstime.tasks.task import Prompts
+from crosstime.tasks.prompts import Prompts
 
 
 @dataclass(frozen=True)

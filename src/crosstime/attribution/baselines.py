@@ -15,7 +15,7 @@ from crosstime.attribution.path_rules import Baseline
 from crosstime.base.errors import InputError
 from crosstime.crosscoder.crosscoder import Crosscoder
 from crosstime.models.split import SplitLM
-from crosstime.tasks.task import Prompts
+from crosstime.tasks.prompts import Prompts
 from crosstime.text.corpus import Corpus
 
 MEAN_BLOCKS = 256

@@ -42,7 +42,7 @@ from crosstime.base.errors import InputError
 from crosstime.base.memory import AdaptiveBatches
 from crosstime.crosscoder.crosscoder import Crosscoder
 from crosstime.models.split import SplitLM
-from crosstime.tasks.task import Prompts
+from crosstime.tasks.prompts import Prompts
 from crosstime.text.corpus import Corpus
 
 POSITIONS_AT_ONCE = 8192

@@ -29,7 +29,7 @@ from crosstime.base.errors import InputError
 from crosstime.base.units import jsonable
 from crosstime.crosscoder.crosscoder import Crosscoder
 from crosstime.models.split import SplitLM
-from crosstime.tasks.task import Prompts
+from crosstime.tasks.prompts import Prompts
 
 VALUES_AT_ONCE = 2**23
 """Answers held in memory at a time (64 MiB): with more features, each pass over the prompts takes a part of them."""

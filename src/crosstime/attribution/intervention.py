@@ -15,7 +15,7 @@ from crosstime.attribution.activations import encode, residuals
 from crosstime.base.memory import AdaptiveBatches
 from crosstime.crosscoder.crosscoder import Crosscoder
 from crosstime.models.split import SplitLM
-from crosstime.tasks.task import Prompts
+from crosstime.tasks.prompts import Prompts
 
 
 @dataclass(frozen=True)

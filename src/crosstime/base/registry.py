@@ -1,13 +1,14 @@
-"""Registries: the variants of one kind of thing by name, where users can add their own."""
+"""Registries and families: the variants of one kind of thing by name, where users can add their own."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Generic, Protocol, TypeVar
+from typing import ClassVar, Generic, Protocol, TypeVar, runtime_checkable
 
 from crosstime.base.errors import InputError, nearest
 
 
+@runtime_checkable
 class Named(Protocol):
     """Anything with a name."""
 
@@ -69,3 +70,38 @@ class Registry(Generic[N]):
     def names(self) -> list[str]:
         """The registered names, in the order in which they were added."""
         return list(self._values)
+
+
+F = TypeVar("F", bound="Family")
+
+
+class Family:
+    """Base of a family of frozen dataclasses: a variant is a subclass, chosen by the value of one of its fields.
+
+    To define the subclass registers it, so run.toml can choose it once its module is imported.
+
+    Example:
+        >>> from dataclasses import dataclass, field
+        >>> class Shape(Family):
+        ...     variant_key = "shape"
+        ...     shape: str = ""
+        >>> @dataclass(frozen=True)
+        ... class Circle(Shape):
+        ...     shape: str = field(default="circle", init=False)
+        ...     radius: float = 1.0
+        >>> list(Shape.variants())
+        ['circle']
+    """
+
+    variant_key: ClassVar[str]
+    """Name of the field whose value chooses the variant; "rule", say."""
+
+    @classmethod
+    def variants(cls: type[F]) -> dict[str, type[F]]:
+        """All variants whose modules have been imported, by name."""
+        found: dict[str, type[F]] = {}
+        for kind in cls.__subclasses__():
+            found |= kind.variants()
+            if name := getattr(kind, cls.variant_key):
+                found[name] = kind
+        return found

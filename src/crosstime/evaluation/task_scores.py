@@ -22,7 +22,8 @@ from crosstime.base.memory import AdaptiveBatches
 from crosstime.evaluation.cross_entropy import logits_in_parts
 from crosstime.models.finite import finite_residual
 from crosstime.models.split import SplitLM
-from crosstime.tasks.task import Task, indices_by_length
+from crosstime.tasks.prompts import indices_by_length
+from crosstime.tasks.task import Task
 from crosstime.text.positions import Positions
 from crosstime.text.tokens import common_length
 

@@ -17,7 +17,7 @@ from crosstime.base.errors import InputError, nearest
 from crosstime.base.units import parse_bytes
 from crosstime.crosscoder.sparsity.rules import L1, Sparsity
 from crosstime.pipeline import toml
-from crosstime.tasks.cut import Cut
+from crosstime.tasks.task_config import TaskConfig
 from crosstime.text.positions import Positions
 from crosstime.training.config import TrainConfig, check_seed
 
@@ -189,70 +189,6 @@ class TextConfig:
             raise InputError("text.hub: either every data set has a `share`, or none")
         if given and abs(sum(given) - 1) > 1e-6:
             raise InputError(f"text.hub: the shares add up to {sum(given):g}, not to 1")
-
-
-@dataclass(frozen=True)
-class TaskConfig:
-    """[[task]]: minimal pairs, from published sets or from files of the user. Paths are relative to run.toml."""
-
-    name: str
-    """What to call the task."""
-    sets: tuple[str, ...] = ()
-    """Embedded BLiMP sets, or groups of them (see `crosstime.demo`)."""
-    blimp: str = ""
-    """A folder with BLiMP sets, as published."""
-    blimp_sets: tuple[str, ...] = ()
-    """Which sets of `blimp`, or groups of them; without it all."""
-    counterfactual: bool = False
-    """Give the pairs of BLiMP's two-prefix agreement sets a second prefix (see `load_blimp`)."""
-    clams: str = ""
-    """A folder, or a dataset repository on the hub, with CLAMS sets."""
-    constructions: tuple[str, ...] = ()
-    """Which of `clams`; without it the seven that English and French share."""
-    multiblimp: str = ""
-    """A folder, or a dataset repository on the hub, with MultiBLiMP; "jumelet/multiblimp" if only `phenomena` stand."""
-    phenomena: tuple[str, ...] = ()
-    """Which of `multiblimp`; without it SV-#, SV-G and SV-P where a language has them."""
-    languages: tuple[str, ...] = ()
-    """Of `clams` ("en") or of `multiblimp` ("eng"); without it those of arXiv 2509.05291."""
-    jsonl: str | tuple[str, ...] = ()
-    """JSONL files with `prefix`, `right` and `wrong`, or `good` and `bad`, in each line."""
-    max_pairs: int | dict[str, int] | None = None
-    """Take no more than so many pairs of each set or file; or a table by name, in which * stands for anything."""
-    sample_seed: int | None = None
-    """Draw the pairs at random, those that give a prompt before the others; without it the first ones are taken."""
-    prefix: Cut = "shared"
-    """How prefixes and answers become tokens (see `crosstime.tasks.cut`)."""
-    attribute: bool = True
-    """Compute effects on this task; otherwise only the survey reads it."""
-
-    def __post_init__(self) -> None:
-        if not self.name.strip():
-            raise InputError("task.name must not be empty")
-        if not (self.sets or self.blimp or self.clams or self.has_multiblimp or self.jsonl):
-            raise InputError(
-                f"task {self.name!r} needs one of `sets` (embedded BLiMP sets), `blimp`, `clams`, `multiblimp` and "
-                "`jsonl` (files of pairs), or several"
-            )
-        for key, place, given in (
-            ("blimp_sets", "`blimp`", self.blimp),
-            ("constructions", "`clams`", self.clams),
-            ("languages", "either `clams` or `multiblimp`", bool(self.clams) != self.has_multiblimp),
-            ("counterfactual", "`blimp` or `sets`", self.blimp or self.sets),
-        ):
-            if getattr(self, key) and not given:
-                raise InputError(f"task {self.name!r}: {key} goes with {place}")
-        limits = self.max_pairs.values() if isinstance(self.max_pairs, dict) else [self.max_pairs]
-        for limit in limits:
-            if limit is not None and limit < 1:
-                raise InputError(f"task {self.name!r}: max_pairs must be at least 1, not {limit}")
-        if self.sample_seed is not None and self.sample_seed < 0:
-            raise InputError(f"task {self.name!r}: sample_seed must be at least 0, not {self.sample_seed}")
-
-    @property
-    def has_multiblimp(self) -> bool:
-        """Whether MultiBLiMP is a source: its place may be left to the default."""
-        return bool(self.multiblimp or self.phenomena)
 
 
 @dataclass(frozen=True)

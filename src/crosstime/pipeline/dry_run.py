@@ -21,7 +21,7 @@ from crosstime.pipeline.imported import check_fit
 from crosstime.pipeline.run import Run, Shared
 from crosstime.pipeline.stages import stages
 from crosstime.pipeline.tokenise import check_texts
-from crosstime.tasks.task import Task
+from crosstime.tasks.prompts import Prompts
 
 WIDTH = 100
 """Characters of a line, beside its label."""
@@ -51,7 +51,7 @@ def dry_run(runs: Sequence[Run]) -> str:
         *(("crosscoder", _crosscoder(each, estimate(each.config, shape))) for each in runs),
         ("training", _training(run, cost)),
         ("text", _text(shared)),
-        *(("task", _task(shared, task)) for task in shared.attributed),
+        *(("task", _task(shared, prompts)) for prompts in shared.prompts),
         ("stages to do", _undone(runs)),
         ("time", f"{format_duration(cost.seconds)} of training: an estimate for {H100}"),
         ("memory", f"about {format_bytes(cost.gpu_bytes)}; {_device(shared.device, cost.gpu_bytes)}"),
@@ -112,10 +112,10 @@ def _text(shared: Shared) -> str:
     return f"{', '.join(names)}; {config.packing}{limit}"
 
 
-def _task(shared: Shared, task: Task) -> str:
-    prompts = task.prompts(shared.tokenizer, shared.config.positions)
+def _task(shared: Shared, prompts: Prompts) -> str:
+    n_pairs = len(shared.tasks[prompts.task])
     why = ", ".join(f"{count:,} {reason}" for reason, count in prompts.skipped.items())
-    return f"{task.name}: {len(prompts):,} prompts from {len(task):,} pairs" + (f" (left out: {why})" if why else "")
+    return f"{prompts.task}: {len(prompts):,} prompts from {n_pairs:,} pairs" + (f" (left out: {why})" if why else "")
 
 
 def _undone(runs: Sequence[Run]) -> str:

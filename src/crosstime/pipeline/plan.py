@@ -172,7 +172,7 @@ class _Planner:
         """Bytes that every analysis holds."""
         self.largest = cost.largest(self.configs)
         self.checkpoints = self.config.selection.size
-        self.prompts = [task.prompts(shared.tokenizer, self.config.positions) for task in shared.attributed]
+        self.prompts = shared.prompts
 
     def plan(self, texts: int, reading: float) -> Plan:
         """The whole.

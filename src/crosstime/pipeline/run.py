@@ -25,11 +25,10 @@ from crosstime.models.shape import Shape
 from crosstime.models.split import SplitLM
 from crosstime.models.suite import Suite
 from crosstime.pipeline.budget import Batches, Budget
-from crosstime.pipeline.config import RunConfig, TaskConfig
+from crosstime.pipeline.config import RunConfig
 from crosstime.pipeline.engine import Workspace
 from crosstime.pipeline.imported import fitted
-from crosstime.pipeline.tasks import read_task
-from crosstime.tasks.sampling import first, sample
+from crosstime.tasks.prompts import Prompts
 from crosstime.tasks.task import Task
 from crosstime.text.corpus import Corpus
 
@@ -181,12 +180,17 @@ class Shared:
     @cached_property
     def tasks(self) -> dict[str, Task]:
         """Every [[task]] of run.toml, by name."""
-        return {task.name: self._task(task) for task in self.config.task}
+        return {task.name: task.load(self.folder, self.tokenizer, self.config.positions) for task in self.config.task}
 
-    @property
-    def attributed(self) -> list[Task]:
-        """The tasks on which effects are computed."""
-        return [self.tasks[task.name] for task in self.config.task if task.attribute]
+    @cached_property
+    def prompts(self) -> list[Prompts]:
+        """Prompts of the tasks on which effects are computed, in their order in run.toml.
+
+        Raises:
+            InputError: a task gives no prompt.
+        """
+        attributed = (self.tasks[task.name] for task in self.config.task if task.attribute)
+        return [task.prompts(self.tokenizer, self.config.positions) for task in attributed]
 
     @cached_property
     def surveyed(self) -> dict[str, list[Task]]:
@@ -198,7 +202,7 @@ class Shared:
         known: dict[str, str] = {}
         surveyed = {}
         for name, task in self.tasks.items():
-            parts = [part.take(limit) if limit else part for part in task.parts]
+            parts = [part.take(limit) if limit else part for part in task.by_set()]
             surveyed[name] = [
                 part if known.get(part.name, part.sha256) == part.sha256 else replace(part, name=f"{name}: {part.name}")
                 for part in parts
@@ -253,11 +257,7 @@ class Shared:
             if path.stat().st_size == 0:
                 raise InputError(f"the text file {path} is empty")
         _ = self.batches
-        self._check_tasks()
-
-    def _check_tasks(self) -> None:
-        for task in self.attributed:
-            prompts = task.prompts(self.tokenizer, self.config.positions)
+        for prompts in self.prompts:
             if self.config.effects.baseline == "patch":
                 second_prefixes(prompts)
 
@@ -321,12 +321,6 @@ class Shared:
             fitting = sorted(path.parent.glob(path.name)) if not path.exists() and set("*?") & set(path.name) else []
             found += fitting or [path]
         return found
-
-    def _task(self, config: TaskConfig) -> Task:
-        task = read_task(config, self.path)
-        if config.sample_seed is None:
-            return first(task, config.max_pairs)
-        return sample(task, config.max_pairs, config.sample_seed, self.tokenizer, self.config.positions)
 
 
 @dataclass(frozen=True)

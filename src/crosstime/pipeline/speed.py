@@ -33,7 +33,7 @@ from crosstime.models.split import SplitLM
 from crosstime.pipeline import cost
 from crosstime.pipeline.config import RunConfig
 from crosstime.pipeline.run import Shared
-from crosstime.tasks.task import Prompts
+from crosstime.tasks.prompts import Prompts
 from crosstime.text.corpus import Corpus
 from crosstime.training.harvest import Harvest
 from crosstime.training.learner import Learner
@@ -264,8 +264,7 @@ class _Bench:
     @cached_property
     def prompts(self) -> Prompts:
         """Those of the task that has most."""
-        found = [task.prompts(self.shared.tokenizer, self.positions) for task in self.shared.attributed]
-        return max(found, key=len)
+        return max(self.shared.prompts, key=len)
 
     @property
     def length_of_prompts(self) -> float:

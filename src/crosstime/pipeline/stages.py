@@ -160,11 +160,11 @@ def write_effects(run: Run, draft: Path) -> None:
     """features.parquet and tasks.json for people; task-N/ for the stages that follow."""
     config = run.config.effects
     found = []
-    for n, task in enumerate(run.shared.attributed, 1):
+    for n, prompts in enumerate(run.shared.prompts, 1):
         effects = attribute(
             run.crosscoder,
             run.shared.models,
-            task.prompts(run.shared.tokenizer, run.config.positions),
+            prompts,
             method=config.method,
             baseline=config.baseline,
             text=run.shared.heldout_text if config.baseline == "mean" else None,
@@ -192,8 +192,7 @@ def write_ablation(run: Run, draft: Path) -> None:
     config = run.config.ablation
     frequency = Quality.load(run.at("evaluation")).frequency
     ablations, exacts = [], []
-    for n, task in enumerate(run.shared.attributed, 1):
-        prompts = task.prompts(run.shared.tokenizer, run.config.positions)
+    for n, prompts in enumerate(run.shared.prompts, 1):
         effects = Effects.load(run.at("effects") / f"task-{n}")
         ablations.append(
             ablate(
@@ -232,7 +231,7 @@ def write_contexts(run: Run, draft: Path) -> None:
     """Where the strongest features fire, and which tokens they promote."""
     config = run.config.report
     features: set[int] = set()
-    for n in range(1, len(run.shared.attributed) + 1):
+    for n in range(1, len(run.shared.prompts) + 1):
         effects = Effects.load(run.at("effects") / f"task-{n}")
         features.update(i for ie in effects.ie for i in strongest(ie, config.top_k))
     found = contexts(

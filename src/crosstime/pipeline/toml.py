@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from crosstime.base.errors import InputError, SettingError, nearest
+from crosstime.base.registry import Family
 
 T = TypeVar("T")
 
@@ -77,15 +78,15 @@ def settings(value: Any, name: str) -> dict[str, Any]:
 
 
 def _variant(kind: type[T], table: Mapping[str, Any], section: str) -> tuple[type[T], Mapping[str, Any]]:
-    """Of a family of dataclasses, which `variants()` lists, the one that the key `rule` names; and the other keys."""
-    if not hasattr(kind, "variants"):
+    """Of a family of dataclasses, choose the one that the table names, and return it with the other keys."""
+    if not issubclass(kind, Family):
         return kind, table
-    variants, name = cast(Any, kind).variants(), table.get("rule")
+    variants, name = kind.variants(), table.get(kind.variant_key)
     if not isinstance(name, str) or name not in variants:
         known = ", ".join(map(json.dumps, sorted(variants)))
         found = f"it is {_shown(name)}{nearest(str(name), variants)}" if name is not None else "it is missing"
-        raise InputError(f"[{section}] `rule` must be one of {known}; {found}")
-    return variants[name], {key: value for key, value in table.items() if key != "rule"}
+        raise InputError(f"[{section}] `{kind.variant_key}` must be one of {known}; {found}")
+    return cast(type[T], variants[name]), {key: value for key, value in table.items() if key != kind.variant_key}
 
 
 def _key(field: Field[Any]) -> str:

@@ -1,4 +1,4 @@
-"""Minimal pairs: two texts that differ in one respect, of which a model should prefer one."""
+"""Tasks: minimal pairs of texts that differ in one respect, of which a model should prefer one."""
 
 from __future__ import annotations
 
@@ -6,29 +6,38 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby
 
 import torch
-from jaxtyping import Int
-from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from crosstime.base.errors import InputError
-from crosstime.tasks.cut import Asked, Cut, beside, cut
+from crosstime.tasks.prompts import Cut, Prompts, Question, add_patch, cut_prompts
 from crosstime.text.positions import Positions
 from crosstime.text.tokens import encode
+
+_INCOMPLETE = "a pair needs both `good` and `bad`, or all of `prefix`, `right` and `wrong`"
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A minimal pair, in one or both of its forms: texts as the model reads them after BOS, leading spaces included.
+    """A minimal pair: two sentences, or a prefix with two answers, or both.
+
+    Texts are exactly what the model reads after BOS, leading spaces included.
 
     Raises:
-        InputError: neither form is complete, the two texts of a form are the same, or `patch` stands without a prefix
-            or repeats it.
+        InputError: Neither form is complete, the two texts of a form are equal, or `patch` has no prefix or repeats it.
+
+    Example:
+        >>> import crosstime as ct
+        >>> ct.Pair(prefix=" The keys", right=" are", wrong=" is").sentences
+        (' The keys are', ' The keys is')
+        >>> pair = ct.Pair.from_sentences(" The keys are here.", " The keys is here.")
+        >>> pair.prefix, pair.right, pair.wrong
+        (' The keys', ' are', ' is')
     """
 
     good: str | None = None
@@ -36,39 +45,39 @@ class Pair:
     bad: str | None = None
     """The unacceptable sentence."""
     prefix: str | None = None
-    """What stands before the answers."""
+    """The text before the answers."""
     right: str | None = None
     """The right continuation of the prefix."""
     wrong: str | None = None
     """The wrong continuation of the prefix."""
     patch: str | None = None
-    """A second prefix, of the counterfactual: it differs from the first in what decides between the answers."""
+    """A second, counterfactual prefix: it differs from the first in what decides between the answers."""
 
     def __post_init__(self) -> None:
         sentences, answers = (self.good, self.bad), (self.prefix, self.right, self.wrong)
-        for form in (sentences, answers):
-            if any(form) and None in form:
-                raise InputError("a pair needs both `good` and `bad`, or all of `prefix`, `right` and `wrong`")
+        if any(any(form) and None in form for form in (sentences, answers)):
+            raise InputError(_INCOMPLETE)
         if None in sentences and None in answers:
-            raise InputError("a pair needs both `good` and `bad`, or all of `prefix`, `right` and `wrong`")
-        if self.good is not None and self.good == self.bad:
-            raise InputError(f"both sentences are {self.good!r}: a pair needs two that differ")
-        if self.right is not None and self.right == self.wrong:
-            raise InputError(f"both answers are {self.right!r}: a pair needs two that differ")
+            raise InputError(_INCOMPLETE)
         if self.patch is not None and self.prefix is None:
-            raise InputError("`patch` is a second prefix: a pair needs `prefix`, `right` and `wrong` beside it")
-        if self.patch is not None and self.patch == self.prefix:
-            raise InputError(f"both prefixes are {self.prefix!r}: a pair needs two that differ")
+            raise InputError("`patch` is a second prefix: a pair needs `prefix`, `right` and `wrong` too")
+        for texts, one, other in (
+            ("sentences", self.good, self.bad),
+            ("answers", self.right, self.wrong),
+            ("prefixes", self.prefix, self.patch),
+        ):
+            if one is not None and one == other:
+                raise InputError(f"both {texts} are {one!r}: a pair needs two that differ")
 
     @classmethod
     def from_sentences(cls, good: str, bad: str, patch: str | None = None) -> Pair:
-        """A pair of which the words that both sentences share at the beginning are the prefix.
+        """Make a pair whose prefix is the words that both sentences share at the beginning.
 
-        The first word of each that differs, with the space before it, is the answer. Where one sentence only ends
-        earlier than the other there are none.
+        The answers are the first words that differ, each with the space before it. If one sentence is just the
+        beginning of the other, the pair has no prefix and no answers.
 
         Raises:
-            InputError: the sentences are the same, or `patch` has no prefix beside it.
+            InputError: The sentences are equal, or `patch` is given without a prefix.
         """
         good_words, bad_words = (re.findall(r"\s*\S+", text) for text in (good, bad))
         for i, (right, wrong) in enumerate(zip(good_words, bad_words, strict=False)):
@@ -78,119 +87,96 @@ class Pair:
 
     @property
     def sentences(self) -> tuple[str, str]:
-        """Both sentences, the good one first; prefix and answer where no sentences are given."""
+        """The good and the bad sentence; prefix and answer if the pair has no sentences."""
         if self.good is not None and self.bad is not None:
             return self.good, self.bad
         return f"{self.prefix}{self.right}", f"{self.prefix}{self.wrong}"
 
 
 @dataclass(frozen=True)
-class Prompts:
-    """What a task asks of the next token: prompts of token ids, and for each a right and a wrong next token."""
-
-    task: str
-    tokens: list[list[int]]
-    """N prompts of different lengths, BOS first where the policy says so."""
-    right: Int[Tensor, " N"]
-    wrong: Int[Tensor, " N"]
-    pair_index: Int[Tensor, " N"]
-    """Which pair of the task each prompt comes from."""
-    skipped: dict[str, int] = field(default_factory=dict)
-    """Pairs that gave no prompt: the reason and how many."""
-    bos: bool = True
-    """Whether each prompt starts with BOS."""
-    patch: list[list[int]] | None = None
-    """Token ids of the second prefix of each prompt, as many as in `tokens`; None where the task has none."""
-
-    def __len__(self) -> int:
-        return len(self.tokens)
-
-    def batch(self, index: Int[Tensor, " B"]) -> Int[Tensor, "B S"]:
-        """The tokens of some prompts, given by number, all of one length."""
-        return torch.tensor([self.tokens[n] for n in index.tolist()])
-
-    def by_length(self, batch_size: int) -> Iterator[tuple[Int[Tensor, " B"], Int[Tensor, "B S"]]]:
-        """Batches of prompts of one length, so that nothing is ever padded.
-
-        Yields:
-            the indices of the prompts, and their tokens; every prompt once, the short ones first.
-        """
-        for same_length in indices_by_length(self.tokens).values():
-            for start in range(0, len(same_length), batch_size):
-                index = torch.tensor(same_length[start : start + batch_size])
-                yield index, self.batch(index)
-
-
-@dataclass(frozen=True)
 class Task:
-    """Named minimal pairs, from one source or several joined."""
+    """Minimal pairs under one name, from one set or several.
+
+    Example:
+        >>> import crosstime as ct
+        >>> task = ct.BlimpPairs("distractor").load()
+        >>> task
+        Task('distractor', 2000 pairs from 2 sets)
+        >>> task.pairs[0].prefix, task.pairs[0].right, task.pairs[0].wrong
+        (' A niece of most senators', " hasn't", " haven't")
+        >>> [part.name for part in task.take(10).by_set()]
+        ['distractor_agreement_relational_noun', 'distractor_agreement_relative_clause']
+    """
 
     name: str
     pairs: tuple[Pair, ...]
-    sources: tuple[str, ...]
-    """For each pair, the set it comes from."""
+    set_names: tuple[str, ...]
+    """Name of each pair's set."""
     cut: Cut = "shared"
     """How prefixes and answers become tokens."""
 
     def __post_init__(self) -> None:
         if not self.pairs:
             raise InputError(f"task {self.name} holds no pairs")
-        assert len(self.pairs) == len(self.sources)
+        assert len(self.pairs) == len(self.set_names)
 
     @classmethod
     def from_pairs(cls, name: str, pairs: Sequence[Pair]) -> Task:
-        """A task of which all pairs have one source, the task's own name.
+        """Make a task of one set, which has the task's name.
 
         Raises:
-            InputError: there are no pairs.
+            InputError: There are no pairs.
         """
         return cls(name, tuple(pairs), (name,) * len(pairs))
 
     @classmethod
     def join(cls, name: str, tasks: Sequence[Task]) -> Task:
-        """All pairs of some tasks, in order, under one name.
+        """Join the pairs of several tasks, in order.
 
         Raises:
-            InputError: there are no tasks, or their prompts are not cut in one way.
+            InputError: There are no tasks, or their prompts are cut in different ways.
         """
         cuts: set[Cut] = {task.cut for task in tasks}
         if len(cuts) > 1:
             raise InputError(f"task {name}: its parts cut their prompts in different ways: {', '.join(sorted(cuts))}")
         pairs = tuple(pair for task in tasks for pair in task.pairs)
-        return cls(name, pairs, tuple(source for task in tasks for source in task.sources), *cuts)
+        return cls(name, pairs, tuple(set_name for task in tasks for set_name in task.set_names), *cuts)
 
     def __len__(self) -> int:
         return len(self.pairs)
 
-    @cached_property
-    def indices(self) -> dict[str, list[int]]:
-        """For each source the numbers of its pairs. Sources that stand one after another keep their order; those of
-        which pairs stand among others' are in alphabetical order."""
-        found: dict[str, list[int]] = {}
-        for i, source in enumerate(self.sources):
-            found.setdefault(source, []).append(i)
-        apart = len(found) == sum(1 for _ in groupby(self.sources))
-        return found if apart else dict(sorted(found.items()))
+    def __repr__(self) -> str:
+        return f"Task({self.name!r}, {len(self)} pairs from {len(self.indices_by_set)} sets)"
 
-    @property
-    def parts(self) -> list[Task]:
-        """The task cut into its sources, each under its own name."""
-        return [replace(self.select(index), name=source) for source, index in self.indices.items()]
+    @cached_property
+    def indices_by_set(self) -> dict[str, list[int]]:
+        """Indices of the pairs of each set. Sets keep their order; sets that are mixed are in alphabetical order."""
+        indices: dict[str, list[int]] = {}
+        for i, name in enumerate(self.set_names):
+            indices.setdefault(name, []).append(i)
+        is_mixed = len(indices) != sum(1 for _ in groupby(self.set_names))
+        return dict(sorted(indices.items())) if is_mixed else indices
+
+    def by_set(self) -> list[Task]:
+        """Split the task into one task per set, under the set's name."""
+        return [replace(self.select(index), name=name) for name, index in self.indices_by_set.items()]
 
     def select(self, index: Sequence[int]) -> Task:
-        """Some of the pairs, by number, in that order."""
-        pairs, sources = (tuple(column[i] for i in index) for column in (self.pairs, self.sources))
-        return replace(self, pairs=pairs, sources=sources)
+        """Select pairs by index, in the order given."""
+        pairs, set_names = (tuple(column[i] for i in index) for column in (self.pairs, self.set_names))
+        return replace(self, pairs=pairs, set_names=set_names)
 
     def take(self, n: int) -> Task:
-        """The first `n` pairs of each source."""
-        return self.select(sorted(i for index in self.indices.values() for i in index[:n]))
+        """Take the first `n` pairs of each set."""
+        return self.select(sorted(i for index in self.indices_by_set.values() for i in index[:n]))
 
     @cached_property
     def sha256(self) -> str:
-        """Of the pairs, their sources and their cut; the task's name does not matter."""
-        pairs = zip(self.pairs, self.sources, strict=True)
-        rows = [[p.good, p.bad, p.prefix, p.right, p.wrong, p.patch, source] for p, source in pairs]
+        """Hash of the pairs, their sets and the cut; the task's name isn't part of it."""
+        rows = [
+            [p.good, p.bad, p.prefix, p.right, p.wrong, p.patch, name]
+            for p, name in zip(self.pairs, self.set_names, strict=True)
+        ]
         return hashlib.sha256(json.dumps([self.cut, rows]).encode()).hexdigest()
 
     def sentences(
@@ -198,10 +184,9 @@ class Task:
         tokenizer: PreTrainedTokenizerBase,
         positions: Positions = Positions(),  # noqa: B008
     ) -> list[tuple[list[int], list[int]]]:
-        """Token ids of the good and the bad sentence of each pair, BOS first where the policy says so."""
+        """Tokenise the good and the bad sentence of each pair, with BOS before each if the policy asks for it."""
         bos = positions.bos_ids(tokenizer)
-        good = encode(tokenizer, [pair.sentences[0] for pair in self.pairs])
-        bad = encode(tokenizer, [pair.sentences[1] for pair in self.pairs])
+        good, bad = (encode(tokenizer, [pair.sentences[n] for pair in self.pairs]) for n in (0, 1))
         return [([*bos, *g], [*bos, *b]) for g, b in zip(good, bad, strict=True)]
 
     def prompts(
@@ -209,10 +194,10 @@ class Task:
         tokenizer: PreTrainedTokenizerBase,
         positions: Positions = Positions(),  # noqa: B008
     ) -> Prompts:
-        """The pairs that a model can decide by its next token; see `find_prompts`.
+        """Tokenise the pairs that a model can decide by its next token; see `find_prompts`.
 
         Raises:
-            InputError: no pair has single-token answers (the reasons are named, with counts).
+            InputError: No pair has single-token answers; the message counts the reasons.
         """
         prompts = self.find_prompts(tokenizer, positions)
         if not len(prompts):
@@ -225,44 +210,42 @@ class Task:
         tokenizer: PreTrainedTokenizerBase,
         positions: Positions = Positions(),  # noqa: B008
     ) -> Prompts:
-        """The pairs that a model can decide by its next token; there may be none.
+        """Tokenise the pairs that a model can decide by its next token, of which there may be none.
 
-        A pair is skipped where the answers have different lengths or more than two tokens. Of two tokens each, the
-        first is the answer where the first ones differ; where they agree, they move to the prompt and the second is the
-        answer (the paper's code does the same). See `Cut` for what becomes of the text around the cut.
+        A pair is skipped if its answers differ in length or have more than two tokens. Of two tokens each, the first is
+        the answer if the first ones differ; if they agree, they move to the prompt and the second is the answer (as in
+        the paper's code). `Cut` explains how texts are split into prompt and answers.
 
-        In a task with second prefixes every prompt has one, with as many tokens and the same answers, so that effects
-        against it and against other baselines are of the same prompts; the other pairs are skipped.
+        In a task with second prefixes every prompt has one, with as many tokens and the same answers, so effects
+        against every baseline are measured on the same prompts. The other pairs are skipped.
         """
         bos = positions.bos_ids(tokenizer)
         index = [i for i, pair in enumerate(self.pairs) if pair.prefix is not None]
-        pairs = [self.pairs[i] for i in index]
-        answers = [f"{pair.right}" for pair in pairs], [f"{pair.wrong}" for pair in pairs]
-        found = cut(self.cut, tokenizer, [f"{pair.prefix}" for pair in pairs], *answers)
-        counterfactual = any(pair.patch for pair in pairs)
-        if counterfactual:
-            seconds = cut(self.cut, tokenizer, [pair.patch or "" for pair in pairs], *answers)
-            seconds = [second if pair.patch else "none" for pair, second in zip(pairs, seconds, strict=True)]
-            found = [beside(*both) for both in zip(found, seconds, strict=True)]
+        has_patches = any(pair.patch for pair in self.pairs)
+        questions = self._questions(tokenizer, [self.pairs[i] for i in index], has_patches)
         skipped = Counter({"no prefix": len(self) - len(index)})
-        skipped.update(reason for reason in found if isinstance(reason, str))
-        kept = [(i, asked) for i, asked in zip(index, found, strict=True) if isinstance(asked, Asked)]
-        patch = [[*bos, *asked.patch] for _, asked in kept if asked.patch is not None]
+        skipped.update(question for question in questions if isinstance(question, str))
+        kept = [(i, question) for i, question in zip(index, questions, strict=True) if isinstance(question, Question)]
         return Prompts(
             self.name,
-            [[*bos, *asked.prompt] for _, asked in kept],
-            right=torch.tensor([asked.right for _, asked in kept], dtype=torch.long),
-            wrong=torch.tensor([asked.wrong for _, asked in kept], dtype=torch.long),
+            [[*bos, *question.prompt] for _, question in kept],
+            right=torch.tensor([question.right for _, question in kept], dtype=torch.long),
+            wrong=torch.tensor([question.wrong for _, question in kept], dtype=torch.long),
             pair_index=torch.tensor([i for i, _ in kept], dtype=torch.long),
             skipped={reason: count for reason, count in skipped.items() if count},
             bos=positions.bos,
-            patch=patch if counterfactual else None,
+            patch=[[*bos, *(question.patch or [])] for _, question in kept] if has_patches else None,
         )
 
-
-def indices_by_length(sequences: Sequence[Sequence[int]]) -> dict[int, list[int]]:
-    """Which sequences have which length; the short ones first."""
-    found: dict[int, list[int]] = {}
-    for i, sequence in enumerate(sequences):
-        found.setdefault(len(sequence), []).append(i)
-    return dict(sorted(found.items()))
+    def _questions(
+        self, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], has_patches: bool
+    ) -> list[Question | str]:
+        answers = [f"{pair.right}" for pair in pairs], [f"{pair.wrong}" for pair in pairs]
+        questions = cut_prompts(self.cut, tokenizer, [f"{pair.prefix}" for pair in pairs], *answers)
+        if not has_patches:
+            return questions
+        seconds = cut_prompts(self.cut, tokenizer, [pair.patch or "" for pair in pairs], *answers)
+        return [
+            add_patch(question, second if pair.patch else "none")
+            for pair, question, second in zip(pairs, questions, seconds, strict=True)
+        ]

@@ -13,16 +13,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from crosstime.base.artifact import sha256_of
-from crosstime.base.errors import InputError, nearest
-from crosstime.text.reading import LINE_END, split_text
-from crosstime.text.records import parse_record, text_fields
+from crosstime.base.errors import InputError
+from crosstime.text.reading import COMPRESSIONS, LINE_END, split_text
+from crosstime.text.records import no_column, parse_record, text_fields
 from crosstime.text.sources import Document, Source
 
 DOCUMENT_END = re.compile(r"\n[ \t]*(?=\n)")
 """In plain text, a line that is empty, or holds only white space, ends a document."""
 
 JSON_SUFFIXES = (".jsonl", ".json", ".ndjson")
-COMPRESSIONS = (".xz", ".gz", ".zst")
 
 ROWS = 1000
 """Rows of a parquet file read at a time."""
@@ -153,8 +152,3 @@ def _check_column(path: Path, schema: pa.Schema, column: str) -> None:
     kind = schema.field(column).type
     if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
         raise InputError(f"{path}: the column `{column}` holds {kind}, not text")
-
-
-def no_column(column: str, there: Sequence[str]) -> str:
-    """What to say where records have no such column."""
-    return f"there is no column {column!r} among {', '.join(map(repr, there))}{nearest(column, there)}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ from huggingface_hub.errors import (
 
 from crosstime.base.errors import InputError, first_line, nearest
 from crosstime.models import hub
-from crosstime.text.files import no_column
+from crosstime.text.records import Record, no_column
 from crosstime.text.sources import Document, Source
 
 if TYPE_CHECKING:
@@ -121,29 +121,67 @@ class HubText(Source):
             yield text, stream.state_dict()
 
     def _open(self) -> IterableDataset:
-        datasets = _library()
-        try:
-            splits = datasets.load_dataset(self.repo, self.config, revision=self.commit, streaming=True)
-        except _FAILURES:
-            raise
-        except ValueError as error:
-            raise InputError(f"{self.repo}: {self._wrong_config(first_line(error))}") from None
-        except (OSError, RuntimeError, EOFError, zlib.error) as error:  # no data, a script, or a damaged file
-            raise InputError(f"{self.repo} cannot be streamed: {first_line(error)}") from None
-        if self.split not in splits:
-            raise InputError(f"{self.repo} has no split {self.split!r}{nearest(self.split, splits)}")
-        stream = splits[self.split]
+        stream = _open(self.repo, self.config, self.split, self.commit, streaming=True)
         # The other columns need not become Python objects. (Where the columns are not known, each record tells.)
         return stream.select_columns([self.column]) if self.column in (stream.column_names or ()) else stream
 
-    def _wrong_config(self, otherwise: str) -> str:
-        """What to say where the data set cannot be opened under its configuration."""
-        names = _library().get_dataset_config_names(self.repo, revision=self.commit)
-        if self.config is None and len(names) > 1:
-            return f"name one of its configurations: {', '.join(names[:20])}{', ...' if len(names) > 20 else ''}"
-        if self.config is not None and self.config not in names:
-            return f"there is no configuration {self.config!r}{nearest(self.config, names)}"
-        return otherwise
+
+def read_dataset(
+    repo: str, config: str | None, split: str, columns: Sequence[str], revision: str | None = "main"
+) -> Iterator[Record]:
+    """Iterate over the records of a dataset, which is downloaded as a whole and kept in the cache of `datasets`.
+
+    Args:
+        repo: Name of the repository on the hub, "owner/name", or a local folder.
+        config: Its configuration, if it has several.
+        split: Its split.
+        columns: Columns to read.
+        revision: A branch, tag or commit; None for a folder.
+
+    Raises:
+        InputError: There is no such configuration, split or column (the message names the nearest), or the dataset
+            can't be read.
+    """
+    name = "/".join(filter(None, (repo, config, split)))
+    waits = list(hub.RETRY_WAITS)
+    while True:
+        try:
+            table = _open(repo, config, split, revision, streaming=False)
+            break
+        except _FAILURES as error:
+            if not waits or not hub.may_pass(error):
+                raise InputError(f"{name} could not be read from the hub: {first_line(error)}") from None
+            time.sleep(waits.pop(0))
+    for column in columns:
+        if column not in table.column_names:
+            raise InputError(f"{name}: {no_column(column, table.column_names)}")
+    for number, record in enumerate(table.select_columns(list(columns)), start=1):
+        yield f"{name}, row {number}", record
+
+
+def _open(repo: str, config: str | None, split: str, revision: str | None, *, streaming: bool) -> Any:
+    """Open a split with `datasets`, whose errors become ours; those of a connection are raised as they are."""
+    try:
+        splits = _library().load_dataset(repo, config, revision=revision, streaming=streaming)
+    except _FAILURES:
+        raise
+    except ValueError as error:
+        raise InputError(f"{repo}: {_wrong_config(repo, config, revision, first_line(error))}") from None
+    except (OSError, RuntimeError, EOFError, zlib.error) as error:  # no data, a script, or a damaged file
+        raise InputError(f"{repo} cannot be {'streamed' if streaming else 'read'}: {first_line(error)}") from None
+    if split not in splits:
+        raise InputError(f"{repo} has no split {split!r}{nearest(split, splits)}")
+    return splits[split]
+
+
+def _wrong_config(repo: str, config: str | None, revision: str | None, otherwise: str) -> str:
+    """Explain why a dataset can't be opened under its configuration."""
+    names = _library().get_dataset_config_names(repo, revision=revision)
+    if config is None and len(names) > 1:
+        return f"name one of its configurations: {', '.join(names[:20])}{', ...' if len(names) > 20 else ''}"
+    if config is not None and config not in names:
+        return f"there is no configuration {config!r}{nearest(config, names)}"
+    return otherwise
 
 
 def _library() -> Any:

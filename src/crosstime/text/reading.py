@@ -28,6 +28,9 @@ _OPENERS = {
     ".zst": lambda file: pa.CompressedInputStream(pa.PythonFile(file, "r"), "zstd"),
 }
 
+COMPRESSIONS = tuple(_OPENERS)
+"""Suffixes of compressed files."""
+
 
 def read_text(path: Path | str) -> str:
     """The text of a UTF-8 file (`.xz`, `.gz` and `.zst` are decompressed), without a byte order mark, lines ending in

@@ -9,13 +9,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from crosstime.base.errors import InputError, nearest
+from crosstime.base.registry import Family
 from crosstime.crosscoder.sparsity.scratch import Scratch
 
 Mode = Literal["training", "inference"]
@@ -111,8 +112,10 @@ class MaskedCodes(Codes):
 
 
 @dataclass(frozen=True)
-class Sparsity(ABC):
+class Sparsity(Family, ABC):
     """Base of all rules. Activations h = ReLU(pre-activations); norms ||d_i,m|| are in scaled units, [F, M]."""
+
+    variant_key: ClassVar[str] = "rule"
 
     rule: str = field(default="", init=False)
     """What run.toml and config.json call the rule; each subclass states its own."""
@@ -181,21 +184,11 @@ class Sparsity(ABC):
         """The rule's scheduled values at a step, for the log."""
         return {}
 
-    def check(self, features: int) -> None:  # noqa: B027 (most rules fit any dictionary)
+    def check(self, features: int) -> None:
         """Raise InputError where the rule does not fit a dictionary of so many features."""
 
-    def check_trainable(self) -> None:  # noqa: B027 (all but imported rules are)
+    def check_trainable(self) -> None:
         """Raise InputError where nothing can be learnt under the rule."""
-
-    @classmethod
-    def variants(cls) -> dict[str, type[Sparsity]]:
-        """All rules that have been imported, by name."""
-        found: dict[str, type[Sparsity]] = {}
-        for kind in cls.__subclasses__():
-            found |= kind.variants()
-            if kind.rule:
-                found[kind.rule] = kind
-        return found
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any]) -> Sparsity:

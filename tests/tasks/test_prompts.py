@@ -11,8 +11,8 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from crosstime import demo
-from crosstime.tasks.cut import Asked, cut
+from crosstime.tasks.blimp import BlimpPairs
+from crosstime.tasks.prompts import Question, cut_prompts
 from crosstime.tasks.task import Pair, Task
 from crosstime.text.positions import Positions
 
@@ -37,7 +37,7 @@ def byte_level(*merges, words=True):
 
 def asked(how, tokenizer, *pair):
     """The tokens of one pair, cut; or why it gives none."""
-    (found,) = cut(how, tokenizer, *([text] for text in pair))
+    (found,) = cut_prompts(how, tokenizer, *([text] for text in pair))
     if isinstance(found, str):
         return found
     return [tokenizer.convert_ids_to_tokens(ids) for ids in (found.prompt, found.right, found.wrong)]
@@ -54,13 +54,13 @@ def gpt_neox():
     [("shared", [917, 866, 857, 829]), ("string", [917, 866, 857, 829]), ("token", [918, 873, 857, 829])],
 )
 def test_the_papers_counts(gpt_neox, how, counts):
-    tasks = [replace(demo.blimp(name), cut=how) for name in SETS]
+    tasks = [replace(BlimpPairs(name).load(), cut=how) for name in SETS]
     assert [len(task.find_prompts(gpt_neox, NO_BOS)) for task in tasks] == counts
 
 
 def test_the_default_asks_what_the_published_results_ask_after_a_space(gpt_neox):
     ours, theirs = (
-        replace(demo.blimp(SETS[0]), cut=how).find_prompts(gpt_neox, NO_BOS) for how in ("shared", "string")
+        replace(BlimpPairs(SETS[0]).load(), cut=how).find_prompts(gpt_neox, NO_BOS) for how in ("shared", "string")
     )
     assert ours.pair_index.tolist() == theirs.pair_index.tolist()
     assert ours.right.tolist() == theirs.right.tolist()
@@ -134,7 +134,7 @@ def test_parts_of_letters_are_tokens_like_any_other(how, prefix, right, wrong, p
         *(spelled(text.encode()[slice(*part)]) for text, part in zip((right, wrong), answers, strict=True)),
     ]
     assert asked(how, tokenizer, prefix, right, wrong) == expected
-    (found,) = cut(how, tokenizer, [prefix], [right], [wrong])
+    (found,) = cut_prompts(how, tokenizer, [prefix], [right], [wrong])
     assert "\ufffd" in tokenizer.decode(found.right)
 
 
@@ -182,5 +182,5 @@ def test_bos_stands_before_both_prefixes():
 
 def test_a_task_without_second_prefixes_has_none(tokenizer):
     assert prompts_of(tokenizer, ("ab", " is", " be")).patch is None
-    assert cut("shared", tokenizer, [], [], []) == []
-    assert Asked([1], 2, 3).patch is None
+    assert cut_prompts("shared", tokenizer, [], [], []) == []
+    assert Question([1], 2, 3).patch is None
