@@ -50,6 +50,7 @@ from .evaluation.survey import survey as survey
 from .models.split import SplitLM as SplitLM
 from .models.suite import Checkpoint as Checkpoint
 from .models.suite import Suite as Suite
+from .pipeline.execute import run as run
 from .tasks.blimp import BlimpPairs as BlimpPairs
 from .tasks.clams import ClamsPairs as ClamsPairs
 from .tasks.columns import ColumnPairs as ColumnPairs

@@ -52,7 +52,7 @@ def sets_are_read_once():
 def dry_run(capfd):
     """Runs `crosstime run FOLDER --dry-run`, and gives its screen as lines by label, and what it says on stderr."""
 
-    def run(folder, code=cli.DONE):
+    def run(folder, code=cli.OK):
         before = sorted(folder.rglob("*"))
         assert cli.main(["run", str(folder), "--dry-run"]) == code
         assert sorted(folder.rglob("*")) == before, "a dry run writes nothing"
@@ -80,7 +80,7 @@ def error(dry_run):
 
 
 def new(folder, name=THREE_WAY, *options):
-    assert cli.main(["new", name, str(folder), *options]) == cli.DONE
+    assert cli.main(["new", name, str(folder), *options]) == cli.OK
     return folder
 
 
@@ -211,9 +211,9 @@ def test_a_folder_without_weights(tmp_path, users_suite, error):
 
 
 def test_a_preset_is_chosen_by_name(tmp_path, capfd):
-    assert cli.main(["new"]) == cli.DONE
+    assert cli.main(["new"]) == cli.OK
     listed = capfd.readouterr().out
-    assert cli.main(["new", "--list"]) == cli.DONE
+    assert cli.main(["new", "--list"]) == cli.OK
     assert capfd.readouterr().out == listed == f"{preset.table()}\n"
     assert cli.main(["new", "pythia-1b-1B-4B-386B", str(tmp_path / "run")]) == cli.BAD_INPUT
     assert "there is no preset 'pythia-1b-1B-4B-386B'; the nearest is 'pythia-1b-1B-4B-286B'" in capfd.readouterr().err

@@ -147,7 +147,7 @@ class Named(Workspace):
 
     name: str
 
-    def at(self, artifact: str) -> Path:
+    def folder_of(self, artifact: str) -> Path:
         return self.folder / artifact if artifact == "one-folder" else self.folder / self.name / artifact
 
 

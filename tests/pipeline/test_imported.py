@@ -57,10 +57,10 @@ def test_import_and_run_and_export(inputs, foreign, tmp_path, capfd):
     assert "Rows trained on" not in (inputs / "report" / "index.html").read_text(encoding="utf-8")
 
     # It is up to date until other weights lie there.
-    assert cli.main(["train", str(inputs)]) == 0
+    assert cli.main(["run", str(inputs), "--until", "train"]) == 0
     assert "train: up to date" in capfd.readouterr().err
     _ours(tmp_path / "ours")
-    assert cli.main(["train", str(inputs)]) == 0
+    assert cli.main(["run", str(inputs), "--until", "train"]) == 0
     assert "crosscoder.from holds changed" in capfd.readouterr().err
 
     assert cli.main(["export", str(inputs), str(tmp_path / "columns"), "--format", "saelens"]) == 0
@@ -97,7 +97,7 @@ def test_checkpoints_must_be_named(inputs, tmp_path, capfd):
 
 def test_a_run_without_a_crosscoder_has_nothing_to_export(inputs, tmp_path, capfd):
     assert cli.main(["export", str(inputs), str(tmp_path / "columns")]) == 2
-    assert f"{inputs} has no crosscoder yet: `crosstime train {inputs}` makes it" in capfd.readouterr().err
+    assert f"{inputs} has no crosscoder yet: `crosstime run {inputs} --until train` trains it" in capfd.readouterr().err
 
 
 def test_a_dry_run_looks_at_it(inputs, tmp_path, capfd):

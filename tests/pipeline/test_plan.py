@@ -48,7 +48,7 @@ def quick(monkeypatch):
 @pytest.mark.usefixtures("quick")
 def test_the_screen_of_a_users_run(folder, capfd):
     before = sorted(folder.rglob("*"))
-    assert cli.main(["plan", str(folder)]) == cli.DONE
+    assert cli.main(["plan", str(folder)]) == cli.OK
     assert sorted(folder.rglob("*")) == before, "a plan writes nothing"
     out, err = capfd.readouterr()
     assert err == ""
@@ -62,7 +62,7 @@ def test_the_screen_of_a_users_run(folder, capfd):
 
 @pytest.mark.usefixtures("quick")
 def test_json_has_every_figure(folder, capfd):
-    assert cli.main(["plan", str(folder), "--json"]) == cli.DONE
+    assert cli.main(["plan", str(folder), "--json"]) == cli.OK
     found = json.loads(capfd.readouterr().out)
     assert [stage["name"] for stage in found["stages"]] == STAGES
     assert found["seconds"] == pytest.approx(sum(stage["seconds"] for stage in found["stages"]))
@@ -137,7 +137,7 @@ def test_blocks_that_are_counted_are_those_that_training_reads(folder, monkeypat
         return whole(harvest, blocks)
 
     monkeypatch.setattr(Harvest, "rows", rows)
-    assert cli.main(["train", str(folder)]) == cli.DONE
+    assert cli.main(["run", str(folder), "--until", "train"]) == cli.OK
     capfd.readouterr()
     found = planned(folder, monkeypatch)
     assert found.harvest_seconds == read * 32 * 1.0

@@ -56,14 +56,14 @@ def server(tmp_path, monkeypatch):
 @pytest.mark.parametrize("rule", ["l1", "batchtopk"])
 def test_a_preset_runs_from_its_name_to_its_report(tmp_path, capfd, rule):
     folder = tmp_path / "run"
-    assert cli.main(["new", NAME, str(folder), "--rule", rule]) == cli.DONE
+    assert cli.main(["new", NAME, str(folder), "--rule", rule]) == cli.OK
     for old, new in LESS:
         edit(folder, old, new)
     if rule == "batchtopk":
         edit(folder, "k = 200 ", "k = 8 ")
-    assert cli.main(["run", str(folder), "--dry-run"]) == cli.DONE
+    assert cli.main(["run", str(folder), "--dry-run"]) == cli.OK
     assert {path.name for path in folder.iterdir()} == {"run.toml"}
-    assert cli.main(["run", str(folder)]) == cli.DONE
+    assert cli.main(["run", str(folder)]) == cli.OK
     capfd.readouterr()
     for name in ARTIFACTS:
         assert (folder / name / "manifest.json").is_file(), name
@@ -74,7 +74,7 @@ def test_a_preset_runs_from_its_name_to_its_report(tmp_path, capfd, rule):
     assert Survey.load(folder / "survey").checkpoints == list(STEPS)
     tasks = json.loads((folder / "effects" / "tasks.json").read_text())
     assert [task["task"] for task in tasks] == ["subject-verb agreement"]
-    assert cli.main(["run", str(folder), "--dry-run"]) == cli.DONE
+    assert cli.main(["run", str(folder), "--dry-run"]) == cli.OK
     screen = capfd.readouterr().out
     assert "stages to do  none" in screen
     assert "download      0 MiB of weights" in screen

@@ -111,7 +111,7 @@ def test_one_seed_twice_or_too_few_runs_or_none_are_refused(runs, tmp_path):
         seed_table([*runs, copy])
     with pytest.raises(ValueError, match="at least 2 crosscoders; got 1"):
         seed_table(runs[:1])
-    with pytest.raises(ValueError, match="crosstime evaluate"):
+    with pytest.raises(ValueError, match="--until evaluate"):
         seed_table([runs[0], tmp_path / "nothing"])
 
 
@@ -159,7 +159,7 @@ def test_which_of_several_sets_must_be_said_and_that_one_is_there(tmp_path):
     with pytest.raises(ValueError, match=r"both have the same seeds"):
         seed_table([run_dir])
     shutil.rmtree(run_dir / "b" / "evaluation")
-    with pytest.raises(ValueError, match=rf"b holds no evaluation .* run `crosstime evaluate {run_dir}` first"):
+    with pytest.raises(ValueError, match=rf"b holds no evaluation .* `crosstime run {run_dir} --until evaluate`"):
         seed_table([run_dir])
 
 

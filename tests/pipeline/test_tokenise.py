@@ -237,14 +237,14 @@ def test_a_killed_run_goes_on_to_the_same_tokens(tmp_path, users_suite):
         "    calls.append(arguments)\n"
         "    if len(calls) == 3: os.kill(os.getpid(), signal.SIGKILL)\n"
         "token_file.write_text = then_die\n"
-        "sys.exit(cli.main(['survey', sys.argv[1]]))\n"
+        "sys.exit(cli.main(['run', sys.argv[1], '--until', 'survey']))\n"
     )
     killed = subprocess.run([sys.executable, "-c", script, str(run_dir)], capture_output=True, check=False)
     assert killed.returncode == -9, killed.stderr
     assert not (run_dir / "tokens").exists()
     position = json.loads((run_dir / "tokenising" / "text-1" / "position.json").read_text())
     assert position["progress"]["documents"] > 0
-    assert cli.main(["survey", str(run_dir)]) == 0
+    assert cli.main(["run", str(run_dir), "--until", "survey"]) == 0
     assert not (run_dir / "tokenising").exists()
     seconds = json.loads((run_dir / "tokens" / "manifest.json").read_text())["seconds"]
     assert seconds > position["seconds"]
@@ -256,10 +256,10 @@ def test_a_killed_run_goes_on_to_the_same_tokens(tmp_path, users_suite):
 
 def test_other_settings_redo_only_what_reads_the_text(tmp_path, users_suite, capfd):
     run_dir = write_inputs(tmp_path, users_suite)
-    assert cli.main(["survey", str(run_dir)]) == 0
+    assert cli.main(["run", str(run_dir), "--until", "survey"]) == 0
     capfd.readouterr()
     edit(run_dir, "context = 32", "context = 32\nheldout_share = 0.1")
-    assert cli.main(["survey", str(run_dir)]) == 0
+    assert cli.main(["run", str(run_dir), "--until", "survey"]) == 0
     said = capfd.readouterr().err
     assert "suite: up to date" in said
     assert "tokens: reading the text (text.heldout_share changed)" in said

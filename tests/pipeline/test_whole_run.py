@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 import tiny
 from crosstime import cli
 from crosstime.attribution.exact import Exact
-from crosstime.pipeline.lock import locked
+from crosstime.pipeline.execute import locked
 from crosstime.pipeline.summary import LIFECYCLES
 from users_run import ARTIFACTS, edit, write_inputs
 
@@ -107,7 +107,7 @@ def test_only_what_a_change_reaches_is_done_again(copy, capfd):
 
 def test_two_seeds_make_a_table(finished, copy, capfd):
     edit(copy, "save_seconds = 300", "save_seconds = 300\nseed = 5")
-    assert cli.main(["evaluate", str(copy)]) == 0
+    assert cli.main(["run", str(copy), "--until", "evaluate"]) == 0
     capfd.readouterr()
     assert cli.main(["table", str(finished), str(copy), "--json", "--match"]) == 0
     found = json.loads(capfd.readouterr().out)
@@ -190,14 +190,14 @@ def test_other_checkpoints_in_the_folder_are_named(inputs, capfd):
     edit(inputs, 'folders = ["my checkpoints/step0", "my checkpoints/step10", "my checkpoints/step100"]', "")
     edit(inputs, "tokens = [0, 1000, 10_000]", 'folder = "my checkpoints"')
     edit(inputs, 'checkpoints = ["step0", "step10", "step100"]', "number = 2")
-    assert cli.main(["survey", str(inputs)]) == 0
+    assert cli.main(["run", str(inputs), "--until", "survey"]) == 0
     (inputs / "my checkpoints" / "step10").rename(inputs / "my checkpoints" / "step20")
     capfd.readouterr()
-    assert cli.main(["survey", str(inputs)]) == cli.BAD_INPUT
+    assert cli.main(["run", str(inputs), "--until", "survey"]) == cli.BAD_INPUT
     err = capfd.readouterr().err
     assert "(new: step20; gone: step10): delete" in err
     shutil.rmtree(inputs / "suite")
-    assert cli.main(["survey", str(inputs)]) == 0
+    assert cli.main(["run", str(inputs), "--until", "survey"]) == 0
 
 
 def spoil(path, content):
@@ -295,17 +295,17 @@ def test_an_interrupted_training_goes_on_to_the_same_weights(finished, copy):
         "    save(self, step, tensors)\n"
         "    if step == 6: os.kill(os.getpid(), signal.SIGINT)\n"
         "StateFolder.save = then_signal\n"
-        "sys.exit(cli.main(['train', sys.argv[1]]))\n"
+        "sys.exit(cli.main(['run', sys.argv[1], '--until', 'train']))\n"
     )
     done = subprocess.run([sys.executable, "-c", script, str(copy)], capture_output=True, text=True, check=False)
     assert done.returncode == cli.INTERRUPTED, done.stderr
-    assert done.stderr.splitlines()[-1] == f"crosstime: interrupted - go on with `crosstime run {copy}`"
+    assert done.stderr.splitlines()[-1] == "crosstime: interrupted: run the same command again to resume"
     assert not (copy / "crosscoder").exists()
     # As if the first process had taken long.
     log = copy / "training" / "log.jsonl"
     (record,) = [json.loads(line) for line in log.read_text().splitlines()]
     log.write_text(json.dumps(record | {"rows_per_second": record["rows"] / 5000}) + "\n")
-    assert cli.main(["train", str(copy)]) == 0
+    assert cli.main(["run", str(copy), "--until", "train"]) == 0
     before, after = (folder / "crosscoder" / "model.safetensors" for folder in (finished, copy))
     assert before.read_bytes() == after.read_bytes()
     assert json.loads((copy / "crosscoder" / "manifest.json").read_text())["seconds"] > 5000
@@ -321,7 +321,7 @@ def test_annotations_go_out_and_into_a_new_report(copy, tmp_path, capfd):
     sheet.write_text(json.dumps([{**row, "description": "noun", "category": "x"} for row in rows]), encoding="utf-8")
     assert cli.main(["annotate", "import", str(copy), str(sheet)]) == 0
     capfd.readouterr()
-    assert cli.main(["report", str(copy)]) == 0
+    assert cli.main(["run", str(copy), "--until", "report"]) == 0
     said = stages(capfd.readouterr().err)
     assert said["report"].startswith("writing the pages (annotations changed)")
     assert set(said.values()) - {said["report"]} == {"up to date"}

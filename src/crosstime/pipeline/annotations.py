@@ -58,7 +58,7 @@ def import_sheets(run: Run, files: Sequence[Path]) -> list[Agreement]:
     if not found:
         raise InputError(f"nobody has written anything into {', '.join(map(str, files))}")
     agreed = agreements(found)
-    with artifact.writing(run.at(FOLDER), settings={"files": [str(file) for file in files]}, inputs={}) as draft:
+    with artifact.writing(run.folder_of(FOLDER), settings={"files": [str(file) for file in files]}, inputs={}) as draft:
         save_annotations(draft / "annotations.json", found)
         (draft / "agreement.json").write_text(json.dumps([asdict(pair) for pair in agreed], indent=1) + "\n")
     return agreed
@@ -70,21 +70,21 @@ def read_annotations(run: Workspace) -> list[Annotation]:
     Raises:
         InputError: they were altered or damaged.
     """
-    if artifact.read_manifest(run.at(FOLDER)) is None:
+    if artifact.read_manifest(run.folder_of(FOLDER)) is None:
         return []
-    artifact.verify(run.at(FOLDER))
-    return load_annotations(run.at(FOLDER) / "annotations.json")
+    artifact.verify(run.folder_of(FOLDER))
+    return load_annotations(run.folder_of(FOLDER) / "annotations.json")
 
 
 def annotations_hash(run: Workspace) -> str:
     """One hash of a run's annotations; empty where there are none."""
-    manifest = artifact.read_manifest(run.at(FOLDER))
+    manifest = artifact.read_manifest(run.folder_of(FOLDER))
     return manifest.content if manifest else ""
 
 
 def _finished(run: Run, folder: str, name: str) -> Path:
     """A file of an artifact, whose hash was right."""
-    if artifact.read_manifest(run.at(folder)) is None:
+    if artifact.read_manifest(run.folder_of(folder)) is None:
         raise InputError(f"{run.own_folder} has no {folder} yet: `crosstime run {run.folder}` computes it")
-    artifact.verify(run.at(folder))
-    return run.at(folder) / name
+    artifact.verify(run.folder_of(folder))
+    return run.folder_of(folder) / name

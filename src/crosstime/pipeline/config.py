@@ -5,11 +5,11 @@ A new setting is a new field here; the loader, its error messages and what makes
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from crosstime.attribution.path_rules import Baseline, Method, PathRule
 from crosstime.attribution.relative import NoEffect
@@ -478,8 +478,13 @@ def _check_several(entries: Sequence[CrosscoderEntry]) -> None:
         )
 
 
-def load(run_dir: Path) -> tuple[RunConfig, ...]:
-    """The configuration of each crosscoder of a run folder.
+def load(run_dir: Path, settings: Mapping[str, Any] | None = None) -> tuple[RunConfig, ...]:
+    """Read the configuration of each crosscoder of a run folder.
+
+    Args:
+        run_dir: A run folder.
+        settings: Values to use in place of run.toml's, by section and key: `{"training.lr": 1e-3}` (see
+            `toml.override`).
 
     Raises:
         InputError: there is no such folder, no run.toml in it, or the file is wrong (see `toml.read`).
@@ -492,19 +497,19 @@ def load(run_dir: Path) -> tuple[RunConfig, ...]:
         if (run_dir.parent / FILE).is_file():
             raise InputError(f"{run_dir} is a part of a run, whose stages are done together: name {run_dir.parent}")
         raise InputError(f"{run_dir} holds no {FILE}: make one with `crosstime new demo {run_dir}`")
-    return toml.read(RunFile, run_dir / FILE).each()
+    return toml.read(RunFile, run_dir / FILE, settings).each()
 
 
-def find(place: Path) -> tuple[Path, tuple[RunConfig, ...]]:
-    """A run folder and those of its crosscoders that are meant: RUN_DIR means all, RUN_DIR/NAME one.
+def find(place: Path, settings: Mapping[str, Any] | None = None) -> tuple[Path, tuple[RunConfig, ...]]:
+    """Return a run folder and the configurations of its crosscoders: RUN_DIR means all of them, RUN_DIR/NAME one.
 
     Raises:
         InputError: as for `load`, or the run has no crosscoder of this name.
     """
     run_dir = place.parent
     if (place / FILE).is_file() or not (run_dir / FILE).is_file():
-        return place, load(place)
-    known = {config.crosscoder.name: config for config in load(run_dir)}
+        return place, load(place, settings)
+    known = {config.crosscoder.name: config for config in load(run_dir, settings)}
     if place.name not in known:
         named = [name for name in known if name]
         hint = f"{nearest(place.name, named)} of {', '.join(named)}" if named else ", and its only one has no name"
@@ -532,9 +537,16 @@ def only(place: Path, configs: Sequence[RunConfig]) -> RunConfig:
     return configs[0]
 
 
-def resolved(config: RunConfig) -> str:
-    """The text of a run.toml with every value, those that were left to their defaults included."""
-    return f"# Every value of this run, defaults included. Written by crosstime: edit {FILE}.\n\n{toml.write(config)}"
+def resolved(config: RunConfig, settings: Mapping[str, Any] | None = None) -> str:
+    """Return the text of a run.toml with every value, defaults included.
+
+    Args:
+        config: Of one crosscoder.
+        settings: Values that `load` took in place of run.toml's; a comment names them.
+    """
+    changed = f"# Set for this run, in place of {FILE}: {', '.join(settings)}.\n" if settings else ""
+    header = f"# Every value of this run, defaults included. Written by crosstime: edit {FILE} instead.\n"
+    return f"{header}{changed}\n{toml.write(config)}"
 
 
 def _similar(run_dir: Path) -> str:

@@ -25,7 +25,7 @@ class Workspace:
     config: Any
     """A dataclass of sections, as run.toml states them."""
 
-    def at(self, artifact: str) -> Path:
+    def folder_of(self, artifact: str) -> Path:
         """Where an artifact is, of which `artifact` is the folder's name."""
         return self.folder / artifact
 
@@ -70,7 +70,7 @@ class Stage(Generic[W]):
     name: str
     """What the user calls it."""
     folder: str
-    """The name of the artifact's folder; `Workspace.at` says where it is."""
+    """The name of the artifact's folder; `Workspace.folder_of` says where it is."""
     doing: str
     """What it does, for the line that announces it."""
     settings: tuple[str, ...]
@@ -106,7 +106,7 @@ def state(workspace: W, stage: Stage[W]) -> State:
     Raises:
         InputError, OSError: a file that the stage depends on cannot be read, or a manifest is damaged.
     """
-    manifest = artifact.read_manifest(workspace.at(stage.folder))
+    manifest = artifact.read_manifest(workspace.folder_of(stage.folder))
     if manifest is None:
         return State("missing")
     for now, then in (
@@ -147,21 +147,21 @@ def bring_up_to_date(
     Raises:
         InputError: bad input, or an artifact that is up to date but damaged.
     """
-    for folder in {workspace.at(stage.folder).parent for workspace in workspaces for stage in stages}:
+    for folder in {workspace.folder_of(stage.folder).parent for workspace in workspaces for stage in stages}:
         artifact.sweep(folder)
     seen: set[Path] = set()
     for workspace in workspaces:
         for stage in _needed(stages, last):
             group = workspaces if stage.together else [workspace]
-            if workspace.at(stage.folder) not in seen:
+            if workspace.folder_of(stage.folder) not in seen:
                 _bring_up_to_date(group, stage, say)
-            seen |= {each.at(stage.folder) for each in group}
+            seen |= {each.folder_of(stage.folder) for each in group}
 
 
 def _bring_up_to_date(workspaces: Sequence[W], stage: Stage[W], say: Callable[[str], None]) -> None:
     undone: list[W] = []
     for workspace in workspaces:
-        now, place = state(workspace, stage), workspace.at(stage.folder)
+        now, place = state(workspace, stage), workspace.folder_of(stage.folder)
         title = stage.name if place.parent == workspace.folder else f"{stage.name} {place.parent.name}"
         if now.status == "done":
             artifact.verify(place)
@@ -180,7 +180,7 @@ def _do(workspaces: Sequence[W], stage: Stage[W]) -> None:
         drafts = [
             stack.enter_context(
                 artifact.writing(
-                    workspace.at(stage.folder),
+                    workspace.folder_of(stage.folder),
                     settings=_settings(workspace, stage),
                     inputs=_inputs(workspace, stage),
                     seconds_before=stage.seconds_before(workspace),
@@ -229,7 +229,7 @@ def _inputs(workspace: W, stage: Stage[W]) -> dict[str, str]:
 def _content(workspace: Workspace, name: str) -> str:
     """The hash of an artifact or of one file in it, as its manifest states it; empty where there is none."""
     folder, _, file = name.partition("/")
-    manifest = artifact.read_manifest(workspace.at(folder))
+    manifest = artifact.read_manifest(workspace.folder_of(folder))
     if manifest is None:
         return ""
     return manifest.files.get(file, "") if file else manifest.content

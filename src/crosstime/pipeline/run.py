@@ -340,14 +340,14 @@ class Run(Workspace):
         """Where the artifacts are that only this crosscoder has."""
         return self.folder / self.name
 
-    def at(self, artifact: str) -> Path:
+    def folder_of(self, artifact: str) -> Path:
         """Where an artifact is: in the run folder if it is shared, or else in the crosscoder's own."""
         return (self.folder if artifact in SHARED else self.own_folder) / artifact
 
     @cached_property
     def crosscoder(self) -> Crosscoder:
         """The trained crosscoder."""
-        return Crosscoder.from_pretrained(self.at("crosscoder")).to(self.shared.device)
+        return Crosscoder.from_pretrained(self.folder_of("crosscoder")).to(self.shared.device)
 
     @property
     def foreign_place(self) -> Path | str:
@@ -389,7 +389,7 @@ class Run(Workspace):
         """
         self.shared.check_checkpoints()
         self.shared.check_inputs()
-        if self.config.crosscoder.from_ and artifact.read_manifest(self.at("crosscoder")) is None:
+        if self.config.crosscoder.from_ and artifact.read_manifest(self.folder_of("crosscoder")) is None:
             _ = self.imported
 
 

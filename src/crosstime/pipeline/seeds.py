@@ -167,7 +167,9 @@ def _evaluated(place: Path) -> _Evaluated:
     trained, evaluated = (artifact.read_manifest(place / folder) for folder in ("crosscoder", "evaluation"))
     if trained is None or evaluated is None or evaluated.inputs.get("crosscoder") != trained.content:
         run_dir = place.parent if (place.parent / config.FILE).is_file() else place
-        raise InputError(f"{place} holds no evaluation of its crosscoder: run `crosstime evaluate {run_dir}` first")
+        raise InputError(
+            f"{place} holds no evaluation of its crosscoder: `crosstime run {run_dir} --until evaluate` computes it"
+        )
     if TRAINING_SEED not in trained.settings:
         raise InputError(f"{place} imported its crosscoder: a table over seeds needs runs that trained theirs")
     for folder in ("crosscoder", "evaluation"):

@@ -182,7 +182,7 @@ def write_effects(run: Run, draft: Path) -> None:
         (draft / f"task-{n}").mkdir()
         effects.save(draft / f"task-{n}")
         found.append(effects)
-    frequency = Quality.load(run.at("evaluation")).frequency
+    frequency = Quality.load(run.folder_of("evaluation")).frequency
     pq.write_table(feature_table(found, run.crosscoder, frequency), draft / "features.parquet")
     _write_json(draft / "tasks.json", [effects.summary() for effects in found])
 
@@ -190,10 +190,10 @@ def write_effects(run: Run, draft: Path) -> None:
 def write_ablation(run: Run, draft: Path) -> None:
     """The strongest features set to zero, beside random ones; exact effects of more, and what they validate."""
     config = run.config.ablation
-    frequency = Quality.load(run.at("evaluation")).frequency
+    frequency = Quality.load(run.folder_of("evaluation")).frequency
     ablations, exacts = [], []
     for n, prompts in enumerate(run.shared.prompts, 1):
-        effects = Effects.load(run.at("effects") / f"task-{n}")
+        effects = Effects.load(run.folder_of("effects") / f"task-{n}")
         ablations.append(
             ablate(
                 run.crosscoder,
@@ -232,7 +232,7 @@ def write_contexts(run: Run, draft: Path) -> None:
     config = run.config.report
     features: set[int] = set()
     for n in range(1, len(run.shared.prompts) + 1):
-        effects = Effects.load(run.at("effects") / f"task-{n}")
+        effects = Effects.load(run.folder_of("effects") / f"task-{n}")
         features.update(i for ie in effects.ie for i in strongest(ie, config.top_k))
     found = contexts(
         run.crosscoder,
@@ -259,7 +259,7 @@ def report_data(run: Run) -> ReportData:
     crosscoder = run.crosscoder.config
     trained = not run.config.crosscoder.from_
     log = _training_log(run) if trained else []
-    exact, validation = _exact(run.at("ablation"))
+    exact, validation = _exact(run.folder_of("ablation"))
     return ReportData(
         title=_title(run),
         run=RunFacts(
@@ -274,12 +274,12 @@ def report_data(run: Run) -> ReportData:
         chosen=list(crosscoder.checkpoints),
         survey=survey_found,
         proposal=survey_found.propose(run.config.selection.number) if proposed else None,
-        quality=Quality.load(run.at("evaluation")),
-        features=pq.read_table(run.at("effects") / "features.parquet"),
-        tasks=tuple(TaskEffects.from_json(entry) for entry in _read_json(run.at("effects") / "tasks.json")),
-        ablation=Ablation.load(run.at("ablation")),
-        contexts=load_contexts(run.at("contexts") / "contexts.json"),
-        diagnostics=Diagnostics.load(run.at("diagnostics")),
+        quality=Quality.load(run.folder_of("evaluation")),
+        features=pq.read_table(run.folder_of("effects") / "features.parquet"),
+        tasks=tuple(TaskEffects.from_json(entry) for entry in _read_json(run.folder_of("effects") / "tasks.json")),
+        ablation=Ablation.load(run.folder_of("ablation")),
+        contexts=load_contexts(run.folder_of("contexts") / "contexts.json"),
+        diagnostics=Diagnostics.load(run.folder_of("diagnostics")),
         exact=exact,
         validation=validation,
         annotations=tuple(read_annotations(run)),

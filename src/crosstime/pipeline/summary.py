@@ -37,18 +37,18 @@ def headline(run: Workspace, folders: Mapping[str, str]) -> dict[str, Any]:
     """
     return {
         "checkpoints": _checkpoints(run),
-        **_quality(run.at("evaluation")),
-        "labels": _labels(run.at("diagnostics")),
-        **_effects(run.at("effects")),
-        **_ablation(run.at("ablation")),
+        **_quality(run.folder_of("evaluation")),
+        "labels": _labels(run.folder_of("diagnostics")),
+        **_effects(run.folder_of("effects")),
+        **_ablation(run.folder_of("ablation")),
         "seconds": seconds(run, folders),
-        "report": _report(run.at("report")),
+        "report": _report(run.folder_of("report")),
     }
 
 
 def seconds(run: Workspace, folders: Mapping[str, str]) -> dict[str, float]:
     """Wall time of each stage whose artifact is there; arguments as of `headline`."""
-    manifests = {name: artifact.read_manifest(run.at(folder)) for name, folder in folders.items()}
+    manifests = {name: artifact.read_manifest(run.folder_of(folder)) for name, folder in folders.items()}
     return {name: manifest.seconds for name, manifest in manifests.items() if manifest}
 
 
@@ -143,7 +143,8 @@ def _correlations(values: dict[str, Any]) -> list[tuple[str, float | None]]:
 
 
 def _checkpoints(run: Workspace) -> list[dict[str, Any]] | None:
-    compared, sources = _json(run.at("selection"), "checkpoints.json"), _json(run.at("suite"), "sources.json")
+    compared = _json(run.folder_of("selection"), "checkpoints.json")
+    sources = _json(run.folder_of("suite"), "sources.json")
     tokens = {row["name"]: row["tokens"] for row in sources or ()}
     return compared and [{"name": row["name"], "tokens": tokens.get(row["name"])} for row in compared]
 

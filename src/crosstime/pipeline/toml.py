@@ -21,8 +21,13 @@ from crosstime.base.registry import Family
 T = TypeVar("T")
 
 
-def read(kind: type[T], path: Path) -> T:
-    """The dataclass `kind` as a TOML file states it.
+def read(kind: type[T], path: Path, settings: Mapping[str, Any] | None = None) -> T:
+    """Read the dataclass `kind` from a TOML file.
+
+    Args:
+        kind: A dataclass of sections.
+        path: The file.
+        settings: Values to use in place of the file's, by key (see `override`).
 
     Raises:
         FileNotFoundError: no such file.
@@ -35,10 +40,48 @@ def read(kind: type[T], path: Path) -> T:
         raise InputError(f"{path} is not UTF-8 at byte {error.start}") from None
     except tomllib.TOMLDecodeError as error:
         raise InputError(f"{path} is not valid TOML: {error}") from None
+    where = f"{path} with {', '.join(settings)}" if settings else str(path)
     try:
+        for key, value in (settings or {}).items():
+            override(table, key, value)
         return build(kind, table)
-    except ValueError as error:
-        raise InputError(f"{path}: {error}") from None
+    except ValueError as error:  # a user's own sparsity rule may raise a plain one
+        raise InputError(f"{where}: {error}") from None
+
+
+def override(table: dict[str, Any], key: str, value: Any) -> None:
+    """Set one value of a TOML table in place.
+
+    Args:
+        table: The table, or one of its sections.
+        key: Section and key, joined by dots. In a list of sections the key is set in each, or, after the `name` of one
+            of them, in that one: "task.agreement.max_pairs".
+        value: What TOML could hold, or a tuple; a dict replaces a whole section.
+
+    Raises:
+        InputError: the key goes through a value that isn't a section.
+
+    Example:
+        >>> table = {"task": [{"name": "a"}, {"name": "b"}]}
+        >>> override(table, "training.lr", 0.001)
+        >>> override(table, "task.max_pairs", 10)
+        >>> override(table, "task.b.max_pairs", 20)
+        >>> table
+        {'task': [{'name': 'a', 'max_pairs': 10}, {'name': 'b', 'max_pairs': 20}], 'training': {'lr': 0.001}}
+    """
+    head, _, rest = key.partition(".")
+    if not rest:
+        table[head] = list(value) if isinstance(value, tuple) else value
+        return
+    inner = table.setdefault(head, {})
+    if isinstance(inner, dict):
+        override(inner, rest, value)
+    elif isinstance(inner, list) and all(isinstance(section, dict) for section in inner):
+        named = [section for section in inner if rest.startswith(f"{section.get('name')}.")]
+        for section in named or inner:
+            override(section, rest.removeprefix(f"{section.get('name')}.") if named else rest, value)
+    else:
+        raise InputError(f"`{head}` isn't a section, so it can't hold `{rest}`")
 
 
 def build(kind: type[T], table: Mapping[str, Any], section: str = "") -> T:
