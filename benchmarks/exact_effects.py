@@ -71,7 +71,7 @@ def main() -> None:
 
     taken = seconds({"ours": ours, "whole model": plain}, repeats=sizes.repeats, device=sizes.device)
     taken["whole model"] *= len(features) / len(some)
-    exact = found["exact"].values(prompts.task, "exact")[np.isin(features, some)]
+    exact = found["exact"].array(prompts.task, "exact").T[np.isin(features, some)]
     report(
         {"benchmark": "exact_effects", "checkpoints": len(lms), "prompts": len(prompts), "features": len(features)},
         "effects",

@@ -43,7 +43,7 @@ def study(crosscoder: ct.Crosscoder, models: Sequence[ct.SplitLM], prompts: ct.P
         found = {name: ct.attribute(crosscoder, models, prompts, bootstrap=0, **how) for name, how in METHODS.items()}
     effects = found[BEST_RULE]
     exact = ct.exact_effects(crosscoder, models, prompts, effects, top=effects.ie.shape[1], bootstrap=0)
-    features, ablated = exact.features(prompts.task), exact.values(prompts.task, "exact").T
+    features, ablated = exact.features(prompts.task), exact.array(prompts.task, "exact")
     strong = sorted(set().union(*(strongest(row, TOP) for row in ablated)))
     single = []
     for name, one in found.items():
@@ -53,9 +53,7 @@ def study(crosscoder: ct.Crosscoder, models: Sequence[ct.SplitLM], prompts: ct.P
             row = {"method": name, "checkpoint": checkpoint, "n_features": len(features), "n_strong": len(strong)}
             row |= agreement(ie[m], ablated[m])
             row |= {f"strong_{key}": value for key, value in agreement(ie[m, strong], ablated[m, strong]).items()}
-            single.append(
-                row | {"rel_ie": stats.spearmanr(shares[:, m], shares_exact[:, m], nan_policy="omit").statistic}
-            )
+            single.append(row | {"rel_ie": stats.spearmanr(shares[m], shares_exact[m], nan_policy="omit").statistic})
     return {
         "task": prompts.task,
         "n_prompts": len(prompts),

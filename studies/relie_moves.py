@@ -40,10 +40,10 @@ def shares(
         warnings.simplefilter("ignore", CompletenessWarning)  # two of the methods complete nothing
         found = [ct.attribute(crosscoder, models, prompts, method=method, bootstrap=0) for method in METHODS]
     exact = ct.exact_effects(crosscoder, models, prompts, found[-1], top=crosscoder.config.features, bootstrap=0)
-    features, ablated = exact.features(prompts.task), exact.values(prompts.task, "exact")
-    strong = sorted(set().union(*(strongest(column, TOP) for column in ablated.T)))
-    columns = [ct.relative(ablated.T), *(one.rel_ie[features] for one in found)]
-    return np.stack([column[strong, 1] for column in columns], axis=1)
+    features, ablated = exact.features(prompts.task), exact.array(prompts.task, "exact")
+    strong = sorted(set().union(*(strongest(row, TOP) for row in ablated)))
+    rel_ie = [ct.relative(ablated), *(one.rel_ie[:, features] for one in found)]
+    return np.stack([of_method[1, strong] for of_method in rel_ie], axis=1)
 
 
 def drawing(values: Float[np.ndarray, "n columns"]) -> str:

@@ -36,7 +36,7 @@ def study(crosscoder: ct.Crosscoder, models: list[ct.SplitLM], heldout: ct.Corpu
     diagnostics = ct.diagnose(crosscoder, models, heldout, max_blocks=256)
     rel_dec = ct.relative(crosscoder.decoder_norms().detach().numpy().T)
     fires = quality.frequency > 0
-    specific = (rel_dec.max(1) > SPECIFIC) & fires
+    specific = (rel_dec.max(0) > SPECIFIC) & fires
     absent = (diagnostics.strength < 0.2).any(1) & fires
     artefact = np.array(diagnostics.label) == "artefact"
     return {

@@ -109,17 +109,17 @@ class World:
         return (self.dictionary * self.readout).sum(-1)
 
     @property
-    def rel_dec(self) -> Float[Tensor, "F M"]:
+    def rel_dec(self) -> Float[Tensor, "M F"]:
         """Planted RelDec, for decoder norms in raw units."""
-        return self.strengths / self.strengths.sum(dim=1, keepdim=True)
+        return (self.strengths / self.strengths.sum(dim=1, keepdim=True)).T
 
     @property
-    def rel_ie(self) -> Float[Tensor, "F M"]:
+    def rel_ie(self) -> Float[Tensor, "M F"]:
         """Planted RelIE (the shared code cancels); NaN for irrelevant features."""
         size = self.effect_per_unit.abs()
         relative = size / size.sum(dim=1, keepdim=True)
         relative[self.features("irrelevant")] = torch.nan
-        return relative
+        return relative.T
 
     def ie(self, prompts: Prompts, first_encoded: int = 1) -> Float[Tensor, "M F"]:
         """Planted indirect effects on these prompts: > 0 where a feature supports RIGHT."""

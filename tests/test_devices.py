@@ -29,7 +29,7 @@ def _whole_way(folder, device):
     ablation = ct.ablate(crosscoder, models, prompts, effects, quality.frequency, top_k=2)
     features = np.argsort(-quality.frequency)[:2].tolist()
     found = ct.contexts(crosscoder, models, heldout, suite.tokenizer, features, top=2)
-    table = ct.feature_table([effects], crosscoder, quality.frequency)
+    table = ct.FeatureTable.from_effects([effects], crosscoder, quality.frequency)
     diagnostics = ct.diagnose(crosscoder, models, heldout)
     return surveyed, quality, effects, ablation, found, table, diagnostics
 
@@ -46,7 +46,7 @@ def test_the_parts_fit_together(on_cpu):
     assert effects.ie.shape == (3, 32)
     assert set(ablation.table["group"].to_pylist()) == {"top", "random"}
     assert all(context.contexts for context in found.values())
-    assert table.num_rows == 32
+    assert table.table.num_rows == 3 * 32
     assert sum(diagnostics.counts.values()) == 32
 
 

@@ -9,7 +9,7 @@ from .attribution.evolution import Evolution as Evolution
 from .attribution.evolution import evolution as evolution
 from .attribution.exact import Exact as Exact
 from .attribution.exact import exact_effects as exact_effects
-from .attribution.features import feature_table as feature_table
+from .attribution.features import FeatureTable as FeatureTable
 from .attribution.norm_and_effect import NormAndEffect as NormAndEffect
 from .attribution.norm_and_effect import norm_and_effect as norm_and_effect
 from .attribution.overlap import Overlap as Overlap

@@ -29,7 +29,7 @@ def effects_with(ie: np.ndarray, task: str, checkpoints: list[str]) -> Effects:
     """Effects of which only the IE matters."""
     m, f = ie.shape
     bounds, numbers = np.full((m, f), np.nan), np.zeros(m)
-    relative = np.full((f, m), np.nan)
+    relative = np.full((m, f), np.nan)
     return Effects(
         task=task, method="integrated", baseline="bias", checkpoints=checkpoints, n_examples=1, skipped={},
         explained=np.ones(m),

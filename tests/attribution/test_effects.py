@@ -2,14 +2,24 @@
 
 import copy
 import dataclasses
+import json
 from itertools import product
 
 import numpy as np
 import pytest
 import torch
 
-from crosstime.attribution.effects import PAPER_STEPS, CompletenessWarning, Effects, attribute, attribute_several
-from crosstime.attribution.features import feature_table
+from crosstime.attribution.effects import (
+    PAPER_STEPS,
+    CompletenessWarning,
+    Effects,
+    TaskTotals,
+    attribute,
+    attribute_several,
+    load_totals,
+    save_totals,
+)
+from crosstime.attribution.features import FeatureTable
 from crosstime.attribution.path_rules import nodes_and_weights
 from crosstime.base.memory import MemoryWarning
 from crosstime.crosscoder.crosscoder import Crosscoder, CrosscoderConfig
@@ -166,7 +176,7 @@ def test_planted_effects_are_exact_in_any_number_of_steps(world):
         assert found.gap.max() < 1e-4
     fires = np.abs(found.ie).sum(0) > 1e-2
     planted = world.rel_ie.numpy()
-    np.testing.assert_allclose(found.rel_ie[fires], planted[fires], atol=0.05)
+    np.testing.assert_allclose(found.rel_ie[:, fires], planted[:, fires], atol=0.05)
     assert fires.sum() >= 6
     irrelevant = world.features("irrelevant")
     assert np.abs(found.ie[:, irrelevant]).max() < 1e-4
@@ -454,7 +464,7 @@ def test_identical_checkpoints_share_every_effect(crosscoder, models, prompts):
     found = attribute(twin, twins, prompts, steps=4, bootstrap=0)
     live = np.abs(found.ie).sum(0) > 0
     assert live.sum() > 10
-    np.testing.assert_allclose(found.rel_ie[live], 1 / 3, atol=1e-6)
+    np.testing.assert_allclose(found.rel_ie[:, live], 1 / 3, atol=1e-6)
 
 
 def _renamed(model, name):
@@ -464,7 +474,7 @@ def _renamed(model, name):
 
 
 @pytest.mark.parametrize(("method", "baseline"), EVERY_WAY)
-def test_permuting_the_checkpoints_permutes_the_columns(crosscoder, models, prompts, method, baseline):
+def test_permuting_the_checkpoints_permutes_the_rows(crosscoder, models, prompts, method, baseline):
     flipped = Crosscoder(dataclasses.replace(crosscoder.config, checkpoints=crosscoder.config.checkpoints[::-1]))
     with torch.no_grad():
         flipped.W_enc.copy_(crosscoder.W_enc.flip(0))
@@ -475,7 +485,7 @@ def test_permuting_the_checkpoints_permutes_the_columns(crosscoder, models, prom
     one = _effects(crosscoder, models, prompts, method, baseline, bootstrap=50)
     other = _effects(flipped, models[::-1], prompts, method, baseline, bootstrap=50)
     np.testing.assert_allclose(other.ie[::-1], one.ie, atol=1e-6)
-    np.testing.assert_allclose(other.rel_ie[:, ::-1], one.rel_ie, atol=1e-3)
+    np.testing.assert_allclose(other.rel_ie[::-1], one.rel_ie, atol=1e-3)
     np.testing.assert_allclose(other.ie_low[::-1], one.ie_low, atol=1e-5)
     np.testing.assert_allclose(other.error[::-1], one.error, atol=1e-5)
 
@@ -506,22 +516,22 @@ def test_a_dead_feature_has_no_effect_and_no_relative_effect(crosscoder, models,
         crosscoder.W_dec[8, 1] = 0
     found = _effects(crosscoder, models, prompts, method, baseline, bootstrap=20)
     assert (found.ie[:, 7] == 0).all()
-    assert np.isnan(found.rel_ie[7]).all()
+    assert np.isnan(found.rel_ie[:, 7]).all()
     assert np.isnan(found.sign_consistency[:, 7]).all()
     assert found.ie[1, 8] == 0
     assert np.isnan(found.sign_consistency[1, 8])
-    table = feature_table([found], crosscoder, np.full(40, 0.1)).to_pylist()
-    assert table[7]["class"] == table[7]["lifecycle"] == "undefined"
-    assert table[8]["rel_dec_late"] == 0
+    table = FeatureTable.from_effects([found], crosscoder, np.full(40, 0.1))
+    assert table.column("random", "class")[7] == table.column("random", "lifecycle")[7] == "undefined"
+    assert table.array("random", "rel_dec")[1, 8] == 0
 
 
 def test_a_dead_feature_is_shared_by_the_papers_convention(crosscoder, models, prompts):
     with torch.no_grad():
         crosscoder.b_enc[7] = -100
     found = _effects(crosscoder, models, prompts, no_effect="shared")
-    assert (found.rel_ie[7] == 0.5).all()
+    assert (found.rel_ie[:, 7] == 0.5).all()
     plain = _effects(crosscoder, models, prompts).rel_ie
-    np.testing.assert_array_equal(np.isnan(plain).any(1), (found.rel_ie == 0.5).all(1))
+    np.testing.assert_array_equal(np.isnan(plain).any(0), (found.rel_ie == 0.5).all(0))
 
 
 @pytest.mark.parametrize(("method", "baseline"), EVERY_WAY)
@@ -583,7 +593,19 @@ def test_saved_and_read_again(crosscoder, models, prompts, tmp_path):
     again = Effects.load(tmp_path)
     for field in dataclasses.fields(Effects):
         np.testing.assert_array_equal(getattr(again, field.name), getattr(found, field.name))
-    assert again.summary() == found.summary()
+
+
+def test_the_totals_are_saved_without_single_features(crosscoder, models, prompts, tmp_path):
+    found = attribute(crosscoder, models, prompts, steps=2, bootstrap=0)
+    none = dataclasses.replace(found, task="none", explained=np.array([np.nan, 1.0]))
+    save_totals(tmp_path / "tasks.json", [found, none])
+    one, other = load_totals(tmp_path / "tasks.json")
+    for field in dataclasses.fields(TaskTotals):
+        np.testing.assert_array_equal(getattr(one, field.name), getattr(found, field.name))
+    assert (other.task, np.isnan(other.explained).tolist()) == ("none", [True, False])
+    entry, _ = json.loads((tmp_path / "tasks.json").read_text())
+    assert entry["feature_share"] == one.feature_share.tolist()
+    assert "ie" not in entry
 
 
 def test_prompts_of_another_policy_are_refused(crosscoder, models, prompts):
@@ -617,17 +639,3 @@ def test_models_that_do_not_fit_are_refused(crosscoder, models, prompts):
         attribute(crosscoder, models[:1], prompts)
     with pytest.raises(ValueError, match="pass the models in the order"):
         attribute(crosscoder, models[::-1], prompts)
-
-
-def test_the_table_of_features_has_a_row_a_task_and_feature(crosscoder, models, prompts):
-    found = attribute(crosscoder, models, prompts, steps=2, bootstrap=20)
-    other = dataclasses.replace(found, task="other")
-    table = feature_table([found, other], crosscoder, np.linspace(0, 1, 40))
-    assert table.num_rows == 80
-    row = table.to_pylist()[45]
-    assert (row["task"], row["feature"]) == ("other", 5)
-    assert row["ie_late"] == pytest.approx(found.ie[1, 5])
-    assert row["sign_consistency_late"] == pytest.approx(found.sign_consistency[1, 5])
-    assert row["rel_dec_early"] + row["rel_dec_late"] == pytest.approx(1)
-    assert row["rel_ie_early"] + row["rel_ie_late"] == pytest.approx(1)
-    assert row["decoder_norm_early"] == pytest.approx(0.3, rel=1e-5)

@@ -267,7 +267,7 @@ def test_relative_effects(crosscoder, models, prompts, variant, threshold):
         bootstrap=0,
     )
     name = f"{variant}.thr_{threshold}"
-    assert_close(found.rel_ie.T, golden[f"{name}.one_vs_all"])
+    assert_close(found.rel_ie, golden[f"{name}.one_vs_all"])
     pairs = pairwise(found.ie, "shared")
     ours = np.stack([pairs[0, 1], pairs[1, 2], pairs[0, 2]])
     np.testing.assert_allclose(ours, golden[f"{name}.pairwise"], rtol=TOLERANCE, atol=TOLERANCE)

@@ -11,7 +11,6 @@ from scipy import stats
 from crosstime.attribution import exact as exact_module
 from crosstime.attribution.effects import attribute
 from crosstime.attribution.exact import Exact, exact_effects
-from crosstime.attribution.features import feature_table
 from crosstime.attribution.intervention import intervene
 from crosstime.attribution.relative import relative
 from crosstime.tasks.prompts import Prompts
@@ -36,13 +35,13 @@ def test_where_the_upper_half_is_linear_exact_and_estimate_are_the_planted_effec
     assert found.checkpoints == list(world.names)
     features = found.features("planted")
     for column, estimate in (
-        ("exact", effects.ie.T),
-        ("exact_low", effects.ie_low.T),
-        ("exact_high", effects.ie_high.T),
-        ("ie", effects.ie.T),
+        ("exact", effects.ie),
+        ("exact_low", effects.ie_low),
+        ("exact_high", effects.ie_high),
+        ("ie", effects.ie),
     ):
-        np.testing.assert_allclose(found.values("planted", column), estimate[features], atol=1e-4)
-    np.testing.assert_allclose(found.values("planted", "exact"), world.ie(prompts).numpy().T[features], atol=5e-3)
+        np.testing.assert_allclose(found.array("planted", column), estimate[:, features], atol=1e-4)
+    np.testing.assert_allclose(found.array("planted", "exact"), world.ie(prompts).numpy()[:, features], atol=5e-3)
     relevant = np.isin(features, world.features("irrelevant"), invert=True)
     for column, estimate in (
         ("rel_exact", world.rel_ie.numpy()),
@@ -50,7 +49,7 @@ def test_where_the_upper_half_is_linear_exact_and_estimate_are_the_planted_effec
         ("rel_exact_high", effects.rel_ie_high),
     ):
         np.testing.assert_allclose(
-            found.values("planted", column)[relevant], estimate[features[relevant]], atol=5e-3, err_msg=column
+            found.array("planted", column)[:, relevant], estimate[:, features[relevant]], atol=5e-3, err_msg=column
         )
 
 
@@ -62,11 +61,11 @@ def test_the_union_of_the_strongest_is_measured_and_the_mean_over_prompts_told(m
     assert set(features.tolist()) == top[0] | top[1]
     answers = intervene(crosscoder, models, prompts, features.tolist(), batch_size=8)
     change = (answers.clean[:, None] - answers.alone).mean(-1).numpy()
-    np.testing.assert_allclose(found.values("random", "exact"), change.T, atol=1e-5)
-    np.testing.assert_allclose(found.values("random", "rel_exact"), relative(change), atol=1e-4)
-    np.testing.assert_allclose(found.values("random", "ie"), effects.ie[:, features].T)
-    assert np.isnan(found.values("random", "exact_low")).all()
-    assert np.isnan(found.values("random", "rel_exact_high")).all()
+    np.testing.assert_allclose(found.array("random", "exact"), change, atol=1e-5)
+    np.testing.assert_allclose(found.array("random", "rel_exact"), relative(change), atol=1e-4)
+    np.testing.assert_allclose(found.array("random", "ie"), effects.ie[:, features])
+    assert np.isnan(found.array("random", "exact_low")).all()
+    assert np.isnan(found.array("random", "rel_exact_high")).all()
 
 
 def test_the_intervals_are_percentiles_over_resampled_prompts(models, crosscoder, prompts):
@@ -77,13 +76,13 @@ def test_the_intervals_are_percentiles_over_resampled_prompts(models, crosscoder
     drawn = torch.randint(7, (50, 7), generator=torch.Generator().manual_seed(4)).numpy()
     resampled = change[:, :, drawn].mean(-1)  # [M, K, R]
     low, high = np.quantile(resampled, [0.025, 0.975], axis=-1)
-    np.testing.assert_allclose(found.values("random", "exact_low"), low.T, atol=1e-5)
-    np.testing.assert_allclose(found.values("random", "exact_high"), high.T, atol=1e-5)
+    np.testing.assert_allclose(found.array("random", "exact_low"), low, atol=1e-5)
+    np.testing.assert_allclose(found.array("random", "exact_high"), high, atol=1e-5)
     with np.errstate(invalid="ignore"):  # a resample in which a feature never fires
         shares = np.abs(resampled) / np.abs(resampled).sum(0)
     low, high = np.nanquantile(shares, [0.025, 0.975], axis=-1)
-    np.testing.assert_allclose(found.values("random", "rel_exact_low"), low.T, atol=1e-4)
-    np.testing.assert_allclose(found.values("random", "rel_exact_high"), high.T, atol=1e-4)
+    np.testing.assert_allclose(found.array("random", "rel_exact_low"), low, atol=1e-4)
+    np.testing.assert_allclose(found.array("random", "rel_exact_high"), high, atol=1e-4)
 
 
 def test_neither_batches_nor_memory_change_the_numbers(models, crosscoder, prompts, monkeypatch):
@@ -94,7 +93,7 @@ def test_neither_batches_nor_memory_change_the_numbers(models, crosscoder, promp
     assert one.features("random").tolist() == other.features("random").tolist()
     assert len(one.features("random")) > 8
     for name in ("exact", "exact_low", "rel_exact_high"):
-        np.testing.assert_allclose(one.values("random", name), other.values("random", name), atol=1e-4)
+        np.testing.assert_allclose(one.array("random", name), other.array("random", name), atol=1e-4)
 
 
 def test_a_prompt_on_which_a_feature_does_not_fire_costs_nothing(models, crosscoder, prompts, monkeypatch):
@@ -109,7 +108,7 @@ def test_a_prompt_on_which_a_feature_does_not_fire_costs_nothing(models, crossco
     assert sum(rows) == 2 * len(prompts)  # the models as they are
     assert set(found.table["exact"].to_pylist()) == {0.0}
     assert set(found.table["exact_high"].to_pylist()) == {0.0}
-    assert np.isnan(found.values("random", "rel_exact")).all()
+    assert np.isnan(found.array("random", "rel_exact")).all()
 
 
 def test_the_correlations_are_over_features_by_checkpoint(models, crosscoder, prompts):
@@ -117,10 +116,10 @@ def test_the_correlations_are_over_features_by_checkpoint(models, crosscoder, pr
     found = exact_effects(crosscoder, models, prompts, effects, top=20, bootstrap=0)
     first, last = found.correlations
     assert (first["task"], first["checkpoint"], last["checkpoint"]) == ("random", "early", "late")
-    ie, exact = (found.values("random", name) for name in ("ie", "exact"))
-    assert last["n_features"] == len(ie)
-    assert last["ie"] == pytest.approx(stats.spearmanr(ie[:, 1], exact[:, 1]).statistic)
-    shares = relative(ie.T)[:, 1], relative(exact.T)[:, 1]
+    ie, exact = (found.array("random", name) for name in ("ie", "exact"))
+    assert last["n_features"] == ie.shape[1]
+    assert last["ie"] == pytest.approx(stats.spearmanr(ie[1], exact[1]).statistic)
+    shares = relative(ie)[1], relative(exact)[1]
     assert last["rel_ie"] == pytest.approx(stats.spearmanr(*shares).statistic)
     assert 0.5 < last["ie"] < 1
 
@@ -136,26 +135,16 @@ def test_nothing_that_has_an_effect_gives_an_empty_table(models, crosscoder, pro
     assert Exact.load(tmp_path).table == found.table
 
 
-def test_join_disk_and_beside_the_estimates(models, crosscoder, prompts, tmp_path):
+def test_join_save_and_load(models, crosscoder, prompts, tmp_path):
     effects = attribute(crosscoder, models, prompts, bootstrap=0)
     one = exact_effects(crosscoder, models, prompts, effects, top=2, bootstrap=10)
     table = one.table.set_column(0, "task", pa.array(["other"] * one.table.num_rows))
     joined = Exact.join([one, Exact(table)])
     assert joined.tasks == ["random", "other"]
-    np.testing.assert_array_equal(joined.values("other", "exact"), one.values("random", "exact"))
+    np.testing.assert_array_equal(joined.array("other", "exact"), one.array("random", "exact"))
     joined.save(tmp_path)
     assert Exact.load(tmp_path).table == joined.table
     assert json.loads((tmp_path / "exact.json").read_text()) == joined.correlations
-
-    features = feature_table([effects], crosscoder, np.full(40, 0.1))
-    beside = one.beside(features)
-    assert beside.select(["task", "feature", "ie_early"]) == features.select(["task", "feature", "ie_early"])
-    measured = one.features("random")
-    for m, name in enumerate(("early", "late")):
-        for column in ("exact", "rel_exact"):
-            values = beside[f"{column}_{name}"].to_numpy()
-            np.testing.assert_allclose(values[measured], one.values("random", column)[:, m], rtol=1e-6)
-            assert np.isnan(np.delete(values, measured)).all()
     with pytest.raises(ValueError, match="no exact effects"):
         Exact.join([])
 

@@ -31,7 +31,7 @@ def _rel(*rows):
     ],
 )
 def test_relative_is_the_share_of_the_absolute_values(values, expected):
-    np.testing.assert_allclose(_rel(values)[0], expected)
+    np.testing.assert_allclose(_rel(values)[:, 0], expected)
 
 
 def test_no_effect_anywhere_is_undefined_not_shared():
@@ -42,11 +42,11 @@ def test_no_effect_anywhere_is_undefined_not_shared():
     hnp.arrays(np.float64, st.tuples(st.integers(2, 8), st.just(5)), elements=st.floats(-1e3, 1e3, width=32)),
     st.floats(0.1, 10),
 )
-def test_rows_sum_to_one_and_units_do_not_matter(values, factor):
+def test_columns_sum_to_one_and_units_do_not_matter(values, factor):
     rel = relative(values)
     defined = np.abs(values).sum(0) > 0
-    np.testing.assert_allclose(rel[defined].sum(1), 1)
-    assert np.isnan(rel[~defined]).all()
+    np.testing.assert_allclose(rel[:, defined].sum(0), 1)
+    assert np.isnan(rel[:, ~defined]).all()
     np.testing.assert_allclose(relative(values * factor), rel, rtol=1e-6, atol=1e-300)
 
 
@@ -62,17 +62,17 @@ def test_rows_sum_to_one_and_units_do_not_matter(values, factor):
     ],
 )
 def test_classes(row, expected):
-    assert sharing(np.array([row]), np.array([False]), NAMES) == [expected]
+    assert sharing(np.array([row]).T, np.array([False]), NAMES) == [expected]
 
 
 def test_with_two_checkpoints_the_classes_are_the_papers():
     rel = np.array([[0.8, 0.2], [0.3, 0.7], [0.5, 0.5], [0.2, 0.8]])
-    assert sharing(rel, np.zeros(4, bool), ["A", "B"]) == ["specific:A", "shared:A+B", "shared:A+B", "specific:B"]
+    assert sharing(rel.T, np.zeros(4, bool), ["A", "B"]) == ["specific:A", "shared:A+B", "shared:A+B", "specific:B"]
 
 
 def test_an_equal_share_of_many_checkpoints_is_shared_by_all():
     names = [f"c{i}" for i in range(8)]
-    assert sharing(np.full((1, 8), 1 / 8), np.array([False]), names) == ["shared:" + "+".join(names)]
+    assert sharing(np.full((8, 1), 1 / 8), np.array([False]), names) == ["shared:" + "+".join(names)]
 
 
 def test_lifecycles():
@@ -81,7 +81,7 @@ def test_lifecycles():
     )
     small = np.array([False, False, False, False, False, True])
     expected = ["emerged", "maintained", "dropped", "transient", "undefined", "negligible"]
-    assert lifecycle(rel, small) == expected
+    assert lifecycle(rel.T, small) == expected
 
 
 def test_an_effect_is_negligible_only_if_it_is_so_at_every_checkpoint():
@@ -93,7 +93,7 @@ def test_two_checkpoints_have_one_pair():
     values = np.array([[1.0, -0.2, 0, 0], [3.0, 0.3, 2, 0]])
     pairs = pairwise(values)
     assert list(pairs) == [(0, 1)]
-    np.testing.assert_array_equal(pairs[0, 1], relative(values)[:, 1])
+    np.testing.assert_array_equal(pairs[0, 1], relative(values)[1])
     np.testing.assert_allclose(pairs[0, 1], [0.75, 0.6, 1, np.nan])
 
 
@@ -103,7 +103,7 @@ def test_pairs_follow_from_the_shares_of_all(values):
     assert list(pairs) == list(combinations(range(len(values)), 2))
     for (m, n), share in pairs.items():
         with np.errstate(invalid="ignore", divide="ignore"):
-            np.testing.assert_allclose(share, rel[:, n] / (rel[:, m] + rel[:, n]), rtol=1e-6)
+            np.testing.assert_allclose(share, rel[n] / (rel[m] + rel[n]), rtol=1e-6)
 
 
 # ------------------------------------------------------------------------------------- the numbers of the paper's code
@@ -121,21 +121,21 @@ def _papers_pairs(values, no_effect="undefined"):
 
 def test_relative_effects_of_the_papers_code(golden):
     three, two = golden["abs_ie_3"], golden["abs_ie_2"]
-    np.testing.assert_array_equal(relative(three, "shared").T, golden["rel_ie_3.one_vs_all"])
+    np.testing.assert_array_equal(relative(three, "shared"), golden["rel_ie_3.one_vs_all"])
     np.testing.assert_array_equal(_papers_pairs(three, "shared"), golden["rel_ie_3.pairwise"])
-    np.testing.assert_array_equal(relative(two, "shared")[:, 1], golden["rel_ie_2"])
+    np.testing.assert_array_equal(relative(two, "shared")[1], golden["rel_ie_2"])
     # Its option to drop features without effect.
-    np.testing.assert_array_equal(relative(three[:, three.any(0)]).T, golden["rel_ie_3.one_vs_all.drop"])
+    np.testing.assert_array_equal(relative(three[:, three.any(0)]), golden["rel_ie_3.one_vs_all.drop"])
     np.testing.assert_array_equal(_papers_pairs(three[:, three.any(0)]), golden["rel_ie_3.pairwise.drop"])
-    np.testing.assert_array_equal(relative(two[:, two.any(0)])[:, 1], golden["rel_ie_2.drop"])
+    np.testing.assert_array_equal(relative(two[:, two.any(0)])[1], golden["rel_ie_2.drop"])
 
 
 def test_our_relative_effects_differ_only_where_there_is_no_effect(golden):
     for values in (golden["abs_ie_3"], golden["abs_ie_2"]):
         nowhere = ~values.any(0)
         assert nowhere.any()
-        assert np.isnan(relative(values)[nowhere]).all()
-        np.testing.assert_array_equal(relative(values)[~nowhere], relative(values, "shared")[~nowhere])
+        assert np.isnan(relative(values)[:, nowhere]).all()
+        np.testing.assert_array_equal(relative(values)[:, ~nowhere], relative(values, "shared")[:, ~nowhere])
 
 
 @pytest.mark.parametrize("form", ["unfolded", "folded"])
@@ -144,7 +144,7 @@ def test_relative_decoder_norms_of_the_papers_code(golden, form):
     if form == "unfolded":
         decoder = load_file(FOLDER / "crosscoder_unfolded.safetensors")["W_dec"]
     norms = np.linalg.norm(decoder, axis=-1).T
-    np.testing.assert_allclose(relative(norms).T, golden[f"{form}.one_vs_all"], rtol=1e-6)
+    np.testing.assert_allclose(relative(norms), golden[f"{form}.one_vs_all"], rtol=1e-6)
     np.testing.assert_allclose(_papers_pairs(norms), golden[f"{form}.pairwise"], rtol=1e-6)
     assert np.isnan(golden[f"{form}.pairwise"]).any()
 
@@ -152,7 +152,7 @@ def test_relative_decoder_norms_of_the_papers_code(golden, form):
 def test_relative_decoder_norms_of_two_checkpoints_of_the_papers_code(golden):
     norms = np.linalg.norm(load_file(FOLDER / "crosscoder_unfolded.safetensors")["W_dec"], axis=-1).T
     for m, n in combinations(range(3), 2):
-        np.testing.assert_allclose(relative(norms[[m, n]])[:, 1], golden[f"unfolded.two_way_{m}{n}"], rtol=1e-6)
+        np.testing.assert_allclose(relative(norms[[m, n]])[1], golden[f"unfolded.two_way_{m}{n}"], rtol=1e-6)
 
 
 def test_levels_of_the_papers_code():
@@ -175,10 +175,10 @@ def _papers_group(a, b, c):
 
 
 def test_groups_of_the_papers_tables(golden):
-    rows = [golden["rel_ie_3.one_vs_all"].T, golden["unfolded.one_vs_all"].T, golden["folded.one_vs_all"].T]
-    rows.append(np.array([[0.65, 0.2, 0.15], [0.7, 0.3, 0], [0.5, 0.5, 0.5], [0.01, 0.68, 0.31]]))
-    for rel in rows:
-        found = sharing(rel, np.zeros(len(rel), bool), NAMES)
-        assert found == [_papers_group(*row) for row in rel]
-    groups = {group for rel in rows for group in sharing(rel, np.zeros(len(rel), bool), NAMES)}
+    columns = [golden[f"{name}.one_vs_all"] for name in ("rel_ie_3", "unfolded", "folded")]
+    columns.append(np.array([[0.65, 0.2, 0.15], [0.7, 0.3, 0], [0.5, 0.5, 0.5], [0.01, 0.68, 0.31]]).T)
+    for rel in columns:
+        found = sharing(rel, np.zeros(rel.shape[1], bool), NAMES)
+        assert found == [_papers_group(*feature) for feature in rel.T]
+    groups = {group for rel in columns for group in sharing(rel, np.zeros(rel.shape[1], bool), NAMES)}
     assert groups >= {"specific:A", "specific:B", "specific:C", "shared:A+B", "shared:A+C", "shared:A+B+C", "other"}

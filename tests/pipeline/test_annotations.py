@@ -4,11 +4,10 @@ import csv
 import json
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from crosstime import cli
+from crosstime.attribution.features import FeatureTable, long_table
 from crosstime.base import artifact
 from crosstime.evaluation.contexts import Context, FeatureContexts, save_contexts
 from crosstime.pipeline import preset
@@ -25,10 +24,8 @@ def run_dir(tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()
     (folder / "run.toml").write_text(preset.text("demo"), encoding="utf-8")
-    table = {"task": ["sv"] * 6, "feature": list(range(6)), "class": ["shared"] * 6}
-    for m, name in enumerate(NAMES):
-        for column in ("ie", "rel_ie", "decoder_norm"):
-            table[f"{column}_{name}"] = np.arange(6, dtype=np.float32) + m
+    values = np.arange(6, dtype=np.float32) + np.arange(3, dtype=np.float32)[:, None]
+    columns = {"class": ["shared"] * 6} | dict.fromkeys(("ie", "rel_ie", "decoder_norm"), values)
     contexts = {
         n: FeatureContexts(n, [Context(["=The", " keys"], [0.0, 1.0], 1)], {NAMES[2]: []}, {}, 1.0) for n in range(6)
     }
@@ -39,7 +36,7 @@ def run_dir(tmp_path):
             elif name == "crosscoder":
                 (draft / "config.json").write_text('{"features": 6}')
             elif name == "effects":
-                pq.write_table(pa.table(table), draft / "features.parquet")
+                FeatureTable(long_table("sv", NAMES, np.arange(6), columns)).save(draft)
             else:
                 save_contexts(draft / "contexts.json", contexts)
     return folder

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 import tiny
 from crosstime import cli
 from crosstime.attribution.exact import Exact
+from crosstime.attribution.features import FeatureTable
 from crosstime.pipeline.execute import locked
 from crosstime.pipeline.summary import LIFECYCLES
 from users_run import ARTIFACTS, edit, write_inputs
@@ -55,8 +56,10 @@ def test_every_artifact_is_there(finished):
 def test_exact_effects_stand_beside_the_estimates(finished):
     exact = Exact.load(finished / "ablation")
     assert exact.checkpoints == ["step0", "step10", "step100"]
-    beside = exact.beside(pq.read_table(finished / "effects" / "features.parquet"))
-    assert np.isfinite(beside["exact_step100"].to_numpy()).sum() >= 12
+    (task,) = exact.tasks
+    estimates = FeatureTable.load(finished / "effects").array(task, "ie")
+    np.testing.assert_allclose(exact.array(task, "ie"), estimates[:, exact.features(task)])
+    assert np.isfinite(exact.array(task, "exact")[2]).sum() >= 12
     validation = pq.read_table(finished / "ablation" / "validation.parquet").to_pylist()
     assert {(row["first"], row["top_k"]) for row in validation} == {("step0", 10), ("step10", 10), (None, 10)}
 

@@ -7,16 +7,18 @@ import itertools
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute
 
 from crosstime.attribution.ablation import Ablation
+from crosstime.attribution.effects import TaskTotals
 from crosstime.attribution.exact import Exact
+from crosstime.attribution.features import FeatureTable, long_table
+from crosstime.attribution.relative import relative
 from crosstime.evaluation.contexts import Context, FeatureContexts
 from crosstime.evaluation.diagnostics import LABELS, Diagnostics
 from crosstime.evaluation.quality import Quality
 from crosstime.evaluation.survey import Proposal, Survey
 from crosstime.report.annotation import Annotation
-from crosstime.report.data import ReportData, RunFacts, TaskEffects, TaskGroup, TrainingPoint
+from crosstime.report.data import ReportData, RunFacts, TaskGroup, TrainingPoint
 
 STEPS = (0, 64, 128, 256, 512, 1000, 2000, 3786)
 NAMES = [f"step{step}" for step in STEPS]
@@ -67,7 +69,7 @@ def report_data(
     """A whole report: the checkpoints surveyed, `chosen` compared, three tasks attributed and ablated."""
     rng = np.random.default_rng(seed)
     features, tasks = effects(list(chosen), n_features, rng)
-    listed = sorted({f for task in tasks for f in _top(features, task.task, list(chosen), 12)})
+    listed = sorted({f for task in tasks for f in _top(features, task.task, 12)})
     return ReportData(
         title="When a small language model learns to agree",
         run=RunFacts(
@@ -115,19 +117,11 @@ def whole_data(
     assert data.features is not None
     return dataclasses.replace(
         data,
-        features=consistent(data.features, data.chosen, rng),
         diagnostics=diagnostics(n_features, data.chosen, rng),
         exact=exact(data.features, data.chosen, rng),
         validation=validation(data.chosen),
         annotations=tuple(annotations(sorted(data.contexts))),
     )
-
-
-def consistent(features: pa.Table, chosen: list[str], rng: np.random.Generator) -> pa.Table:
-    """The table of features with the sign consistency of their effects."""
-    for name in chosen:
-        features = features.append_column(f"sign_consistency_{name}", [rng.uniform(0.5, 1.0, len(features))])
-    return features
 
 
 def diagnostics(n: int, chosen: list[str], rng: np.random.Generator) -> Diagnostics:
@@ -162,27 +156,18 @@ def similarity(n_features: int, n: int, rng: np.random.Generator) -> np.ndarray:
     return cosine.astype(np.float32)
 
 
-def exact(features: pa.Table, chosen: list[str], rng: np.random.Generator, k: int = 60) -> Exact:
+def exact(features: FeatureTable, chosen: list[str], rng: np.random.Generator, k: int = 60) -> Exact:
     """Exact effects near the attributed ones, of the strongest features of the first two tasks."""
-    n, k = len(chosen), min(k, features["feature"].to_numpy().max() + 1)
     tables = []
     for task in ATTRIBUTED[:2]:
-        of_task = features.filter(pa.compute.equal(features["task"], task))
-        ie = np.stack([of_task[f"ie_{name}"].to_numpy() for name in chosen], axis=1)
-        rows = np.sort(np.argsort(-np.abs(ie).max(axis=1), kind="stable")[:k])
-        true = ie[rows] * rng.normal(1.0, 0.15, (k, n))
-        with np.errstate(invalid="ignore"):
-            share = np.abs(true) / np.abs(true).sum(axis=1, keepdims=True)
-        columns: dict[str, object] = {
-            "task": [task] * (k * n),
-            "feature": np.repeat(rows.astype(np.int32), n),
-            "checkpoint": chosen * k,
-        }
-        for name, values in (("ie", ie[rows]), ("exact", true), ("rel_exact", share)):
-            columns[name] = values.ravel()
-            if name != "ie":
-                columns |= {f"{name}_low": values.ravel() - 0.01, f"{name}_high": values.ravel() + 0.01}
-        tables.append(pa.table(columns))
+        ie = features.array(task, "ie")
+        rows = np.sort(np.argsort(-np.abs(ie).max(axis=0), kind="stable")[:k])
+        true = ie[:, rows] * rng.normal(1.0, 0.15, (len(rows), len(chosen))).T
+        share = relative(true)
+        columns = {"ie": ie[:, rows], "exact": true, "rel_exact": share}
+        for name, values in (("exact", true), ("rel_exact", share)):
+            columns |= {f"{name}_low": values - 0.01, f"{name}_high": values + 0.01}
+        tables.append(long_table(task, chosen, rows, columns))
     return Exact(pa.concat_tables(tables))
 
 
@@ -249,13 +234,12 @@ def survey(rng: np.random.Generator) -> Survey:
     )
 
 
-def quality(chosen: list[str], features: pa.Table, rng: np.random.Generator) -> Quality:
+def quality(chosen: list[str], features: FeatureTable, rng: np.random.Generator) -> Quality:
     """Good, and worse at later checkpoints, as crosscoders are."""
     n = len(chosen)
     clean = np.linspace(4.9, 3.8, n)
     cost = np.linspace(0.4, 3.1, n)
-    n_features = len(set(features["feature"].to_pylist()))
-    frequency = features["frequency"].to_numpy()[:n_features].astype(np.float64)
+    frequency = np.array(features.column(ATTRIBUTED[0], "frequency"), np.float64)
     return Quality(
         checkpoints=chosen,
         n_tokens=262_144,
@@ -269,7 +253,7 @@ def quality(chosen: list[str], features: pa.Table, rng: np.random.Generator) -> 
     )
 
 
-def effects(chosen: list[str], n_features: int, rng: np.random.Generator) -> tuple[pa.Table, list[TaskEffects]]:
+def effects(chosen: list[str], n_features: int, rng: np.random.Generator) -> tuple[FeatureTable, list[TaskTotals]]:
     """Features whose effects are heavy-tailed and lie at one, some or all checkpoints."""
     n = len(chosen)
     frequency = 10 ** rng.normal(-2.6, 0.55, n_features).clip(-4.5, -0.3)
@@ -285,29 +269,29 @@ def effects(chosen: list[str], n_features: int, rng: np.random.Generator) -> tup
         tables.append(_table(task, chosen, ie, norms, frequency, rng))
         total = ie.sum(0) * 1.15
         summaries.append(
-            TaskEffects(
+            TaskTotals(
                 task=task,
                 n_examples=(1783, 2783, 1686)[k],
                 checkpoints=chosen,
-                total=total.tolist(),
-                error=(total - ie.sum(0)).tolist(),
-                feature_share=(ie.sum(0) / total).tolist(),
-                gap=[0.0002 + 0.0004 * m + (0.07 if k == 2 and m == 0 else 0) for m in range(n)],
-                metric_clean=(-total).tolist(),
-                metric_end=[0.0] * n,
+                method="integrated",
+                baseline="bias",
+                total=total,
+                explained=total,
+                error=total - ie.sum(0),
+                gap=np.array([0.0002 + 0.0004 * m + (0.07 if k == 2 and m == 0 else 0) for m in range(n)]),
+                metric_clean=-total,
+                metric_end=np.zeros(n),
                 skipped={"the answers have more than two tokens": 217} if k == 0 else {},
             )
         )
-    return pa.concat_tables(tables), summaries
+    return FeatureTable(pa.concat_tables(tables)), summaries
 
 
-def ablation(features: pa.Table, tasks: list[TaskEffects], rng: np.random.Generator) -> Ablation:
+def ablation(features: FeatureTable, tasks: list[TaskTotals], rng: np.random.Generator) -> Ablation:
     """Exact effects near the attributed ones."""
     rows, joint = [], []
     for task in tasks:
-        of_task = features.filter(pa.compute.equal(features["task"], task.task))
-        for name in task.checkpoints:
-            ie = of_task[f"ie_{name}"].to_numpy()
+        for name, ie in zip(task.checkpoints, features.array(task.task, "ie"), strict=True):
             top = np.argsort(-np.abs(ie))[:20]
             for group, index in (("top", top), ("random", rng.integers(0, len(ie), len(top)))):
                 delta = ie[index] * rng.normal(1.02, 0.12, len(top)) + rng.normal(0, 0.001, len(top))
@@ -345,29 +329,26 @@ def contexts(feature: int, chosen: list[str], rng: np.random.Generator) -> Featu
 def _table(
     task: str, chosen: list[str], ie: np.ndarray, norms: np.ndarray, frequency: np.ndarray, rng: np.random.Generator
 ) -> pa.Table:
-    n_features, n = ie.shape
     total = np.abs(ie).sum(1, keepdims=True)
-    with np.errstate(invalid="ignore"):
-        relative = np.where(total > 0, np.abs(ie) / total, np.nan)
+    shares = relative(ie.T).T
     width = np.abs(ie) * rng.uniform(0.05, 0.3, ie.shape)
-    columns: dict[str, object] = {
-        "task": [task] * n_features,
-        "feature": np.arange(n_features, dtype=np.int32),
-        "class": [_class(row, chosen, float(t)) for row, t in zip(relative, total[:, 0], strict=True)],
-        "lifecycle": [_lifecycle(row, float(t)) for row, t in zip(relative, total[:, 0], strict=True)],
+    columns = {
+        "class": [_class(row, chosen, float(t)) for row, t in zip(shares, total[:, 0], strict=True)],
+        "lifecycle": [_lifecycle(row, float(t)) for row, t in zip(shares, total[:, 0], strict=True)],
         "frequency": frequency.astype(np.float32),
     }
-    for m, name in enumerate(chosen):
-        columns[f"ie_{name}"] = ie[:, m]
-        columns[f"ie_low_{name}"] = ie[:, m] - width[:, m]
-        columns[f"ie_high_{name}"] = ie[:, m] + width[:, m]
-        columns[f"rel_ie_{name}"] = relative[:, m]
-        columns[f"rel_ie_low_{name}"] = (relative[:, m] - 0.06).clip(0, 1)
-        columns[f"rel_ie_high_{name}"] = (relative[:, m] + 0.06).clip(0, 1)
-        columns[f"decoder_norm_{name}"] = norms[:, m]
-        columns[f"rel_dec_{name}"] = norms[:, m] / norms.sum(1)
-    assert n == len(chosen)
-    return pa.table(columns)
+    columns |= {
+        "ie": ie.T,
+        "ie_low": (ie - width).T,
+        "ie_high": (ie + width).T,
+        "rel_ie": shares.T,
+        "rel_ie_low": (shares - 0.06).clip(0, 1).T,
+        "rel_ie_high": (shares + 0.06).clip(0, 1).T,
+        "decoder_norm": norms.T,
+        "rel_dec": (norms / norms.sum(1, keepdims=True)).T,
+        "sign_consistency": np.random.default_rng(0).uniform(0.5, 1.0, ie.T.shape),
+    }
+    return long_table(task, chosen, np.arange(len(ie)), columns)
 
 
 def _class(relative: np.ndarray, chosen: list[str], total: float) -> str:
@@ -390,9 +371,8 @@ def _lifecycle(relative: np.ndarray, total: float) -> str:
     return {(0, 0): "transient", (0, 1): "emerged", (1, 0): "dropped", (1, 1): "maintained"}[int(first), int(last)]
 
 
-def _top(features: pa.Table, task: str, chosen: list[str], k: int) -> set[int]:
-    of_task = features.filter(pa.compute.equal(features["task"], task))
-    return {int(f) for name in chosen for f in np.argsort(-np.abs(of_task[f"ie_{name}"].to_numpy()))[:k]}
+def _top(features: FeatureTable, task: str, k: int) -> set[int]:
+    return {int(f) for ie in features.array(task, "ie") for f in np.argsort(-np.abs(ie))[:k]}
 
 
 def _ablation_row(task: str, feature: int, checkpoint: str, group: str, ie: float, delta: float) -> dict[str, object]:

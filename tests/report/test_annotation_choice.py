@@ -4,33 +4,27 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from crosstime.attribution.features import FeatureTable, long_table
 from crosstime.evaluation.contexts import Context, FeatureContexts
 from crosstime.report.annotation_choice import CONTEXTS, rows
-
-CHECKPOINTS = ["step1", "step2"]
 
 
 def _task(task, ie):
     """Four features whose effects at two checkpoints are given; feature n has its larger decoder at step1 + n % 2."""
-    ie = np.array(ie, dtype=np.float32)
-    return {
-        "task": [task] * 4,
-        "feature": list(range(4)),
+    columns = {
         "class": [f"class {n}" for n in range(4)],
-        "ie_step1": ie[0],
-        "ie_step2": ie[1],
-        "rel_ie_step1": np.float32([0.25, 0.5, 1.0, np.nan]),
-        "rel_ie_step2": np.float32([0.75, 0.5, 0.0, np.nan]),
-        "decoder_norm_step1": np.float32([2, 1, 2, 1]),
-        "decoder_norm_step2": np.float32([1, 2, 1, 2]),
+        "ie": np.array(ie, dtype=np.float32),
+        "rel_ie": np.float32([[0.25, 0.5, 1.0, np.nan], [0.75, 0.5, 0.0, np.nan]]),
+        "decoder_norm": np.float32([[2, 1, 2, 1], [1, 2, 1, 2]]),
     }
+    return long_table(task, ["step1", "step2"], np.arange(4), columns)
 
 
 @pytest.fixture
 def features():
     one = _task("one", [[5, 0, -1, 0], [0, 0, 0, 0]])
     two = _task("two", [[0, 0, 0, 0], [-9, 0, 2, 1]])
-    return pa.concat_tables([pa.table(one), pa.table(two)])
+    return FeatureTable(pa.concat_tables([one, two]))
 
 
 @pytest.fixture
@@ -44,14 +38,14 @@ def contexts():
 
 
 def test_the_union_over_tasks_and_checkpoints_by_size_of_effect(features, contexts):
-    assert [row["feature_id"] for row in rows(features, contexts, CHECKPOINTS, top=1)] == [0]
-    assert [row["feature_id"] for row in rows(features, contexts, CHECKPOINTS, top=2)] == [0, 2]
+    assert [row["feature_id"] for row in rows(features, contexts, top=1)] == [0]
+    assert [row["feature_id"] for row in rows(features, contexts, top=2)] == [0, 2]
     # Feature 1 has no effect anywhere, so it is never shown.
-    assert [row["feature_id"] for row in rows(features, contexts, CHECKPOINTS, top=4)] == [0, 2, 3]
+    assert [row["feature_id"] for row in rows(features, contexts, top=4)] == [0, 2, 3]
 
 
 def test_what_is_shown(features, contexts):
-    zero, two, three = rows(features, contexts, CHECKPOINTS, top=4)
+    zero, two, three = rows(features, contexts, top=4)
     assert zero == {
         "feature_id": 0,
         "contexts": "The «key 1»↵to it",
@@ -65,13 +59,12 @@ def test_what_is_shown(features, contexts):
 
 
 def test_blind_hides_and_shuffles_the_same_way_each_time(features, contexts):
-    blind = rows(features, contexts, CHECKPOINTS, top=4, blind=True, seed=1)
+    blind = rows(features, contexts, top=4, blind=True, seed=1)
     assert all(list(row) == ["feature_id", "contexts", "promoted"] for row in blind)
     assert "step" not in str(blind)
-    assert blind == rows(features, contexts, CHECKPOINTS, top=4, blind=True, seed=1)
+    assert blind == rows(features, contexts, top=4, blind=True, seed=1)
     orders = {
-        tuple(row["feature_id"] for row in rows(features, contexts, CHECKPOINTS, top=4, blind=True, seed=seed))
-        for seed in range(20)
+        tuple(row["feature_id"] for row in rows(features, contexts, top=4, blind=True, seed=seed)) for seed in range(20)
     }
     assert len(orders) > 1
     assert all(sorted(order) == [0, 2, 3] for order in orders)
@@ -79,4 +72,4 @@ def test_blind_hides_and_shuffles_the_same_way_each_time(features, contexts):
 
 def test_top_must_be_positive(features, contexts):
     with pytest.raises(ValueError, match="top must be at least 1"):
-        rows(features, contexts, CHECKPOINTS, top=0)
+        rows(features, contexts, top=0)

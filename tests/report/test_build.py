@@ -5,9 +5,10 @@ import re
 import numpy as np
 import pytest
 
+from crosstime.attribution.features import FeatureTable
 from crosstime.attribution.relative import LIFECYCLES
 from crosstime.report.build import build_report
-from crosstime.report.data import ReportData, RunFacts, TaskEffects
+from crosstime.report.data import ReportData, RunFacts
 from crosstime.report.features import LIFECYCLE_WORDS
 
 MEGABYTE = 2**20
@@ -76,8 +77,9 @@ def test_the_story_is_on_the_first_page(reports):
 def test_text_from_data_cannot_become_markup(synthetic, tmp_path):
     data = synthetic.report_data(n_features=256)
     hostile = "<script>alert(1)</script>"
-    features = data.features.set_column(0, "task", [[hostile] * len(data.features)])
-    data = dataclasses.replace(data, title=hostile, features=features.slice(0, 256), ablation=None)
+    table = data.features.table.slice(0, 3 * 256)
+    features = FeatureTable(table.set_column(0, "task", [[hostile] * len(table)]))
+    data = dataclasses.replace(data, title=hostile, features=features, ablation=None)
     build_report(data, tmp_path)
     html = page(tmp_path)
     assert "<script>alert" not in html
@@ -112,14 +114,9 @@ def test_tables_agree_with_the_data(synthetic, reports):
     data = synthetic.report_data(n_features=512)
     rows = values(reports[3], "task-0.js")["rows"]
     assert values(reports[3], "report.js")["tasks"][0] == "determiner-noun agreement"
-    of_task = data.features.to_pydict()
-    index = next(
-        i
-        for i, (task, feature) in enumerate(zip(of_task["task"], of_task["feature"], strict=True))
-        if task == "determiner-noun agreement" and feature == rows["id"][0]
-    )
-    for m, name in enumerate(data.chosen):
-        assert rows["ie"][m][0] == pytest.approx(of_task[f"ie_{name}"][index], rel=1e-3)
+    ie = data.features.array("determiner-noun agreement", "ie")
+    for m in range(3):
+        assert rows["ie"][m][0] == pytest.approx(ie[m, rows["id"][0]], rel=1e-3)
     strengths = np.abs(np.array(rows["ie"])).max(0)
     assert (np.diff(strengths) <= 1e-12).all()
 
@@ -202,21 +199,12 @@ def test_the_folder_must_be_there_and_empty(synthetic, tmp_path):
         build_report(data, tmp_path)
 
 
-def test_features_of_other_checkpoints_are_refused(synthetic, tmp_path):
-    data = dataclasses.replace(synthetic.report_data(n_features=16), chosen=["step256", "step999"])
-    with pytest.raises(ValueError, match="no column 'ie_step999'"):
-        build_report(data, tmp_path)
+def test_features_of_other_checkpoints_are_refused(synthetic):
+    with pytest.raises(ValueError, match="the features are of step256, step1000, step3786, not of the chosen"):
+        dataclasses.replace(synthetic.report_data(n_features=16), chosen=["step256", "step999"])
 
 
 def test_groups_must_be_of_surveyed_tasks(synthetic):
     data = synthetic.report_data(n_features=16)
     with pytest.raises(ValueError, match="the survey has no task"):
         dataclasses.replace(data, groups=(dataclasses.replace(data.groups[0], tasks=("nothing",)),))
-
-
-def test_tasks_are_read_from_json_with_null_for_nan():
-    names = ("total", "error", "feature_share", "gap", "metric_clean", "metric_end")
-    entry = {"task": "t", "n_examples": 3, "checkpoints": ["a"], "more": 1} | {name: [None] for name in names}
-    assert np.isnan(TaskEffects.from_json(entry).gap[0])
-    with pytest.raises(ValueError, match="lacks gap"):
-        TaskEffects.from_json({key: value for key, value in entry.items() if key != "gap"})

@@ -25,7 +25,7 @@ def test_only_checkpoints_at_which_the_decoder_is_absent_speak_against_it(synthe
 
 def test_every_feature_is_counted_under_one_label(synthetic):
     data = synthetic.whole_data(n_features=60)
-    tasks = by_task(data.features, data.chosen)
+    tasks = by_task(data.features)
     rows = label_counts(data.diagnostics, tasks)
     assert sum(row.all for row in rows) == 60
     for i, features in enumerate(tasks.values()):

@@ -25,8 +25,8 @@ def test_two_checkpoints_or_unknown_cosines_have_no_turn():
 
 def test_the_mean_is_over_the_features_present_at_both():
     similarity = np.array([[[1.0, 0.2], [0.2, 1.0]], [[1.0, 0.6], [0.6, 1.0]], [[1.0, np.nan], [np.nan, 1.0]]])
-    there = np.array([[True, True], [True, False], [True, True]])
+    there = np.array([[True, True, True], [True, False, True]])
     mean = mean_similarity(similarity, there)
     assert mean[0, 1] == mean[1, 0] == pytest.approx(0.2)
     assert mean[0, 0] == 1.0
-    assert np.isnan(mean_similarity(similarity, np.zeros((3, 2), bool))).all()
+    assert np.isnan(mean_similarity(similarity, np.zeros((2, 3), bool))).all()

@@ -72,19 +72,13 @@ def test_ablation_stands_for_itself_where_only_exact_effects_are_known(synthetic
 
 @pytest.mark.parametrize("n", [8, 32])
 def test_tiles_follow_the_strongest_features(synthetic, whole_reports, n):
-    table = synthetic.whole_data(synthetic.many(n), n_features=512 if n < 32 else 256).features.to_pydict()
+    table = synthetic.whole_data(synthetic.many(n), n_features=512 if n < 32 else 256).features
     task = values(whole_reports[n], "task-0.js")
     assert [tile["id"] for tile in task["tiles"]] == task["rows"]["id"][:12]
     tile = task["tiles"][0]
-    row = next(
-        i
-        for i, key in enumerate(zip(table["task"], table["feature"], strict=True))
-        if key
-        == ("determiner-noun agreement" if n == 8 else values(whole_reports[n], "report.js")["tasks"][0], tile["id"])
-    )
-    for m, name in enumerate(synthetic.many(n)):
-        assert tile["ie"][m] == pytest.approx(table[f"ie_{name}"][row], rel=1e-3)
-        assert tile["norm"][m] == pytest.approx(table[f"decoder_norm_{name}"][row], rel=1e-2)
+    name = "determiner-noun agreement" if n == 8 else values(whole_reports[n], "report.js")["tasks"][0]
+    assert tile["ie"] == pytest.approx(table.array(name, "ie")[:, tile["id"]], rel=1e-3)
+    assert tile["norm"] == pytest.approx(table.array(name, "decoder_norm")[:, tile["id"]], rel=1e-2)
 
 
 def test_few_checkpoints_have_no_tiles(whole_reports):

@@ -3,6 +3,7 @@ import dataclasses
 import numpy as np
 import pytest
 
+from crosstime.attribution.features import FeatureTable
 from crosstime.evaluation.contexts import Context, FeatureContexts
 from crosstime.report.data import TaskGroup
 from crosstime.report.features import by_task, class_words
@@ -78,7 +79,7 @@ def features_of(synthetic, ie):
     ie = np.asarray(ie, dtype=float)
     rng = np.random.default_rng(0)
     table = synthetic._table("my_task", CHOSEN, ie, np.ones_like(ie), np.full(len(ie), 0.01), rng)
-    return by_task(table, CHOSEN)["my_task"]
+    return by_task(FeatureTable(table))["my_task"]
 
 
 def test_the_leaders_are_named_with_their_share_and_what_they_do(synthetic):

@@ -102,7 +102,7 @@ def test_planted_effects_are_recovered(recovered):
         crosscoder, world.models(), Prompts("planted", tokens, right, wrong, torch.arange(600)), steps=2, bootstrap=0
     )
     relevant = [i for i, kind in enumerate(world.kinds) if kind != "irrelevant"]
-    np.testing.assert_allclose(effects.rel_ie[which[relevant]], world.rel_ie[relevant].numpy(), atol=0.05)
+    np.testing.assert_allclose(effects.rel_ie[:, which[relevant]], world.rel_ie[:, relevant].numpy(), atol=0.05)
     irrelevant = which[world.features("irrelevant")]
     assert np.abs(effects.ie[:, irrelevant]).max() < 0.1 * np.abs(effects.ie[:, which[relevant]]).max(0).min()
 
@@ -589,8 +589,8 @@ def test_thirty_two_checkpoints_share_one_crosscoder():
     crosscoder = _trained(world, config, sparsity=L1(0.02), features=12, corpus=_corpus(len(world.rows), n_blocks=400))
     effects = attribute(crosscoder, world.models(), world.prompts(), bootstrap=0)
     assert effects.ie.shape == (32, 12)
-    has_effect = ~np.isnan(effects.rel_ie).any(1)
-    np.testing.assert_allclose(effects.rel_ie[has_effect].sum(1), 1, rtol=1e-5)
+    has_effect = ~np.isnan(effects.rel_ie).any(0)
+    np.testing.assert_allclose(effects.rel_ie[:, has_effect].sum(0), 1, rtol=1e-5)
     with torch.no_grad():
         error = world.rows - crosscoder(world.rows)
     assert 1 - error.square().sum() / (world.rows - world.rows.mean(0)).square().sum() > 0.9

@@ -19,7 +19,7 @@ def draw_counts(n: int, draws: int, seed: int) -> Float[Tensor, "R N"]:
 
 
 def percentile_bounds(resampled: Float[Tensor, "M R F"]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Percentile bounds of an effect [M, F] and of its shares between the checkpoints [F, M], low and high each.
+    """Percentile bounds, each [M, F], of an effect and of its shares between the checkpoints, low and high each.
 
     A resample in which a feature has no effect has no shares. Without resamples all bounds are NaN.
     """
@@ -29,7 +29,7 @@ def percentile_bounds(resampled: Float[Tensor, "M R F"]) -> tuple[np.ndarray, np
         shares = size / size.sum(0)
     low, high = _percentiles(effects)
     share_low, share_high = _percentiles(shares)
-    return low, high, share_low.T, share_high.T
+    return low, high, share_low, share_high
 
 
 def _percentiles(values: Float[np.ndarray, "M F R"]) -> list[Float[np.ndarray, "M F"]]:

@@ -53,7 +53,7 @@ class EffectSums:
     def intervals(
         self, bootstrap: int, seed: int, device: torch.device
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Percentile bounds of IE [M, F] and of RelIE [F, M] over resamples of the prompts, low and high each.
+        """Percentile bounds [M, F] of IE and of RelIE over resamples of the prompts, low and high each.
 
         A resample without effect of a feature has no RelIE, and a feature without any effect has none.
 
@@ -64,12 +64,12 @@ class EffectSums:
         """
         resampling = (draw_counts(len(self.weights), bootstrap, seed) * self.weights).float().to(device)
         low, high = (np.full(self.ie.shape, 0 if bootstrap else np.nan, np.float32) for _ in range(2))
-        share_low, share_high = (np.full(self.ie.shape[::-1], np.nan, np.float32) for _ in range(2))
+        share_low, share_high = (np.full(self.ie.shape, np.nan, np.float32) for _ in range(2))
         there = np.unique(np.concatenate([at.tocoo().col for at in self.effects]))
         for part in np.split(there, range(FEATURES_AT_ONCE, len(there), FEATURES_AT_ONCE)) if bootstrap else ():
             effects = torch.from_numpy(np.stack([at[:, part].toarray() for at in self.effects])).float().to(device)
             found = percentile_bounds(resampling @ effects)
-            low[:, part], high[:, part], share_low[part], share_high[part] = found
+            low[:, part], high[:, part], share_low[:, part], share_high[:, part] = found
         return low, high, share_low, share_high
 
 

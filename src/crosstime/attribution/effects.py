@@ -40,6 +40,7 @@ from crosstime.attribution.path_rules import Baseline, Method, PathRule
 from crosstime.attribution.relative import NoEffect, relative, share_of_no_effect
 from crosstime.base.errors import InputError
 from crosstime.base.memory import AdaptiveBatches
+from crosstime.base.units import jsonable
 from crosstime.crosscoder.crosscoder import Crosscoder
 from crosstime.models.split import SplitLM
 from crosstime.tasks.prompts import Prompts
@@ -57,11 +58,10 @@ class CompletenessWarning(UserWarning):
 
 
 @dataclass(frozen=True)
-class Effects:
-    """Indirect effects of all features at all checkpoints on one task.
+class TaskTotals:
+    """Effects on one task, of all features and the error together: an entry of tasks.json.
 
-    The metric is logit(wrong) - logit(right) at the last prompt token, so IE > 0 says: the feature supports the right
-    answer. Everything is in logits. Intervals are bootstrap percentile intervals over prompts, at 95 %.
+    The metric is logit(wrong) - logit(right) at the last prompt token; everything is in logits.
     """
 
     task: str
@@ -71,17 +71,6 @@ class Effects:
     n_examples: int
     skipped: dict[str, int]
     """Pairs of the task that gave no prompt, by reason."""
-    ie: np.ndarray
-    """[M, F] indirect effect: summed over positions, mean over prompts; see `attribute` for the other aggregation."""
-    ie_low: np.ndarray
-    ie_high: np.ndarray
-    rel_ie: np.ndarray
-    """[F, M] |IE_m| / sum over checkpoints of |IE|; where a feature has no effect at any checkpoint, NaN or what
-    `no_effect` says."""
-    rel_ie_low: np.ndarray
-    rel_ie_high: np.ndarray
-    sign_consistency: np.ndarray
-    """[M, F] share of the prompts with a nonzero effect whose effect has the sign of IE; NaN without such prompts."""
     explained: np.ndarray
     """[M] sum of all effects, the error's among them, by the mean gradient along the path, before any threshold."""
     error: np.ndarray
@@ -102,26 +91,50 @@ class Effects:
         with np.errstate(invalid="ignore", divide="ignore"):
             return 1 - self.error / self.explained
 
-    def summary(self) -> dict[str, object]:
-        """The task's numbers without those of single features, ready for JSON."""
-        return {
-            "task": self.task,
-            "method": self.method,
-            "baseline": self.baseline,
-            "checkpoints": self.checkpoints,
-            "n_examples": self.n_examples,
-            "skipped": self.skipped,
-            "feature_share": self.feature_share.tolist(),
-            **{
-                name: getattr(self, name).tolist()
-                for name in ("total", "explained", "error", "gap", "metric_clean", "metric_end")
-            },
-        }
+
+_ARRAYS = ("explained", "error", "total", "gap", "metric_clean", "metric_end")
+
+
+def save_totals(path: Path, totals: Sequence[TaskTotals]) -> None:
+    """Write tasks.json: the totals of each task without its single features; null stands for NaN."""
+    names = [field.name for field in fields(TaskTotals)]
+    entries = [{name: getattr(one, name) for name in [*names, "feature_share"]} for one in totals]
+    plain = [{k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in entry.items()} for entry in entries]
+    path.write_text(json.dumps(jsonable(plain), indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def load_totals(path: Path) -> list[TaskTotals]:
+    """Read what `save_totals` wrote."""
+    entries: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
+    for entry in entries:
+        entry.pop("feature_share")
+        entry |= {name: np.array(entry[name], float) for name in _ARRAYS}
+    return [TaskTotals(**entry) for entry in entries]
+
+
+@dataclass(frozen=True)
+class Effects(TaskTotals):
+    """Indirect effects of all features at all checkpoints on one task, and their totals.
+
+    IE > 0 means that the feature supports the right answer. Intervals are bootstrap percentile intervals over prompts,
+    at 95 %. Arrays are [M, F].
+    """
+
+    ie: np.ndarray
+    """Indirect effect: summed over positions, mean over prompts; see `attribute` for the other aggregation."""
+    ie_low: np.ndarray
+    ie_high: np.ndarray
+    rel_ie: np.ndarray
+    """|IE_m| / sum over checkpoints of |IE|; for a feature without effect at any checkpoint NaN, or as set by
+    `no_effect`."""
+    rel_ie_low: np.ndarray
+    rel_ie_high: np.ndarray
+    sign_consistency: np.ndarray
+    """Share of the prompts with a nonzero effect whose effect has the sign of IE; NaN without such prompts."""
 
     def save(self, folder: Path) -> None:
         """Write effects.json and effects.safetensors into an existing folder."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
-        # safetensors writes the memory as it lies, so a transposed view must be laid out first.
         arrays = {name: np.ascontiguousarray(v) for name, v in values.items() if isinstance(v, np.ndarray)}
         save_file(arrays, folder / "effects.safetensors")
         plain = {name: value for name, value in values.items() if name not in arrays}

@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from jaxtyping import Float
 from torch import Tensor
@@ -23,6 +21,7 @@ from crosstime.attribution.activations import check_models
 from crosstime.attribution.bootstrap import draw_counts, percentile_bounds
 from crosstime.attribution.correlation import spearman
 from crosstime.attribution.effects import Effects
+from crosstime.attribution.features import CheckpointTable, long_table
 from crosstime.attribution.intervention import intervene
 from crosstime.attribution.relative import relative
 from crosstime.base.errors import InputError
@@ -35,40 +34,17 @@ VALUES_AT_ONCE = 2**23
 """Answers held in memory at a time (64 MiB): with more features, each pass over the prompts takes a part of them."""
 
 
-@dataclass(frozen=True)
-class Exact:
+class Exact(CheckpointTable):
     """Exact effects of the strongest features at all checkpoints, on one task or several.
 
     An exact effect is the mean over prompts of metric(ablated) - metric(clean), where the metric is logit(wrong) -
     logit(right): in logits, and > 0 where the feature supports the right answer, as IE. The exact RelIE is its share:
     |exact_m| / sum over checkpoints of |exact|. Intervals are bootstrap percentile intervals over prompts, at 95 %.
+
+    The table's columns are task, feature, checkpoint, ie (the estimate by which the feature was chosen), exact,
+    exact_low, exact_high, rel_exact, rel_exact_low, rel_exact_high. A feature without effect at any checkpoint has no
+    rel_exact (NaN).
     """
-
-    table: pa.Table
-    """One row per task, feature and checkpoint, in this order: task, feature, checkpoint, ie (the estimate by which it
-    was chosen), exact, exact_low, exact_high, rel_exact, rel_exact_low, rel_exact_high. A feature that nowhere changes
-    anything has no rel_exact (NaN)."""
-
-    @property
-    def tasks(self) -> list[str]:
-        """The tasks, in order."""
-        return self.table["task"].unique().to_pylist()
-
-    @property
-    def checkpoints(self) -> list[str]:
-        """The checkpoints, in order."""
-        return self.table["checkpoint"].unique().to_pylist()
-
-    def features(self, task: str) -> np.ndarray:
-        """[K] the features measured on a task, in rising order."""
-        return self._of(task)["feature"].to_numpy()[:: len(self.checkpoints)]
-
-    def values(self, task: str, column: str) -> Float[np.ndarray, "K M"]:
-        """A column of a task's rows, by feature and checkpoint."""
-        return self._of(task)[column].to_numpy().reshape(-1, len(self.checkpoints))
-
-    def _of(self, task: str) -> pa.Table:
-        return self.table.filter(pc.field("task") == task)
 
     @property
     def correlations(self) -> list[dict[str, object]]:
@@ -79,12 +55,12 @@ class Exact:
         """
         found = []
         for task in self.tasks:
-            ie, exact, rel_exact = (self.values(task, name) for name in ("ie", "exact", "rel_exact"))
-            rel_ie = relative(ie.T)
-            defined = ~np.isnan(rel_ie + rel_exact).any(1)
-            of_ie, of_shares = spearman(ie.T, exact.T), spearman(rel_ie[defined].T, rel_exact[defined].T)
+            ie, exact, rel_exact = (self.array(task, name) for name in ("ie", "exact", "rel_exact"))
+            rel_ie = relative(ie)
+            defined = ~np.isnan(rel_ie + rel_exact).any(0)
+            of_ie, of_shares = spearman(ie, exact), spearman(rel_ie[:, defined], rel_exact[:, defined])
             for checkpoint, rho, rho_shares in zip(self.checkpoints, of_ie, of_shares, strict=True):
-                row = {"task": task, "checkpoint": checkpoint, "n_features": len(ie)}
+                row = {"task": task, "checkpoint": checkpoint, "n_features": ie.shape[1]}
                 found.append(row | {"ie": float(rho), "rel_ie": float(rho_shares)})
         return found
 
@@ -98,23 +74,6 @@ class Exact:
         if not exacts:
             raise InputError("there are no exact effects to join: measure at least one task")
         return cls(pa.concat_tables([one.table for one in exacts]))
-
-    def beside(self, features: pa.Table) -> pa.Table:
-        """The table of features with exact_NAME and rel_exact_NAME for each checkpoint; NaN where none was measured.
-
-        Args:
-            features: as `feature_table` makes it.
-        """
-        keys = zip(features["task"].to_pylist(), features["feature"].to_pylist(), strict=True)
-        row_of = {key: row for row, key in enumerate(keys)}
-        for name in self.checkpoints:
-            part = self.table.filter(pc.field("checkpoint") == name)
-            rows = [row_of[key] for key in zip(part["task"].to_pylist(), part["feature"].to_pylist(), strict=True)]
-            for column in ("exact", "rel_exact"):
-                values = np.full(features.num_rows, np.nan, np.float32)
-                values[rows] = part[column].to_numpy()
-                features = features.append_column(f"{column}_{name}", pa.array(values))
-        return features
 
     def save(self, folder: Path) -> None:
         """Write exact.parquet and, for readers, exact.json with the rank correlations, into an existing folder."""
@@ -183,39 +142,21 @@ def _parts(features: list[int], values_each: int) -> list[list[int]]:
     return [features[start : start + at_once] for start in range(0, max(1, len(features)), at_once)]
 
 
-_SCHEMA = pa.schema(
-    [
-        ("task", pa.string()),
-        ("feature", pa.int32()),
-        ("checkpoint", pa.string()),
-        *((name, pa.float64()) for name in ("ie", "exact", "exact_low", "exact_high")),
-        *((name, pa.float64()) for name in ("rel_exact", "rel_exact_low", "rel_exact_high")),
-    ]
-)
-
-
 def _table(
     effects: Effects,
     features: Sequence[int],
     exact: Float[np.ndarray, "M K"],
     bounds: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray],
 ) -> pa.Table:
-    """A row for each feature and checkpoint."""
     low, high, rel_low, rel_high = bounds
-    n, m = len(features), len(effects.checkpoints)
-    by_feature = {
-        "ie": effects.ie[:, features].T,
-        "exact": exact.T,
-        "exact_low": low.T,
-        "exact_high": high.T,
+    columns = {
+        "ie": effects.ie[:, features],
+        "exact": exact,
+        "exact_low": low,
+        "exact_high": high,
         "rel_exact": relative(exact),
         "rel_exact_low": rel_low,
         "rel_exact_high": rel_high,
     }
-    columns = {
-        "task": [effects.task] * (n * m),
-        "feature": np.repeat(np.array(features, np.int32), m),
-        "checkpoint": effects.checkpoints * n,
-        **{name: values.reshape(-1).astype(np.float64) for name, values in by_feature.items()},
-    }
-    return pa.table(columns, schema=_SCHEMA)
+    columns = {name: values.astype(np.float64) for name, values in columns.items()}
+    return long_table(effects.task, effects.checkpoints, np.array(features, np.int32), columns)

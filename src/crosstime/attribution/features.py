@@ -1,57 +1,168 @@
-"""The table of features: everything known of each feature on each task, a row apiece (features.parquet)."""
+"""The feature table: effects, classes and decoder norms of every feature on every task (features.parquet)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from crosstime.attribution.effects import Effects
 from crosstime.attribution.relative import lifecycle, negligible, relative, sharing
+from crosstime.base.errors import InputError
 from crosstime.crosscoder.crosscoder import Crosscoder
 
 FLOOR = 1e-3
-"""Share of a checkpoint's summed |IE| below which an effect counts for nothing in a feature's class."""
+"""Share of a checkpoint's summed |IE| below which an effect is too small to give a feature a class."""
 
 
-def feature_table(effects: Sequence[Effects], crosscoder: Crosscoder, frequency: Float[np.ndarray, " F"]) -> pa.Table:
-    """One row per task and feature.
+@dataclass(frozen=True)
+class CheckpointTable:
+    """A long table: one row per task, feature and checkpoint, sorted in this order.
 
-    Columns: task, feature, class (see `relative.sharing`), lifecycle (see `relative.lifecycle`), frequency (share of
-    held-out tokens on which it fires), and for each checkpoint NAME: ie_NAME with its interval ie_low_NAME and
-    ie_high_NAME, rel_ie_NAME with rel_ie_low_NAME and rel_ie_high_NAME, sign_consistency_NAME (share of the prompts
-    with an effect whose effect has the sign of IE), decoder_norm_NAME and rel_dec_NAME.
+    Tasks are in the order of attribution, features ascending, checkpoints in the order of training. A task without rows
+    has no features.
+
+    Raises:
+        InputError: the rows are in another order, or a feature lacks a checkpoint.
     """
-    return pa.concat_tables([_one_task(e, crosscoder, frequency) for e in effects])
+
+    table: pa.Table
+
+    def __post_init__(self) -> None:
+        m = max(1, len(self.checkpoints))
+        columns = [_index(self.table, "task", self.tasks), _index(self.table, "checkpoint", self.checkpoints)]
+        columns.append(self.table["feature"].to_numpy())
+        if self.table.num_rows % m == 0:
+            task, checkpoint, feature = (column.reshape(-1, m) for column in columns)
+            step = np.diff(task[:, 0]), np.diff(feature[:, 0])
+            same = (task == task[:, :1]).all() and (feature == feature[:, :1]).all()
+            ascending = ((step[0] > 0) | ((step[0] == 0) & (step[1] > 0))).all()
+            if same and ascending and (checkpoint == np.arange(m)).all():
+                return
+        raise InputError(
+            "the table isn't sorted by task, feature and checkpoint: it needs one row per task, feature and checkpoint "
+            f"({', '.join(self.checkpoints)})"
+        )
+
+    @cached_property
+    def tasks(self) -> list[str]:
+        """The tasks, in order."""
+        return self.table["task"].unique().to_pylist()
+
+    @cached_property
+    def checkpoints(self) -> list[str]:
+        """The checkpoints, in order."""
+        return self.table["checkpoint"].unique().to_pylist()
+
+    def features(self, task: str) -> Int[np.ndarray, " F"]:
+        """Return the ids of the features on a task, ascending."""
+        return self._rows(task)["feature"].to_numpy()[:: len(self.checkpoints)]
+
+    def array(self, task: str, column: str) -> Float[np.ndarray, "M F"]:
+        """Return a numeric column on a task, by checkpoint and feature, as float64."""
+        values = self._rows(task)[column].to_numpy().astype(np.float64)
+        return np.ascontiguousarray(values.reshape(-1, len(self.checkpoints)).T)
+
+    def column(self, task: str, column: str) -> list[Any]:
+        """Return a column that doesn't depend on the checkpoint, one value per feature."""
+        rows = self._rows(task)
+        return rows[column].take(np.arange(0, rows.num_rows, len(self.checkpoints))).to_pylist()
+
+    def _rows(self, task: str) -> pa.Table:
+        return self.table.slice(*self._spans.get(task, (0, 0)))
+
+    @cached_property
+    def _spans(self) -> dict[str, tuple[int, int]]:
+        """Task -> its first row and its number of rows."""
+        counts = np.bincount(_index(self.table, "task", self.tasks), minlength=len(self.tasks))
+        starts = np.cumsum(counts) - counts
+        return dict(zip(self.tasks, zip(starts.tolist(), counts.tolist(), strict=True), strict=True))
 
 
-@torch.no_grad()
-def _one_task(effects: Effects, crosscoder: Crosscoder, frequency: Float[np.ndarray, " F"]) -> pa.Table:
-    norms = crosscoder.decoder_norms().float().cpu().numpy()
-    rel_dec = relative(norms.T)
-    small = negligible(effects.ie, FLOOR)
-    n = len(frequency)
-    columns: dict[str, object] = {
-        "task": pa.array([effects.task] * n, pa.string()),
-        "feature": pa.array(np.arange(n, dtype=np.int32)),
-        "class": pa.array(sharing(effects.rel_ie, small, effects.checkpoints), pa.string()),
-        "lifecycle": pa.array(lifecycle(effects.rel_ie, small), pa.string()),
-        "frequency": pa.array(frequency.astype(np.float32)),
+class FeatureTable(CheckpointTable):
+    """All features on all attributed tasks.
+
+    The table's columns are task, feature, checkpoint; class (see `relative.sharing`), lifecycle (see
+    `relative.lifecycle`) and frequency (share of held-out tokens on which the feature fires), which are repeated for
+    each checkpoint; ie, rel_ie and their bounds (ie_low, ie_high, rel_ie_low, rel_ie_high); sign_consistency (share of
+    the prompts with an effect whose effect has the sign of ie); decoder_norm and rel_dec.
+    """
+
+    @classmethod
+    @torch.no_grad()
+    def from_effects(
+        cls, effects: Sequence[Effects], crosscoder: Crosscoder, frequency: Float[np.ndarray, " F"]
+    ) -> FeatureTable:
+        """Build the table from the effects on each task.
+
+        Args:
+            effects: Effects of one crosscoder, one per task.
+            crosscoder: F features over M checkpoints.
+            frequency: Share of held-out tokens on which each feature fires (`Quality.frequency`).
+        """
+        norms = crosscoder.decoder_norms().float().cpu().numpy().T
+        decoder = {"decoder_norm": norms, "rel_dec": relative(norms).astype(np.float32)}
+        tables = []
+        for one in effects:
+            small = negligible(one.ie, FLOOR)
+            columns = {
+                "class": sharing(one.rel_ie, small, one.checkpoints),
+                "lifecycle": lifecycle(one.rel_ie, small),
+                "frequency": frequency.astype(np.float32),
+                **{name: getattr(one, name).astype(np.float32) for name in _MEASURES},
+                **decoder,
+            }
+            tables.append(long_table(one.task, one.checkpoints, np.arange(len(frequency)), columns))
+        return cls(pa.concat_tables(tables))
+
+    def save(self, folder: Path) -> None:
+        """Write features.parquet into an existing folder."""
+        pq.write_table(self.table, folder / "features.parquet")
+
+    @classmethod
+    def load(cls, folder: Path) -> FeatureTable:
+        """Read what `save` wrote."""
+        return cls(pq.read_table(folder / "features.parquet"))
+
+
+_MEASURES = ("ie", "ie_low", "ie_high", "rel_ie", "rel_ie_low", "rel_ie_high", "sign_consistency")
+
+
+def long_table(
+    task: str, checkpoints: Sequence[str], features: Int[np.ndarray, " F"], columns: Mapping[str, Any]
+) -> pa.Table:
+    """Build the rows of a `CheckpointTable` for one task.
+
+    Args:
+        task: Name of the task.
+        checkpoints: Names of M checkpoints.
+        features: Ids of F features, ascending.
+        columns: Arrays [M, F], or one value per feature, which is repeated for each checkpoint.
+    """
+    n, m = len(features), len(checkpoints)
+    feature_of_row = np.repeat(np.arange(n), m)
+    table: dict[str, Any] = {
+        "task": pa.array([task] * (n * m), pa.string()),
+        "feature": pa.array(np.asarray(features, np.int32)[feature_of_row]),
+        "checkpoint": pa.array(list(checkpoints) * n, pa.string()),
     }
-    for m, name in enumerate(effects.checkpoints):
-        for column, values in (
-            ("ie", effects.ie[m]),
-            ("ie_low", effects.ie_low[m]),
-            ("ie_high", effects.ie_high[m]),
-            ("rel_ie", effects.rel_ie[:, m]),
-            ("rel_ie_low", effects.rel_ie_low[:, m]),
-            ("rel_ie_high", effects.rel_ie_high[:, m]),
-            ("sign_consistency", effects.sign_consistency[m]),
-            ("decoder_norm", norms[:, m]),
-            ("rel_dec", rel_dec[:, m]),
-        ):
-            columns[f"{column}_{name}"] = pa.array(values.astype(np.float32))
-    return pa.table(columns)
+    for name, values in columns.items():
+        if isinstance(values, np.ndarray) and values.ndim == 2:
+            table[name] = pa.array(values.T.reshape(-1))
+        else:
+            table[name] = pa.array(values).take(feature_of_row)
+    return pa.table(table)
+
+
+def _index(table: pa.Table, column: str, names: Sequence[str]) -> Int[np.ndarray, " rows"]:
+    """The number of each row's value among the names."""
+    return pc.call_function("index_in", [table[column]], pc.SetLookupOptions(pa.array(names, pa.string()))).to_numpy()

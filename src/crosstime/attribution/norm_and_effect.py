@@ -19,9 +19,9 @@ class NormAndEffect:
     features: np.ndarray
     """[N] their numbers."""
     rel_dec: np.ndarray
-    """[N, M]"""
+    """[M, N]"""
     rel_ie: np.ndarray
-    """[N, M]"""
+    """[M, N]"""
 
     @property
     def correlation(self) -> np.ndarray:
@@ -29,12 +29,12 @@ class NormAndEffect:
 
         Of two checkpoints both give the same number.
         """
-        known = ~np.isnan(self.rel_dec + self.rel_ie).any(1)
-        return spearman(self.rel_dec[known].T, self.rel_ie[known].T)
+        known = ~np.isnan(self.rel_dec + self.rel_ie).any(0)
+        return spearman(self.rel_dec[:, known], self.rel_ie[:, known])
 
 
 def norm_and_effect(
-    rel_dec: Float[np.ndarray, "F M"], ie: Float[np.ndarray, "M F"], k: int | None = 100
+    rel_dec: Float[np.ndarray, "M F"], ie: Float[np.ndarray, "M F"], k: int | None = 100
 ) -> NormAndEffect:
     """RelDec and RelIE of the features that matter for a task (arXiv 2509.05291).
 
@@ -51,4 +51,4 @@ def norm_and_effect(
     size = np.abs(ie)
     strong = np.argsort(-size, axis=1, kind="stable")[:, :k]
     features = np.intersect1d(strong, np.flatnonzero(size.any(0)))
-    return NormAndEffect(features, rel_dec[features], relative(ie[:, features]))
+    return NormAndEffect(features, rel_dec[:, features], relative(ie[:, features]))

@@ -40,17 +40,17 @@ def share_of_no_effect(no_effect: NoEffect) -> float:
             raise InputError(f"unknown no_effect {no_effect!r}: choose undefined or shared")
 
 
-def relative(values: Float[np.ndarray, "M F"], no_effect: NoEffect = "undefined") -> Float[np.ndarray, "F M"]:
-    """|v_m| / sum over checkpoints of |v|: rows sum to 1.
+def relative(values: Float[np.ndarray, "M F"], no_effect: NoEffect = "undefined") -> Float[np.ndarray, "M F"]:
+    """Return |v_m| / sum over checkpoints of |v|: columns sum to 1.
 
-    Where all values are 0 the row is NaN ("undefined"), or, as in the paper's public code, 0.5 everywhere ("shared");
-    that code's option to drop such features is `values[:, values.any(0)]`. With two checkpoints the second column is
-    the paper's two-way RelIE or RelDec. With values independent of the checkpoint every entry is 1/M.
+    Where all values are 0 the column is NaN ("undefined"), or, as in the paper's public code, 0.5 everywhere
+    ("shared"); that code's option to drop such features is `values[:, values.any(0)]`. With two checkpoints the second
+    row is the paper's two-way RelIE or RelDec. With values independent of the checkpoint every entry is 1/M.
     """
-    size = np.abs(values).T
+    size = np.abs(values)
     with np.errstate(invalid="ignore", divide="ignore"):
-        share = size / size.sum(1, keepdims=True)
-    share[~size.any(1)] = share_of_no_effect(no_effect)
+        share = size / size.sum(0)
+    share[:, ~size.any(0)] = share_of_no_effect(no_effect)
     return share
 
 
@@ -85,7 +85,7 @@ def negligible(ie: Float[np.ndarray, "M F"], floor: float) -> Bool[np.ndarray, "
     return (size < floor * size.sum(1, keepdims=True)).all(0)
 
 
-def sharing(rel: Float[np.ndarray, "F M"], no_class: Bool[np.ndarray, " F"], names: Sequence[str]) -> list[str]:
+def sharing(rel: Float[np.ndarray, "M F"], no_class: Bool[np.ndarray, " F"], names: Sequence[str]) -> list[str]:
     """Which checkpoints a feature belongs to, by its RelIE.
 
     "specific:A" above 0.7 at A; else "shared:A+B" over those that hold at least 0.3 (the paper's bounds; from four
@@ -104,19 +104,19 @@ def sharing(rel: Float[np.ndarray, "F M"], no_class: Bool[np.ndarray, " F"], nam
         among = [name for name, value in zip(names, row, strict=True) if value >= share]
         return f"shared:{'+'.join(among)}" if len(among) > 1 else "other"
 
-    return [one(row, bool(small)) for row, small in zip(rel, no_class, strict=True)]
+    return [one(row, bool(small)) for row, small in zip(rel.T, no_class, strict=True)]
 
 
-def lifecycle(rel: Float[np.ndarray, "F M"], no_class: Bool[np.ndarray, " F"]) -> list[str]:
+def lifecycle(rel: Float[np.ndarray, "M F"], no_class: Bool[np.ndarray, " F"]) -> list[str]:
     """What became of a feature between the first and the last checkpoint, by its RelIE.
 
     A feature is present at a checkpoint that holds at least 0.3 of an equal share (0.3/M). "emerged": not at the
     first but at the last; "dropped": at the first but not at the last; "maintained": at both; "transient": at
     neither, only between them. "undefined" and "negligible" as in `sharing`.
     """
-    present = rel >= 0.3 / rel.shape[1]
+    present = rel >= 0.3 / len(rel)
     words = np.array([["transient", "emerged"], ["dropped", "maintained"]])
-    found = words[present[:, 0].astype(int), present[:, -1].astype(int)].astype("<U10")
+    found = words[present[0].astype(int), present[-1].astype(int)].astype("<U10")
     found[no_class] = "negligible"
-    found[np.isnan(rel).any(1)] = "undefined"
+    found[np.isnan(rel).any(0)] = "undefined"
     return found.tolist()

@@ -66,17 +66,19 @@ def validate(
         return _SCHEMA.empty_table()
     if exact.checkpoints != names:
         raise InputError(f"the exact effects are of {exact.checkpoints}, the crosscoder of {names}: measure them again")
-    norms = crosscoder.decoder_norms().detach().cpu().numpy()
+    norms = crosscoder.decoder_norms().detach().cpu().numpy().T
     rng = np.random.default_rng(seed)
     rows = []
     for k in top_k:
         groups: dict[tuple[str, int], _Group] = {}
         for task in exact.tasks:
-            features, ie, change = exact.features(task), exact.values(task, "ie"), exact.values(task, "exact")
+            features, ie, change = exact.features(task), exact.array(task, "ie"), exact.array(task, "exact")
             for m in range(len(names) - 1):
                 pair = slice(m, m + 2)
-                top = sorted(set().union(*(strongest(column, k) for column in ie[:, pair].T)))
-                of_ie, of_dec, of_change = (_share(v[:, pair]) for v in (ie[top], norms[features[top]], change[top]))
+                top = sorted(set().union(*(strongest(row, k) for row in ie[pair])))
+                of_ie, of_dec, of_change = (
+                    _share(v[pair]) for v in (ie[:, top], norms[:, features[top]], change[:, top])
+                )
                 groups[task, m] = _Group.of(of_ie, of_dec, of_change, bootstrap, rng)
         rows += [group.row(task, names[m : m + 2], k) for (task, m), group in groups.items()]
         for m in range(len(names) - 1):
@@ -125,9 +127,9 @@ class _Group:
         return row
 
 
-def _share(values: Float[np.ndarray, "n 2"]) -> Float[np.ndarray, " n"]:
+def _share(values: Float[np.ndarray, "2 n"]) -> Float[np.ndarray, " n"]:
     """The second's share of both sizes, which rises with their ratio: a half where both are 0."""
-    first, second = np.abs(values.astype(np.float64)).T + TINY
+    first, second = np.abs(values.astype(np.float64)) + TINY
     return second / (first + second)
 
 

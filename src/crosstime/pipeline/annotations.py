@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-import pyarrow.parquet as pq
-
+from crosstime.attribution.features import FeatureTable
 from crosstime.base import artifact
 from crosstime.base.errors import InputError
 from crosstime.evaluation.contexts import load_contexts
@@ -35,11 +34,9 @@ def export_sheet(run: Run, out: Path, *, top: int, blind: bool, seed: int) -> No
     known = run.config.report.top_k
     if top > known:
         raise InputError(f"--top {top} asks for more features than have contexts: make report.top_k ({known}) larger")
-    compared = json.loads(_finished(run, "selection", "checkpoints.json").read_text(encoding="utf-8"))
     found = rows(
-        pq.read_table(_finished(run, "effects", "features.parquet")),
+        FeatureTable.load(_finished(run, "effects", "features.parquet").parent),
         load_contexts(_finished(run, "contexts", "contexts.json")),
-        [row["name"] for row in compared],
         top=top,
         blind=blind,
         seed=seed,

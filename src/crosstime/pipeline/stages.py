@@ -15,9 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from crosstime.attribution.ablation import Ablation, ablate, strongest
-from crosstime.attribution.effects import Effects, attribute
+from crosstime.attribution.effects import Effects, attribute, load_totals, save_totals
 from crosstime.attribution.exact import Exact, exact_effects
-from crosstime.attribution.features import feature_table
+from crosstime.attribution.features import FeatureTable
 from crosstime.attribution.validation import TOP_K, validate
 from crosstime.base import artifact
 from crosstime.base.units import jsonable
@@ -33,7 +33,7 @@ from crosstime.pipeline.engine import Stage
 from crosstime.pipeline.run import Run
 from crosstime.pipeline.summary import seconds
 from crosstime.report.build import build_report
-from crosstime.report.data import ReportData, RunFacts, TaskEffects, TaskGroup, TrainingPoint
+from crosstime.report.data import ReportData, RunFacts, TaskGroup, TrainingPoint
 from crosstime.training.config import Recipe
 from crosstime.training.log import Record, read_log
 from crosstime.training.train import train_several
@@ -183,8 +183,8 @@ def write_effects(run: Run, draft: Path) -> None:
         effects.save(draft / f"task-{n}")
         found.append(effects)
     frequency = Quality.load(run.folder_of("evaluation")).frequency
-    pq.write_table(feature_table(found, run.crosscoder, frequency), draft / "features.parquet")
-    _write_json(draft / "tasks.json", [effects.summary() for effects in found])
+    FeatureTable.from_effects(found, run.crosscoder, frequency).save(draft)
+    save_totals(draft / "tasks.json", found)
 
 
 def write_ablation(run: Run, draft: Path) -> None:
@@ -275,8 +275,8 @@ def report_data(run: Run) -> ReportData:
         survey=survey_found,
         proposal=survey_found.propose(run.config.selection.number) if proposed else None,
         quality=Quality.load(run.folder_of("evaluation")),
-        features=pq.read_table(run.folder_of("effects") / "features.parquet"),
-        tasks=tuple(TaskEffects.from_json(entry) for entry in _read_json(run.folder_of("effects") / "tasks.json")),
+        features=FeatureTable.load(run.folder_of("effects")),
+        tasks=tuple(load_totals(run.folder_of("effects") / "tasks.json")),
         ablation=Ablation.load(run.folder_of("ablation")),
         contexts=load_contexts(run.folder_of("contexts") / "contexts.json"),
         diagnostics=Diagnostics.load(run.folder_of("diagnostics")),

@@ -11,11 +11,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from crosstime.attribution.relative import LIFECYCLES
 from crosstime.base import artifact
 from crosstime.base.units import align_columns, format_tokens, jsonable
 from crosstime.pipeline.engine import State, Workspace
 
-LIFECYCLES = ("emerged", "maintained", "dropped", "transient", "negligible", "undefined")
 _QUALITIES = {
     "explained_variance": "explained variance",
     "loss_recovered": "loss recovered",

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-from jaxtyping import Float
 
 from crosstime.attribution.ablation import strongest
+from crosstime.attribution.features import FeatureTable
 from crosstime.base.errors import InputError
 from crosstime.evaluation.contexts import Context, FeatureContexts
 
@@ -21,9 +20,8 @@ PROMOTED = 8
 
 
 def rows(
-    features: pa.Table,
+    features: FeatureTable,
     contexts: Mapping[int, FeatureContexts],
-    checkpoints: Sequence[str],
     *,
     top: int = 10,
     blind: bool = False,
@@ -32,9 +30,8 @@ def rows(
     """What annotators are shown: the union over tasks and checkpoints of the features with the largest |IE|.
 
     Args:
-        features: the table of `feature_table`.
+        features: effects, classes and decoder norms.
         contexts: where features fire; those of a feature that is not among them stay empty.
-        checkpoints: names of the checkpoints, in order.
         top: features of each task and checkpoint.
         blind: hide what tells when the feature lived (task, class, RelIE), and shuffle.
         seed: of the shuffling.
@@ -49,35 +46,29 @@ def rows(
     """
     if top < 1:
         raise InputError(f"top must be at least 1, not {top}")
-    effects = abs(_columns(features, "ie", checkpoints))
-    chosen = _strongest(features, effects, top)
     shown = []
-    for feature, row in chosen.items():
-        norms = _columns(features.slice(row, 1), "decoder_norm", checkpoints)[0]
-        shown.append(_shown(feature, contexts.get(feature), checkpoints[int(norms.argmax())]))
+    for feature, task in _strongest(features, top).items():
+        row = int(np.searchsorted(features.features(task), feature))
+        norms = features.array(task, "decoder_norm")[:, row]
+        shown.append(_shown(feature, contexts.get(feature), features.checkpoints[int(norms.argmax())]))
         if not blind:
-            shown[-1] |= _measured(features, row, checkpoints)
+            shown[-1] |= _measured(features, task, row)
     if blind:
         random.Random(seed).shuffle(shown)
     return shown
 
 
-def _columns(features: pa.Table, name: str, checkpoints: Sequence[str]) -> Float[np.ndarray, "N M"]:
-    return np.stack([features[f"{name}_{checkpoint}"].to_numpy() for checkpoint in checkpoints], axis=1)
-
-
-def _strongest(features: pa.Table, effects: Float[np.ndarray, "N M"], top: int) -> dict[int, int]:
-    """The chosen features by falling |IE|, each with the row of the table where that is largest."""
-    tasks, ids = np.array(features["task"].to_pylist()), features["feature"].to_numpy()
-    chosen: set[int] = set()
-    for task in np.unique(tasks):
-        own = np.flatnonzero(tasks == task)
-        for column in effects[own].T:
-            chosen.update(int(row) for row in own[strongest(column, top)])
-    found: dict[int, int] = {}
-    for row in sorted(chosen, key=lambda row: (-effects[row].max(), ids[row], row)):
-        found.setdefault(int(ids[row]), row)
-    return found
+def _strongest(features: FeatureTable, top: int) -> dict[int, str]:
+    """Choose features; return them by falling |IE|, each with the task on which its |IE| is largest."""
+    chosen: dict[int, tuple[float, str]] = {}
+    for task in features.tasks:
+        ie, ids = features.array(task, "ie"), features.features(task)
+        for row in set().union(*(strongest(at_checkpoint, top) for at_checkpoint in ie)):
+            feature, size = int(ids[row]), float(np.abs(ie[:, row]).max())
+            if feature not in chosen or size > chosen[feature][0]:
+                chosen[feature] = size, task
+    order = sorted(chosen, key=lambda feature: (-chosen[feature][0], feature))
+    return {feature: chosen[feature][1] for feature in order}
 
 
 def _shown(feature: int, found: FeatureContexts | None, checkpoint: str) -> dict[str, Any]:
@@ -108,10 +99,10 @@ def _one_line(text: str) -> str:
     return text.replace("\r", "").replace("\n", "↵")
 
 
-def _measured(features: pa.Table, row: int, checkpoints: Sequence[str]) -> dict[str, Any]:
-    rel_ie = zip(checkpoints, _columns(features.slice(row, 1), "rel_ie", checkpoints)[0], strict=True)
+def _measured(features: FeatureTable, task: str, row: int) -> dict[str, Any]:
+    rel_ie = zip(features.checkpoints, features.array(task, "rel_ie")[:, row], strict=True)
     return {
-        "task": features["task"][row].as_py(),
-        "class": features["class"][row].as_py(),
+        "task": task,
+        "class": features.column(task, "class")[row],
         "rel_ie": ", ".join(f"{name} {value:.2f}" for name, value in rel_ie),
     }

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Float
 from plotly.offline import get_plotlyjs
 
+from crosstime.attribution.effects import TaskTotals
 from crosstime.attribution.overlap import overlap as compare
 from crosstime.base.errors import InputError
 from crosstime.base.units import format_duration, format_tokens
@@ -21,7 +22,7 @@ from crosstime.evaluation.survey import Survey
 from crosstime.report import summary, words
 from crosstime.report.agreement import agreements
 from crosstime.report.colour import checkpoint_colours
-from crosstime.report.data import ReportData, TaskEffects
+from crosstime.report.data import ReportData
 from crosstime.report.diagnosis import LABEL_WORDS
 from crosstime.report.directions import mean_similarity, turn
 from crosstime.report.features import LIFECYCLE_WORDS, TaskFeatures, by_task, class_group, class_words, pairs
@@ -66,7 +67,7 @@ def build_report(data: ReportData, folder: Path) -> Path:
         The path of `index.html`.
 
     Raises:
-        InputError: the folder does not exist or is not empty, or the table of features is of other checkpoints.
+        InputError: the folder does not exist or is not empty.
     """
     if not folder.is_dir() or any(folder.iterdir()):
         raise InputError(f"{folder}: a report is written into an existing, empty folder")
@@ -98,7 +99,7 @@ class _Parts:
     @classmethod
     def of(cls, data: ReportData) -> _Parts:
         groups = group_stories(data.survey, data.survey_groups) if data.survey is not None else []
-        tasks = _in_order(by_task(data.features, data.chosen) if data.features is not None else {}, groups)
+        tasks = _in_order(by_task(data.features) if data.features is not None else {}, groups)
         return cls(
             data,
             tasks,
@@ -115,7 +116,7 @@ class _Parts:
         if self.data.diagnostics is None or not self.tasks:
             return None
         features = next(iter(self.tasks.values()))
-        there = present(features.rel_dec) & (features.frequency > 0)[:, None]
+        there = present(features.rel_dec) & (features.frequency > 0)
         return mean_similarity(self.data.diagnostics.cosine[features.feature], there)
 
     @cached_property
@@ -160,7 +161,7 @@ def _figures(parts: _Parts) -> dict[str, list[Figure]]:
             figures["directions"] = [trajectories.directions(found, turn(found), colours)]
             figures["neighbours"] = [trajectories.neighbours(found, parts.axis, colours)]
     if len(tasks) > 1:
-        ie = {task: features.ie.T for task, features in tasks.items()}
+        ie = {task: features.ie for task, features in tasks.items()}
         figures["overlap"] = [overlap.overlaps(compare(ie, data.chosen, k), k) for k in TOPS]
     if data.diagnostics is not None:
         figures["scaling"] = [plots_of_diagnosis.latent_scaling(data.diagnostics)]
@@ -282,7 +283,7 @@ def _frames(parts: _Parts) -> dict[str, Any]:
     }
 
 
-def _completeness(data: ReportData, tasks: Mapping[str, TaskFeatures]) -> list[TaskEffects]:
+def _completeness(data: ReportData, tasks: Mapping[str, TaskFeatures]) -> list[TaskTotals]:
     names = list(tasks)
     return sorted(data.tasks, key=lambda task: names.index(task.task) if task.task in names else len(names))
 
@@ -334,5 +335,4 @@ def _render(parts: _Parts, figures: Mapping[str, list[Figure]]) -> str:
         class_colour=lambda label: effects.class_colour(label, parts.colours),
         row_limit=row_limit(len(data.chosen)),
         has_tasks=bool(tasks),
-        has_sign=any(features.sign_consistency is not None for features in tasks.values()),
     )

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, fields
-from typing import Any
+from dataclasses import dataclass, field
 
 import pyarrow as pa
 
 from crosstime.attribution.ablation import Ablation
+from crosstime.attribution.effects import TaskTotals
 from crosstime.attribution.exact import Exact
+from crosstime.attribution.features import FeatureTable
 from crosstime.base.errors import InputError
 from crosstime.evaluation.contexts import FeatureContexts
 from crosstime.evaluation.diagnostics import Diagnostics
@@ -56,57 +56,6 @@ class TaskGroup:
 
 
 @dataclass(frozen=True)
-class TaskEffects:
-    """The total effects of one attributed task; lists are by checkpoint. One entry of `tasks.json`."""
-
-    task: str
-    n_examples: int
-    checkpoints: list[str]
-    total: list[float]
-    """metric(all features and the error ablated) - metric(clean), mean over prompts."""
-    error: list[float]
-    feature_share: list[float]
-    gap: list[float]
-    """mean |completeness gap| over mean |total|."""
-    metric_clean: list[float]
-    metric_end: list[float]
-    skipped: dict[str, int] = field(default_factory=dict)
-    """Reason -> number of pairs that gave no prompt."""
-    method: str = "integrated"
-    """Where gradients were taken and how effects were aggregated."""
-    baseline: str = "bias"
-    """What features were compared with."""
-
-    @classmethod
-    def from_json(cls, entry: Mapping[str, Any]) -> TaskEffects:
-        """One entry of `tasks.json`; unknown keys are ignored, and null stands for NaN.
-
-        Raises:
-            InputError: a key is missing.
-        """
-        optional = {name: entry[name] for name in ("skipped", "method", "baseline") if name in entry}
-        missing = [f.name for f in fields(cls) if f.name not in entry and f.default is f.default_factory is MISSING]
-        if missing:
-            raise InputError(f"tasks.json: an entry lacks {', '.join(missing)}: attribute the tasks again")
-
-        def numbers(name: str) -> list[float]:
-            return [math.nan if value is None else float(value) for value in entry[name]]
-
-        return cls(
-            task=entry["task"],
-            n_examples=entry["n_examples"],
-            checkpoints=entry["checkpoints"],
-            total=numbers("total"),
-            error=numbers("error"),
-            feature_share=numbers("feature_share"),
-            gap=numbers("gap"),
-            metric_clean=numbers("metric_clean"),
-            metric_end=numbers("metric_end"),
-            **optional,
-        )
-
-
-@dataclass(frozen=True)
 class ReportData:
     """Everything a report shows. Only the title, the facts and the chosen checkpoints must be there."""
 
@@ -118,9 +67,8 @@ class ReportData:
     proposal: Proposal | None = None
     """Why these checkpoints; None where the user chose them."""
     quality: Quality | None = None
-    features: pa.Table | None = None
-    """The table of `features.parquet`: one row per task and feature."""
-    tasks: tuple[TaskEffects, ...] = ()
+    features: FeatureTable | None = None
+    tasks: tuple[TaskTotals, ...] = ()
     ablation: Ablation | None = None
     contexts: Mapping[int, FeatureContexts] = field(default_factory=dict)
     diagnostics: Diagnostics | None = None
@@ -136,7 +84,11 @@ class ReportData:
     def __post_init__(self) -> None:
         if not self.chosen:
             raise InputError("a report needs at least one chosen checkpoint")
-        for what, found in (("diagnostics", self.diagnostics), ("exact effects", self.exact)):
+        for what, found in (
+            ("features", self.features),
+            ("diagnostics", self.diagnostics),
+            ("exact effects", self.exact),
+        ):
             if found is not None and found.checkpoints != self.chosen:
                 raise InputError(f"the {what} are of {', '.join(found.checkpoints)}, not of the chosen checkpoints")
         if self.survey is not None:

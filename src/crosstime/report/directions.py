@@ -20,14 +20,14 @@ class Turn:
     """Mean cosine of an earlier and a later checkpoint."""
 
 
-def mean_similarity(similarity: Float[np.ndarray, "F M M"], there: Bool[np.ndarray, "F M"]) -> Float[np.ndarray, "M M"]:
+def mean_similarity(similarity: Float[np.ndarray, "F M M"], there: Bool[np.ndarray, "M F"]) -> Float[np.ndarray, "M M"]:
     """Mean cosine of the decoder vectors of two checkpoints, over the features that are present at both.
 
     NaN where no feature is.
     """
     mean = np.full(similarity.shape[1:], np.nan)
     for m in range(len(mean)):
-        both = there[:, m, None] & there & np.isfinite(similarity[:, m])
+        both = (there[m] & there).T & np.isfinite(similarity[:, m])
         total = np.where(both, similarity[:, m], 0.0).sum(axis=0)
         mean[m] = np.where(both.any(axis=0), total / np.maximum(both.sum(axis=0), 1), np.nan)
     return mean

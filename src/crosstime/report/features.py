@@ -8,13 +8,10 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 from jaxtyping import Bool, Float, Int
 
-from crosstime.attribution.features import FLOOR
+from crosstime.attribution.features import FLOOR, FeatureTable
 from crosstime.report import words
-from crosstime.report.arrays import by_checkpoint
 
 LIFECYCLE_WORDS = {
     "emerged": "emerged: absent at the first checkpoint, present at the last",
@@ -28,7 +25,7 @@ LIFECYCLE_WORDS = {
 
 @dataclass(frozen=True)
 class TaskFeatures:
-    """All features on one task. `F M` arrays are by feature and checkpoint."""
+    """All features on one task."""
 
     task: str
     checkpoints: list[str]
@@ -36,27 +33,27 @@ class TaskFeatures:
     classes: list[str]
     lifecycle: list[str]
     frequency: Float[np.ndarray, " F"]
-    ie: Float[np.ndarray, "F M"]
-    ie_low: Float[np.ndarray, "F M"]
-    ie_high: Float[np.ndarray, "F M"]
-    rel_ie: Float[np.ndarray, "F M"]
-    rel_ie_low: Float[np.ndarray, "F M"]
-    rel_ie_high: Float[np.ndarray, "F M"]
-    decoder_norm: Float[np.ndarray, "F M"]
-    rel_dec: Float[np.ndarray, "F M"]
-    sign_consistency: Float[np.ndarray, "F M"] | None = None
-    """Share of the prompts with an effect whose effect has the sign of the mean; None where it was not measured."""
+    ie: Float[np.ndarray, "M F"]
+    ie_low: Float[np.ndarray, "M F"]
+    ie_high: Float[np.ndarray, "M F"]
+    rel_ie: Float[np.ndarray, "M F"]
+    rel_ie_low: Float[np.ndarray, "M F"]
+    rel_ie_high: Float[np.ndarray, "M F"]
+    decoder_norm: Float[np.ndarray, "M F"]
+    rel_dec: Float[np.ndarray, "M F"]
+    sign_consistency: Float[np.ndarray, "M F"]
+    """Share of the prompts with an effect whose effect has the sign of the mean."""
 
     @cached_property
     def strength(self) -> Float[np.ndarray, " F"]:
         """The largest |IE| of each feature over the checkpoints."""
-        return np.nan_to_num(np.abs(self.ie)).max(axis=1)
+        return np.nan_to_num(np.abs(self.ie)).max(axis=0)
 
     @cached_property
-    def share(self) -> Float[np.ndarray, "F M"]:
+    def share(self) -> Float[np.ndarray, "M F"]:
         """|IE| over the sum of |IE| of all features, by checkpoint."""
         size = np.nan_to_num(np.abs(self.ie))
-        return size / np.maximum(size.sum(axis=0), 1e-30)
+        return size / np.maximum(size.sum(axis=1, keepdims=True), 1e-30)
 
     def strongest(self, limit: int) -> Int[np.ndarray, " N"]:
         """Rows of the features with the largest |IE| at any checkpoint; features without any effect are left out."""
@@ -65,8 +62,8 @@ class TaskFeatures:
 
     def top(self, checkpoint: int, k: int) -> list[int]:
         """Rows of the `k` features with the largest |IE| at a checkpoint."""
-        order = np.argsort(-self.share[:, checkpoint], kind="stable")[:k]
-        return [int(row) for row in order if self.share[row, checkpoint] > 0]
+        order = np.argsort(-self.share[checkpoint], kind="stable")[:k]
+        return [int(row) for row in order if self.share[checkpoint, row] > 0]
 
     @cached_property
     def counts(self) -> Bool[np.ndarray, " F"]:
@@ -78,57 +75,38 @@ class TaskFeatures:
 
         NaN where the effect is negligible at both: below `FLOOR` of the sum over all features.
         """
-        size = np.abs(self.ie[:, [before, after]])
-        counted = (self.share[:, [before, after]] >= FLOOR).any(axis=1)
+        size = np.abs(self.ie[[before, after]])
+        counted = (self.share[[before, after]] >= FLOOR).any(axis=0)
         with np.errstate(invalid="ignore", divide="ignore"):
-            return np.where(counted, size[:, 1] / size.sum(axis=1), np.nan)
+            return np.where(counted, size[1] / size.sum(axis=0), np.nan)
 
     def count_for(self, checkpoint: int, part: float) -> int:
         """How many features, the strongest first, make up a part of the sum of |IE| at a checkpoint; 0 without any."""
-        share = np.sort(self.share[:, checkpoint])[::-1]
+        share = np.sort(self.share[checkpoint])[::-1]
         if share.sum() == 0:
             return 0
         return int(np.searchsorted(np.cumsum(share), part) + 1)
 
 
-def by_task(table: pa.Table, checkpoints: Sequence[str]) -> dict[str, TaskFeatures]:
-    """Splits the table of `features.parquet` by task, in the table's order.
-
-    Raises:
-        InputError: a column is missing for one of the checkpoints.
-    """
-    tasks = list(dict.fromkeys(table["task"].to_pylist()))
-    return {task: _of_task(table.filter(pc.field("task") == task), task, checkpoints) for task in tasks}
+def by_task(table: FeatureTable) -> dict[str, TaskFeatures]:
+    """Split the feature table by task, in its order."""
+    return {task: _of_task(table, task) for task in table.tasks}
 
 
-def _of_task(table: pa.Table, task: str, checkpoints: Sequence[str]) -> TaskFeatures:
-    def column(name: str) -> np.ndarray:
-        return table[name].to_numpy().astype(np.float64)
-
-    def values(kind: str) -> np.ndarray:
-        return by_checkpoint(table, kind, checkpoints)
-
+def _of_task(table: FeatureTable, task: str) -> TaskFeatures:
     return TaskFeatures(
         task=task,
-        checkpoints=list(checkpoints),
-        feature=table["feature"].to_numpy().astype(np.int64),
-        classes=table["class"].to_pylist(),
-        lifecycle=table["lifecycle"].to_pylist(),
-        frequency=column("frequency"),
-        ie=values("ie"),
-        ie_low=values("ie_low"),
-        ie_high=values("ie_high"),
-        rel_ie=values("rel_ie"),
-        rel_ie_low=values("rel_ie_low"),
-        rel_ie_high=values("rel_ie_high"),
-        decoder_norm=values("decoder_norm"),
-        rel_dec=values("rel_dec"),
-        sign_consistency=values("sign_consistency") if _has(table, "sign_consistency", checkpoints) else None,
+        checkpoints=table.checkpoints,
+        feature=table.features(task).astype(np.int64),
+        classes=table.column(task, "class"),
+        lifecycle=table.column(task, "lifecycle"),
+        frequency=np.array(table.column(task, "frequency"), np.float64),
+        **{name: table.array(task, name) for name in _MEASURES},
     )
 
 
-def _has(table: pa.Table, kind: str, checkpoints: Sequence[str]) -> bool:
-    return all(f"{kind}_{name}" in table.column_names for name in checkpoints)
+_MEASURES = ("ie", "ie_low", "ie_high", "rel_ie", "rel_ie_low", "rel_ie_high")
+_MEASURES += ("decoder_norm", "rel_dec", "sign_consistency")
 
 
 def pairs(n: int) -> list[tuple[int, int]]:

@@ -24,22 +24,22 @@ class Population:
     """Not present here, but at the checkpoint before; 0 at the first."""
 
 
-def present(relative: Float[np.ndarray, "F M"]) -> Bool[np.ndarray, "F M"]:
+def present(relative: Float[np.ndarray, "M F"]) -> Bool[np.ndarray, "M F"]:
     """Where a feature is present, by its RelIE or RelDec; nowhere where that is undefined."""
-    return np.nan_to_num(relative) >= PRESENT / relative.shape[1]
+    return np.nan_to_num(relative) >= PRESENT / len(relative)
 
 
 def by_decoder(features: TaskFeatures) -> Population:
     """Of the features that fire on held-out text, by RelDec."""
-    return population(present(features.rel_dec) & (features.frequency > 0)[:, None])
+    return population(present(features.rel_dec) & (features.frequency > 0))
 
 
 def by_effect(features: TaskFeatures) -> Population:
     """Of the features with an effect large enough for a class, by RelIE."""
-    return population(present(features.rel_ie) & features.counts[:, None])
+    return population(present(features.rel_ie) & features.counts)
 
 
-def population(there: Bool[np.ndarray, "F M"]) -> Population:
+def population(there: Bool[np.ndarray, "M F"]) -> Population:
     """Counts what is there."""
-    before = np.concatenate([there[:, :1], there[:, :-1]], axis=1)
-    return Population(there.sum(axis=0), (there & ~before).sum(axis=0), (before & ~there).sum(axis=0))
+    before = np.concatenate([there[:1], there[:-1]])
+    return Population(there.sum(axis=1), (there & ~before).sum(axis=1), (before & ~there).sum(axis=1))

@@ -63,8 +63,9 @@ def table_rows(features: TaskFeatures, extras: Extras, labels: Sequence[str]) ->
     contexts = extras.contexts
     columns = {
         "id": ids,
-        "ie": rounded(features.ie[rows].T),
-        "rel": rounded(features.rel_ie[rows].T, 3),
+        "ie": rounded(features.ie[:, rows]),
+        "rel": rounded(features.rel_ie[:, rows], 3),
+        "sign": rounded(features.sign_consistency[:, rows], 2),
         "class": [number[features.classes[row]] for row in rows],
         "lifecycle": [features.lifecycle[row] for row in rows],
         "frequency": rounded(features.frequency[rows], 3),
@@ -76,8 +77,6 @@ def table_rows(features: TaskFeatures, extras: Extras, labels: Sequence[str]) ->
             for i in ids
         ],
     }
-    if features.sign_consistency is not None:
-        columns["sign"] = rounded(features.sign_consistency[rows].T, 2)
     if extras.diagnostics is not None:
         columns["label"] = [extras.diagnostics.label[i] for i in ids]
     if extras.exact is not None:
@@ -98,10 +97,10 @@ def tiles(features: TaskFeatures, extras: Extras) -> list[dict[str, Any]]:
     rows = features.strongest(TILES)
     columns = (
         features.feature[rows].tolist(),
-        rounded(features.ie[rows]),
-        rounded(features.ie_low[rows], 3),
-        rounded(features.ie_high[rows], 3),
-        rounded(features.decoder_norm[rows], 3),
+        rounded(features.ie[:, rows].T),
+        rounded(features.ie_low[:, rows].T, 3),
+        rounded(features.ie_high[:, rows].T, 3),
+        rounded(features.decoder_norm[:, rows].T, 3),
     )
     return [
         {"id": feature, "ie": ie, "ie_low": low, "ie_high": high, "norm": norm}
@@ -148,16 +147,15 @@ def _effects(features: TaskFeatures, ids: Sequence[int], exact: Exact | None) ->
     """What the cards say of one task: feature -> its effects, class and lifecycle."""
     rows = np.flatnonzero(np.isin(features.feature, ids))
     numbers = {
-        "ie": rounded(features.ie[rows]),
-        "ie_low": rounded(features.ie_low[rows], 3),
-        "ie_high": rounded(features.ie_high[rows], 3),
-        "rel": rounded(features.rel_ie[rows], 3),
-        "rel_low": rounded(features.rel_ie_low[rows], 3),
-        "rel_high": rounded(features.rel_ie_high[rows], 3),
-        "share": rounded(features.share[rows], 3),
+        "ie": rounded(features.ie[:, rows].T),
+        "ie_low": rounded(features.ie_low[:, rows].T, 3),
+        "ie_high": rounded(features.ie_high[:, rows].T, 3),
+        "rel": rounded(features.rel_ie[:, rows].T, 3),
+        "rel_low": rounded(features.rel_ie_low[:, rows].T, 3),
+        "rel_high": rounded(features.rel_ie_high[:, rows].T, 3),
+        "share": rounded(features.share[:, rows].T, 3),
+        "sign": rounded(features.sign_consistency[:, rows].T, 2),
     }
-    if features.sign_consistency is not None:
-        numbers["sign"] = rounded(features.sign_consistency[rows], 2)
     kinds = {label: class_words(label, features.checkpoints) for label in set(features.classes)}
     exacts = _exact(exact, features.task) if exact is not None else {}
     return {
@@ -172,7 +170,7 @@ def _effects(features: TaskFeatures, ids: Sequence[int], exact: Exact | None) ->
 def _exact(exact: Exact, task: str) -> dict[int, dict[str, list]]:
     """Feature -> its exact effects on a task, and their intervals."""
     names = [f"{name}{bound}" for name in ("exact", "rel_exact") for bound in ("", "_low", "_high")]
-    columns = [rounded(exact.values(task, name), 3) for name in names]
+    columns = [rounded(exact.array(task, name).T, 3) for name in names]
     rows = zip(exact.features(task).tolist(), *columns, strict=True)
     return {feature: dict(zip(names, values, strict=True)) for feature, *values in rows}
 
@@ -213,8 +211,8 @@ def _decoders(features: TaskFeatures, ids: Sequence[int]) -> dict[int, dict[str,
     columns = (
         features.feature[rows].tolist(),
         rounded(features.frequency[rows], 3),
-        rounded(features.decoder_norm[rows]),
-        rounded(features.rel_dec[rows], 3),
+        rounded(features.decoder_norm[:, rows].T),
+        rounded(features.rel_dec[:, rows].T, 3),
     )
     return {
         feature: {"frequency": frequency, "norm": norm, "rel_dec": relative}

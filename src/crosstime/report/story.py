@@ -235,8 +235,8 @@ def _carrier(features: TaskFeatures, row: int, m: int, contexts: Mapping[int, Fe
     found = contexts.get(feature)
     return Carrier(
         feature=feature,
-        share=float(features.share[row, m]),
-        ie=float(features.ie[row, m]),
+        share=float(features.share[m, row]),
+        ie=float(features.ie[m, row]),
         class_label=features.classes[row],
         fires_on=fires_on(found) if found else (),
         promotes=promotes(found, features.checkpoints[m]) if found else (),

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
-from crosstime.attribution.effects import LARGE_GAP
+from crosstime.attribution.effects import LARGE_GAP, TaskTotals
 from crosstime.attribution.exact import Exact
 from crosstime.attribution.norm_and_effect import norm_and_effect
 from crosstime.attribution.relative import SPECIFIC
@@ -19,7 +19,7 @@ from crosstime.base.units import format_tokens
 from crosstime.evaluation.diagnostics import Diagnostics
 from crosstime.evaluation.quality import Quality
 from crosstime.report import words
-from crosstime.report.data import ReportData, TaskEffects
+from crosstime.report.data import ReportData
 from crosstime.report.diagnosis import LABEL_WORDS
 from crosstime.report.features import ClassGroup, TaskFeatures, class_group, pairs
 
@@ -63,7 +63,7 @@ def key_numbers(data: ReportData, tasks: Mapping[str, TaskFeatures]) -> list[Key
     if lives:
         value = " / ".join(f"{lives[kind]:,}" for kind in ("emerged", "maintained", "dropped"))
         numbers.append(KeyNumber("Emerged / maintained / dropped", value, "features, on any task"))
-    gaps = [gap for task in data.tasks for gap in task.gap if not math.isnan(gap)]
+    gaps = [gap for task in data.tasks for gap in task.gap.tolist() if not math.isnan(gap)]
     if gaps:
         worst = max(gaps)
         numbers.append(
@@ -139,7 +139,7 @@ def quality_rows(quality: Quality) -> list[tuple[str, list[Cell]]]:
     return rows
 
 
-def completeness_rows(task: TaskEffects) -> list[tuple[str, list[Cell]]]:
+def completeness_rows(task: TaskTotals) -> list[tuple[str, list[Cell]]]:
     """(checkpoint, cells): total effect, the features' share, the error node's, the gap."""
     rows = []
     for m, name in enumerate(task.checkpoints):
@@ -199,7 +199,7 @@ def _pair_count(relative: np.ndarray) -> PairCount:
 def decoder_rows(tasks: Mapping[str, TaskFeatures]) -> list[tuple[str, list[Cell]]]:
     """(checkpoint, cells): for each task the rank correlation of RelDec and RelIE, over the strongest features."""
     names = next(iter(tasks.values())).checkpoints if tasks else []
-    by_task = [norm_and_effect(features.rel_dec, features.ie.T).correlation for features in tasks.values()]
+    by_task = [norm_and_effect(features.rel_dec, features.ie).correlation for features in tasks.values()]
     return [(name, [Cell(words.fixed(float(rho[m]))) for rho in by_task]) for m, name in enumerate(names)]
 
 

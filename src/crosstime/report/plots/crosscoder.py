@@ -62,12 +62,12 @@ def training_curves(points: Sequence[TrainingPoint]) -> list[Figure]:
 def decoder_histograms(features: TaskFeatures, chosen: Mapping[str, str]) -> tuple[list[Figure], list[Figure]]:
     """RelDec of live features: (each checkpoint against all, each pair of neighbours); the first empty for two."""
     names = features.checkpoints
-    live = features.rel_dec[features.frequency > 0]
-    norms = features.decoder_norm[features.frequency > 0]
+    live = features.rel_dec[:, features.frequency > 0]
+    norms = features.decoder_norm[:, features.frequency > 0]
     alone = []
     if len(names) > 2:
         for m, name in enumerate(names):
-            figure = histogram(live[:, m], 40, chosen[name], (0.0, 1.0), "%{y} features at RelDec %{x:.2f}")
+            figure = histogram(live[m], 40, chosen[name], (0.0, 1.0), "%{y} features at RelDec %{x:.2f}")
             figure.add_vline(
                 x=1 / len(names),
                 line={"color": SOFT, "width": 1, "dash": "dot"},
@@ -76,8 +76,8 @@ def decoder_histograms(features: TaskFeatures, chosen: Mapping[str, str]) -> tup
             alone.append(Figure(f"reldec-{m}", f"{name} against all", {"": figure}, 210))
     pairs = []
     for m, (before, after) in enumerate(pairwise(names)):
-        both = norms[:, m] + norms[:, m + 1]
-        relative = norms[both > 0, m + 1] / both[both > 0]
+        both = norms[m] + norms[m + 1]
+        relative = norms[m + 1, both > 0] / both[both > 0]
         tint = mix((chosen[before], chosen[after]), (1.0, 1.0))
         figure = histogram(relative, 40, tint, (0.0, 1.0), "%{y} features at RelDec %{x:.2f}")
         figure.update_xaxes(
@@ -93,12 +93,12 @@ def decoder_maps(features: TaskFeatures) -> tuple[list[Figure], list[Figure]]:
     """RelDec of live features as `decoder_histograms`, for many checkpoints: one map each, a column a histogram."""
     names = features.checkpoints
     live = features.frequency > 0
-    norms = features.decoder_norm[live]
-    both = norms[:, 1:] + norms[:, :-1]
+    norms = features.decoder_norm[:, live]
+    both = norms[1:] + norms[:-1]
     with np.errstate(invalid="ignore", divide="ignore"):
-        relative = norms[:, 1:] / both
-    top = float(np.nanmax(features.rel_dec[live], initial=1 / len(names)))
-    alone = _columns(features.rel_dec[live], (0.0, top), [escaped(name) for name in names])
+        relative = norms[1:] / both
+    top = float(np.nanmax(features.rel_dec[:, live], initial=1 / len(names)))
+    alone = _columns(features.rel_dec[:, live], (0.0, top), [escaped(name) for name in names])
     alone.update_yaxes(title_text="RelDec")
     steps = [f"{escaped(before)} → {escaped(after)}" for before, after in pairwise(names)]
     pairs = _columns(relative, (0.0, 1.0), steps)
@@ -109,10 +109,10 @@ def decoder_maps(features: TaskFeatures) -> tuple[list[Figure], list[Figure]]:
     )
 
 
-def _columns(values: Float[np.ndarray, "F K"], span: tuple[float, float], names: Sequence[str]) -> go.Figure:
+def _columns(values: Float[np.ndarray, "K F"], span: tuple[float, float], names: Sequence[str]) -> go.Figure:
     """A map with one histogram of `values` a column; the colour is the root of the count, which brings up the rare."""
     bins = np.linspace(*span, 31)
-    counts = np.stack([np.histogram(column[np.isfinite(column)], bins)[0] for column in values.T], axis=1)
+    counts = np.stack([np.histogram(column[np.isfinite(column)], bins)[0] for column in values], axis=1)
     heat = go.Heatmap(
         z=_rounded_rows(np.sqrt(counts)),
         x=list(names),

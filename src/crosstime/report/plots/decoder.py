@@ -25,8 +25,8 @@ def dec_against_ie(features: TaskFeatures, chosen: Mapping[str, str], notes: Map
     rows = [row for row in features.strongest(POINTS // len(names)) if features.counts[row]]
     traces = [
         go.Scatter(
-            x=[round(value, 3) for value in features.rel_dec[rows, m].tolist()],
-            y=[round(value, 3) for value in features.rel_ie[rows, m].tolist()],
+            x=[round(value, 3) for value in features.rel_dec[m, rows].tolist()],
+            y=[round(value, 3) for value in features.rel_ie[m, rows].tolist()],
             mode="markers",
             name=escaped(clipped(name, 18)),
             marker={"size": 6, "color": chosen[name], "opacity": 0.7, "line": {"color": "#fff", "width": 0.5}},
@@ -38,7 +38,7 @@ def dec_against_ie(features: TaskFeatures, chosen: Mapping[str, str], notes: Map
         )
         for m, name in enumerate(names)
     ]
-    top = float(features.rel_dec[rows].max(initial=0.1))
+    top = float(features.rel_dec[:, rows].max(initial=0.1))
     line = {"type": "line", "x0": 0, "y0": 0, "x1": top, "y1": top, "layer": "below"}
     figure = styled(
         traces,

@@ -28,7 +28,7 @@ def relative_effects(features: TaskFeatures, chosen: Mapping[str, str], notes: M
     """
     n = len(features.checkpoints)
     rows = features.strongest(HEATMAP_ROWS if n > 3 else POINTS)
-    rows = rows[np.isfinite(features.rel_ie[rows]).all(axis=1)]
+    rows = rows[np.isfinite(features.rel_ie[:, rows]).all(axis=0)]
     if n == 3:
         figure = _ternary(features, rows, chosen, notes)
     elif n == 2:
@@ -64,7 +64,7 @@ def _points(
         feature = int(features.feature[row])
         shares = " · ".join(
             f"{escaped(name)} {words.share(float(value))}"
-            for name, value in zip(features.checkpoints, features.rel_ie[row], strict=True)
+            for name, value in zip(features.checkpoints, features.rel_ie[:, row], strict=True)
         )
         strength = f"max |IE| {words.number(float(features.strength[row]), 3)}"
         lines = [f"<b>Feature {feature}</b>", escaped(class_words(label, features.checkpoints)), shares, strength]
@@ -94,7 +94,7 @@ def _ternary(
     for label, members in _by_class(features, rows):
         common = _points(features, members, label, chosen, notes)
         # The first checkpoint stands bottom left, the last bottom right, so that training runs left to right.
-        b, a, c = features.rel_ie[members].T
+        b, a, c = features.rel_ie[:, members]
         traces.append(go.Scatterternary(a=floats(a), b=floats(b), c=floats(c), cliponaxis=False, **common))
     # The lower corners' names stand a line lower, clear of the points at the corner.
     corners = [
@@ -117,7 +117,7 @@ def _strip(features: TaskFeatures, rows: np.ndarray, chosen: Mapping[str, str], 
     traces = []
     for label, members in _by_class(features, rows):
         common = _points(features, members, label, chosen, notes)
-        place = {"x": floats(features.rel_ie[members, 1]), "y": floats(features.strength[members])}
+        place = {"x": floats(features.rel_ie[1, members]), "y": floats(features.strength[members])}
         traces.append(go.Scatter(**place, **common, cliponaxis=False))
     first, second = (escaped(clipped(name, 22)) for name in features.checkpoints)
     ticks = {
@@ -134,7 +134,7 @@ def _strip(features: TaskFeatures, rows: np.ndarray, chosen: Mapping[str, str], 
 
 def _map(features: TaskFeatures, rows: np.ndarray, chosen: Mapping[str, str], notes: Mapping[int, str]) -> go.Figure:
     """Four or more checkpoints: RelIE of each feature as a row, sorted by where in training its effect lies."""
-    relative = features.rel_ie[rows]
+    relative = features.rel_ie[:, rows].T
     centre = relative @ np.arange(relative.shape[1])
     rows = rows[np.argsort(centre, kind="stable")]
     names = [
@@ -142,7 +142,7 @@ def _map(features: TaskFeatures, rows: np.ndarray, chosen: Mapping[str, str], no
     ]
     ids = [int(features.feature[row]) for row in rows]
     heat = go.Heatmap(
-        z=[[round(value, 3) for value in row] for row in features.rel_ie[rows].tolist()],
+        z=[[round(value, 3) for value in row] for row in features.rel_ie[:, rows].T.tolist()],
         x=names,
         # A label for each row, which the hover text shows: a text for each cell would be M times as much.
         y=["<br>".join(filter(None, (f"<b>Feature {i}</b>", escaped(notes.get(i, ""))))) for i in ids],

@@ -25,7 +25,7 @@ def effects_over_time(
         colours: checkpoint -> colour.
         notes: feature -> a line of text on it.
     """
-    found = evolution(features.ie.T, LARGEST)
+    found = evolution(features.ie, LARGEST)
     first, last = (colours[axis.names[i]] for i in (0, -1))
     lines, ends = [], []
     for one in found:
@@ -46,7 +46,7 @@ def effects_over_time(
             )
         )
         ends.append((float(one.ie[-1]), clipped(str(feature), 22)))
-    low, high = padded(features.ie[[one.feature for one in found]])
+    low, high = padded(features.ie[:, [one.feature for one in found]])
     figure = styled(
         lines,
         xaxis=axis.xaxis(),

@@ -24,20 +24,20 @@ def exact_effects(exact: Exact, task: str, colours: Mapping[str, str]) -> Figure
         empty = styled([], xaxis={"visible": False}, yaxis={"visible": False})
         empty.add_annotation(text="no feature of this task was ablated one by one", **CENTRE)
         return Figure("exact", "Exact RelIE", {"RelIE": empty, "IE": empty}, 420)
-    ie, true = exact.values(task, "ie"), exact.values(task, "exact")
-    rows = np.argsort(-np.abs(true).max(axis=1), kind="stable")[: POINTS // len(colours)]
-    shares = relative(ie.T)[rows], exact.values(task, "rel_exact")[rows]
+    ie, true = exact.array(task, "ie"), exact.array(task, "exact")
+    rows = np.argsort(-np.abs(true).max(axis=0), kind="stable")[: POINTS // len(colours)]
+    shares = relative(ie)[:, rows], exact.array(task, "rel_exact")[:, rows]
     variants = {
         "RelIE": _points(features[rows], *shares, "RelIE", colours, (-0.02, 1.02)),
-        "IE": _points(features[rows], ie[rows], true[rows], "IE", colours, padded(np.stack([ie, true]))),
+        "IE": _points(features[rows], ie[:, rows], true[:, rows], "IE", colours, padded(np.stack([ie, true]))),
     }
     return Figure("exact", "Exact RelIE", variants, 420)
 
 
 def _points(
     features: Int[np.ndarray, " N"],
-    estimate: Float[np.ndarray, "N M"],
-    exact: Float[np.ndarray, "N M"],
+    estimate: Float[np.ndarray, "M N"],
+    exact: Float[np.ndarray, "M N"],
     name: str,
     colours: Mapping[str, str],
     span: tuple[float, float],
@@ -45,8 +45,8 @@ def _points(
     few = len(colours) <= 4
     traces = [
         go.Scatter(
-            x=floats(estimate[:, m], 3),
-            y=floats(exact[:, m], 3),
+            x=floats(estimate[m], 3),
+            y=floats(exact[m], 3),
             mode="markers",
             name=escaped(clipped(checkpoint, 18)),
             marker={"size": 6, "color": colour, "opacity": 0.7, "line": {"color": "#fff", "width": 0.5}},

@@ -29,7 +29,7 @@ def pairwise_effects(features: TaskFeatures, chosen: Mapping[str, str], notes: M
     traces = []
     for row, (before, after) in enumerate(compared):
         relative = features.pairwise(before, after)
-        strength = np.abs(features.ie[:, [before, after]]).max(axis=1)
+        strength = np.abs(features.ie[[before, after]]).max(axis=0)
         order = np.argsort(-np.where(np.isfinite(relative), strength, -np.inf), kind="stable")
         kept = order[: min(POINTS // len(compared), int(np.isfinite(relative).sum()))]
         # Neighbours in strength stand at different heights; the golden ratio spreads any number of them evenly.
