@@ -1,6 +1,6 @@
 """Exact effects a second, of a feature on a prompt, against a loop that runs the whole model for every feature.
 
-On checkpoints and a task of the embedded suite, with random features.
+On some of the bundled checkpoints and a bundled task, with random features.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the studies share: crosscoders over the embedded suite, trained once and kept, and its tasks set by set."""
+"""What the studies share: crosscoders over the bundled checkpoints, trained once and kept, and its tasks set by set."""
 
 from __future__ import annotations
 

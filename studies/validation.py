@@ -1,6 +1,6 @@
 """Does RelIE say at which of two checkpoints ablating a feature hurts more, and better than RelDec?
 
-The paper's Table 7 on the embedded suite: a crosscoder for each pair of neighbouring checkpoints, all subject-verb sets
+The paper's Table 7 on the bundled checkpoints: a crosscoder for each pair of neighbours, all subject-verb sets
 whose pairs share a prefix. Prints a Markdown table, and writes every number to validation.json.
 """
 

@@ -87,7 +87,7 @@ def test_new_writes_a_run_and_never_over_one(tmp_path, errors, capfd):
 
 
 def test_demo_leaves_another_run_alone(tmp_path, errors):
-    text = preset.text("demo").replace("demo = true                    # the embedded suite", 'folder = "x" #', 1)
+    text = preset.text("demo").replace("demo = true                    # the bundled checkpoints", 'folder = "x" #', 1)
     (tmp_path / "run.toml").write_text(text)
     assert "holds a run on other checkpoints" in errors("demo", "--out", tmp_path)
 

@@ -319,7 +319,7 @@ def test_a_proposal_leaves_out_broken_checkpoints():
     assert everything.passed_over == {}
 
 
-def test_the_embedded_suite_gives_the_published_accuracies():
+def test_the_bundled_checkpoints_give_the_published_accuracies():
     """First 200 pairs of each set, against the table of the suite's card (first 400 pairs)."""
     published = {
         "regular_plural_subject_verb_agreement_1": (0.65, 0.80),

@@ -72,7 +72,7 @@ def test_missing_repository():
 @pytest.mark.usefixtures("server")
 @pytest.mark.parametrize("repo", ["one/two/three", "some one/else"])
 def test_what_cannot_be_a_repository(repo):
-    with pytest.raises(ValueError, match=f"'{repo}' is no name of a repository on the hub") as caught:
+    with pytest.raises(ValueError, match=f"'{repo}' is not a repository name on the hub") as caught:
         Suite.from_hub(repo, ["step0"])
     assert "\n" not in str(caught.value)
 
@@ -209,5 +209,5 @@ def test_a_tokenizer_of_another_repository(server, folders, tmp_path):
     for source in ("someone/tokenizer", tmp_path / "tokenizer"):
         suite = Suite.from_hub(REPO, ["step0", "step512"], tokenizer=source)
         assert suite.tokenizer.get_vocab() == tiny.make_tokenizer().get_vocab()
-    with pytest.raises(ValueError, match=r"the tokenizer no/where is no folder here, and there is no repository"):
+    with pytest.raises(ValueError, match=r"the tokenizer no/where is not a folder here, and there is no repository"):
         Suite.from_hub(REPO, ["step0", "step512"], tokenizer="no/where")

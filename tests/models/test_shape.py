@@ -4,7 +4,7 @@ import pytest
 from transformers import BloomConfig, GPT2Config, LlamaConfig, OlmoConfig
 
 import tiny
-from crosstime.models.shape import Shape
+from crosstime.models.shape import ModelShape
 
 WIDTH, LAYERS, VOCABULARY = 32, 4, 320
 ALL = {"vocab_size": VOCABULARY, "hidden_size": WIDTH, "num_hidden_layers": LAYERS}
@@ -20,7 +20,7 @@ CONFIGS = {
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_parameters_are_those_of_the_model(name):
-    shape, model = Shape.of(CONFIGS[name]), tiny.make_model(CONFIGS[name])
+    shape, model = ModelShape.from_config(CONFIGS[name]), tiny.make_model(CONFIGS[name])
     assert (shape.layers, shape.width, shape.vocabulary) == (LAYERS, WIDTH, VOCABULARY)
     assert shape.parameters == sum(parameter.numel() for parameter in model.parameters())
     blocks = max((m for m in model.modules() if hasattr(m, "__len__") and len(m) == LAYERS), key=lambda m: len(str(m)))
@@ -28,8 +28,8 @@ def test_parameters_are_those_of_the_model(name):
 
 
 def test_a_cut_holds_the_embedding_and_the_blocks_up_to_it():
-    shape = Shape(layers=4, width=10, vocabulary=7, block=100, parameters=1000)
-    assert [shape.cut(layer) for layer in (0, 3)] == [170, 470]
+    shape = ModelShape(layers=4, width=10, vocabulary=7, block=100, parameters=1000)
+    assert [shape.parameters_up_to(layer) for layer in (0, 3)] == [170, 470]
 
 
 def test_what_cannot_be_made_is_refused_in_one_line():
@@ -37,4 +37,4 @@ def test_what_cannot_be_made_is_refused_in_one_line():
     config.num_attention_heads = 5
     config.hidden_act = "no such function"
     with pytest.raises(ValueError, match=r"no gpt_neox model can be made from config\.json"):
-        Shape.of(config)
+        ModelShape.from_config(config)

@@ -247,7 +247,7 @@ def test_model_that_the_cut_does_not_reproduce_is_refused(neox):
             return super().forward(hidden_states, **kwargs) + self.calls * torch.arange(WIDTH)
 
     neox.gpt_neox.layers[3].__class__ = Counting
-    with pytest.raises(ValueError, match="cannot be cut at layer 1: without padding, the logits of the cut model"):
+    with pytest.raises(ValueError, match="cannot be split at layer 1: without padding, the logits of the split model"):
         SplitLM(neox, 1)
 
 
@@ -266,5 +266,5 @@ def test_rows_longer_than_the_model_has_positions_are_refused():
     model = tiny.make_model(tiny.neox_config())
     lm = SplitLM(model, layer=1)
     assert lm.lower(torch.zeros(1, 128, dtype=torch.long)).shape == (1, 128, 32)
-    with pytest.raises(ValueError, match="made for 128 positions at most, got rows of 129 tokens"):
+    with pytest.raises(ValueError, match="has 128 positions, but the text has 129 tokens"):
         lm.lower(torch.zeros(1, 129, dtype=torch.long))

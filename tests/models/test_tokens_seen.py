@@ -2,7 +2,7 @@
 
 import pytest
 
-from crosstime.models.tokens_seen import tokens_seen
+from crosstime.models.metadata import tokens_seen
 
 
 @pytest.mark.parametrize(

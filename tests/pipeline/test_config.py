@@ -33,8 +33,8 @@ def test_every_commented_key_of_the_demo_exists(tmp_path):
     """The comments of the template promise keys: each, switched on in place of what it replaces, is taken."""
     text = preset.text("demo")
     for old, new in (
-        ("\ndemo = true                    # the embedded suite", "\n#"),
-        ("\ndemo = true                    # the embedded text", "\n#"),
+        ("\ndemo = true                    # the bundled checkpoints", "\n#"),
+        ("\ndemo = true                    # the bundled text", "\n#"),
         ("# folder = ", "folder = "),
         ("# tokens = ", "tokens = "),
         ("# allow_duplicates", "allow_duplicates"),
@@ -68,10 +68,13 @@ def test_every_commented_key_of_the_demo_exists(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (("demo = true\n[text]", "[text]"), r"suite must name one of .* it names none"),
-        (("demo = true\n[text]", 'demo = true\nfolder = "x"\n[text]'), r"it names suite\.demo and suite\.folder"),
-        (("demo = true\n[text]", 'repo = "a/b"\n[text]'), r"suite\.repo and suite\.revisions go together"),
-        (("demo = true\n[text]", 'folders = ["a", "b"]\nnames = ["a"]\n[text]'), r"1 names for 2 suite\.folders"),
+        (("demo = true\n[text]", "[text]"), r"a suite needs exactly one of .* it has none"),
+        (("demo = true\n[text]", 'demo = true\nfolder = "x"\n[text]'), r"it has `demo` and `folder`"),
+        (("demo = true\n[text]", 'repo = "a/b"\n[text]'), r"suite\.revisions and `repo` go together"),
+        (
+            ("demo = true\n[text]", 'folders = ["a", "b"]\nnames = ["a"]\n[text]'),
+            r"suite\.names has 1 names for 2",
+        ),
         (("[text]\ndemo = true", "[text]"), r"text must name one of `demo = true`, `train` .*; it names none"),
         (("[text]\ndemo = true", '[text]\ntrain = "x"\ndemo = true'), r"text must name one of"),
         (("[text]\ndemo = true", "[text]\ndemo = true\ncontext = 1"), r"text\.context must be at least 2, not 1"),

@@ -7,8 +7,8 @@ from transformers import AutoConfig
 
 import families
 from crosstime.crosscoder.sparsity.rules import L1, BatchTopK, JumpReLU
-from crosstime.models.shape import Shape
-from crosstime.models.tokens_seen import tokens_seen
+from crosstime.models.metadata import tokens_seen
+from crosstime.models.shape import ModelShape
 from crosstime.pipeline import config, preset
 
 EACH = [(name, rule) for name, found in preset.PRESETS.items() for rule in found.rules]
@@ -27,7 +27,7 @@ def test_every_preset_can_be_read_and_says_what_the_defaults_are(tmp_path, name,
 
 @pytest.mark.parametrize("repo", families.CONFIGS)
 def test_stated_shapes_are_those_that_transformers_makes(repo):
-    shape = Shape.of(AutoConfig.for_model(**families.CONFIGS[repo]))
+    shape = ModelShape.from_config(AutoConfig.for_model(**families.CONFIGS[repo]))
     stated = {found.shape for found in preset.PRESETS.values() if found.repo == repo}
     assert stated == {shape}
 
@@ -38,7 +38,7 @@ def test_the_demos_shape_is_that_of_its_checkpoints():
     names = sorted(path.name for path in demo.SUITE.iterdir() if path.is_dir())
     found = preset.PRESETS["demo"]
     assert sorted(found.checkpoints) == names
-    assert Shape.of(AutoConfig.from_pretrained(demo.SUITE / names[0])) == found.shape
+    assert ModelShape.from_config(AutoConfig.from_pretrained(demo.SUITE / names[0])) == found.shape
 
 
 def test_the_papers_comparisons():

@@ -10,7 +10,7 @@ from crosstime import cli, demo
 from crosstime.crosscoder.crosscoder import Crosscoder
 from crosstime.evaluation.survey import Survey
 from crosstime.models import hub
-from crosstime.models.load import load_tokenizer
+from crosstime.models.tokenizer import load_tokenizer
 from hub_server import HubServer
 from users_run import ARTIFACTS, edit
 

@@ -99,7 +99,7 @@ def test_a_tokenizer_beside_the_checkpoints_is_that_of_all_and_decides(make, tin
     shutil.copytree(tiny_suite / "step0", tmp_path / "words", ignore=shutil.ignore_patterns("*.safetensors", "config*"))
     run = make({"name": "some", "sets": ["distractor"]}, suite={"folder": "suite", "tokenizer": "words"})
     assert run.shared.tokenizer.get_vocab() == tiny.make_tokenizer().get_vocab()
-    decide = run.shared.metadata.deciding_files(bare / "step0")
+    decide = run.shared.metadata.input_files(bare / "step0")
     assert decide[0] == bare / "step0" / "config.json"
     assert {path.parent for path in decide[1:]} == {tmp_path / "words"}
     assert {"config.json", "tokenizer.json"} <= set(run.shared.fingerprints()[0]["files"])

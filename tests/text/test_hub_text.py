@@ -161,7 +161,7 @@ def test_a_hub_that_fails_for_good_is_named(server):
     ("arguments", "message"),
     [
         (("someone/else",), "there is no repository someone/else on the hub, or it is private"),
-        (("one/two/three",), "is no name of a repository"),
+        (("one/two/three",), "is not a repository name"),
         ((REPO, "gzpi", "en"), f"{REPO} has no revision 'gzpi'; the nearest is 'gzip'"),
         ((REPO, "gzip", "eng"), f"{REPO}: there is no configuration 'eng'; the nearest is 'en'"),
         ((REPO, "gzip"), f"{REPO}: name one of its configurations: en, fr"),

@@ -14,8 +14,7 @@ from tqdm import tqdm
 from crosstime.base.errors import InputError
 from crosstime.base.memory import AdaptiveBatches
 from crosstime.crosscoder.crosscoder import Crosscoder
-from crosstime.models.finite import finite_residual
-from crosstime.models.split import SplitLM
+from crosstime.models.split import SplitLM, finite_residual
 from crosstime.text.corpus import Corpus
 
 T = TypeVar("T")

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 
 from crosstime.base.errors import InputError
+from crosstime.base.units import parse_bytes
 
 _TRIES = 5
 _CPU_ROWS = 1024
@@ -31,6 +34,50 @@ def available_device(device: str | torch.device) -> torch.device:
     if (asked.index or 0) >= count:
         raise InputError(f"device {asked} is not available: this machine has {count} of type {asked.type}; use cpu")
     return asked
+
+
+@dataclass(frozen=True)
+class ComputeConfig:
+    """[compute]: device, precision and memory.
+
+    Example:
+        >>> config = ComputeConfig(device="cpu", memory="20GiB")
+        >>> config.torch_device, config.torch_dtype, config.memory_bytes
+        (device(type='cpu'), torch.float32, 21474836480)
+    """
+
+    device: Literal["auto", "cpu", "cuda", "mps"] = field(default="auto", metadata={"matters": False})
+    """`auto` takes the first available of cuda, mps and cpu."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Precision of the checkpoints in every stage but training, which has `training.harvest`."""
+    memory: str | None = field(default=None, metadata={"matters": False})
+    """Limit on the device's memory, for example "20GiB"; on a CPU, on that of the whole process."""
+
+    def __post_init__(self) -> None:
+        _ = self.memory_bytes
+
+    @property
+    def memory_bytes(self) -> int | None:
+        """`memory` in bytes."""
+        return None if self.memory is None else parse_bytes(self.memory, "memory")
+
+    @property
+    def torch_device(self) -> torch.device:
+        """The device.
+
+        Raises:
+            InputError: This machine doesn't have it.
+        """
+        if self.device != "auto":
+            return available_device(self.device)
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """The precision."""
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16}[self.dtype]
 
 
 def synchronise(device: torch.device) -> None:

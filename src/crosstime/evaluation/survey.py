@@ -27,8 +27,7 @@ from crosstime.base.units import format_tokens, jsonable
 from crosstime.evaluation.choice import beats_chance, find_broken, shifts, spread
 from crosstime.evaluation.cross_entropy import cross_entropy
 from crosstime.evaluation.task_scores import TaskReader
-from crosstime.models.finite import finite_residual
-from crosstime.models.split import SplitLM
+from crosstime.models.split import SplitLM, finite_residual
 from crosstime.models.suite import Suite
 from crosstime.tasks.task import Task
 from crosstime.text.corpus import Corpus

@@ -20,8 +20,7 @@ from transformers import PreTrainedTokenizerBase
 from crosstime.base.errors import InputError
 from crosstime.base.memory import AdaptiveBatches
 from crosstime.evaluation.cross_entropy import logits_in_parts
-from crosstime.models.finite import finite_residual
-from crosstime.models.split import SplitLM
+from crosstime.models.split import SplitLM, finite_residual
 from crosstime.tasks.prompts import indices_by_length
 from crosstime.tasks.task import Task
 from crosstime.text.positions import Positions

@@ -1,4 +1,4 @@
-"""Checkpoints on the Hugging Face hub: exactly the revision that was asked for, or an error."""
+"""Download from the Hugging Face hub: exactly the revision asked for, or an error."""
 
 from __future__ import annotations
 
@@ -27,42 +27,43 @@ from crosstime.base.errors import InputError, first_line, nearest
 from crosstime.models.weights import WEIGHT_NAMES, check_blob, find_weights, has_weights
 
 RETRY_WAITS = (1.0, 2.0, 4.0)
-"""Seconds to wait before each new attempt. (The client itself does not repeat all of its requests.)"""
+"""Seconds to wait before each retry. (The client itself doesn't retry all of its requests.)"""
 
-PASSING_STATUS = (408, 429, 500, 502, 503, 504)
-"""Answers of a server that another attempt may better."""
+_TRANSIENT_STATUS = (408, 429, 500, 502, 503, 504)
+"""HTTP status codes worth a retry."""
 
-ROOT_ONLY = ["*/*"]
-"""Files that are left alone: those in folders of a repository."""
+_SUBFOLDERS = ["*/*"]
+"""Files in subfolders of a repository, which are ignored."""
 
-METADATA_PATTERNS = ["*.json", "*.txt", "*.model", "*.tiktoken", "*.jinja"]
-"""Configuration, tokenizer, and indices of shards: all that is needed to refuse a checkpoint before its weights."""
+_METADATA = ["*.json", "*.txt", "*.model", "*.tiktoken", "*.jinja"]
+"""Configuration, tokenizer, and indices of shards: enough to refuse a checkpoint before its weights are downloaded."""
 
 T = TypeVar("T")
 
 
 def fetch_metadata(repo: str, revision: str, *, code: bool = False) -> tuple[Path, str]:
-    """Download all but the weights of a revision, or find it in the cache if the hub cannot be reached.
+    """Download everything but the weights of a revision, or find it in the cache if the hub can't be reached.
 
     Args:
-        code: also fetch the repository's own modelling code.
+        repo: The repository.
+        revision: A branch, tag or commit.
+        code: Also download the repository's own modelling code.
 
     Returns:
-        The folder in the hub's cache, and the commit that the revision stands for.
+        The folder in the hub's cache, and the commit that the revision points to.
 
     Raises:
-        InputError: no such repository or revision; or the hub cannot be reached and the cache does not hold it.
+        InputError: No such repository or revision; or the hub can't be reached and the cache doesn't hold it.
     """
-    patterns = [*METADATA_PATTERNS, *(["*.py"] if code else [])]
-    folder = _download(repo, revision, patterns)
+    folder = _download(repo, revision, [*_METADATA, *(["*.py"] if code else [])])
     return folder, folder.name
 
 
 def fetch_weights(repo: str, commit: str, folder: Path) -> list[Path]:
-    """Download the weights of a commit into its folder of the cache, and compare them with their hashes on the hub.
+    """Download the weights of a commit into its cache folder, and compare them with their hashes on the hub.
 
     Raises:
-        InputError: there are none; the download failed; or a file in the cache was damaged.
+        InputError: There are none, the download failed, or a file in the cache is damaged.
     """
     for name in WEIGHT_NAMES:
         _download(repo, commit, _weight_patterns(folder / f"{name}.index.json", name))
@@ -74,11 +75,11 @@ def fetch_weights(repo: str, commit: str, folder: Path) -> list[Path]:
     return files
 
 
-def data_commit(repo: str, revision: str) -> str:
-    """The commit of a dataset repository that a revision stands for now.
+def dataset_commit(repo: str, revision: str) -> str:
+    """Return the commit of a dataset repository that a revision points to now.
 
     Raises:
-        InputError: no such repository or revision, or the hub cannot be reached.
+        InputError: No such repository or revision, or the hub can't be reached.
     """
     if re.fullmatch("[0-9a-f]{40}", revision):
         return revision
@@ -87,33 +88,33 @@ def data_commit(repo: str, revision: str) -> str:
 
 
 def weights_to_download(repo: str, commit: str, folder: Path) -> int | None:
-    """How many bytes `fetch_weights` would download; None if the hub lists no weights. Nothing is downloaded.
+    """Return how many bytes `fetch_weights` would download; None if the hub lists no weights.
 
     Raises:
-        InputError: the hub cannot be reached, and the cache does not hold the weights.
+        InputError: The hub can't be reached, and the cache doesn't hold the weights.
     """
     if has_weights(folder):
         return 0
     for name in WEIGHT_NAMES:
         patterns = _weight_patterns(folder / f"{name}.index.json", name)
-        files = _ask(repo, commit, partial(_listed, repo, commit, patterns))
+        files = _ask(repo, commit, partial(_list_files, repo, commit, patterns))
         if files:
             return sum(file.file_size or 0 for file in files if file.will_download)
     return None
 
 
-def _listed(repo: str, commit: str, patterns: list[str]) -> list[DryRunFileInfo]:
-    return snapshot_download(repo, revision=commit, allow_patterns=patterns, ignore_patterns=ROOT_ONLY, dry_run=True)
+def _list_files(repo: str, commit: str, patterns: list[str]) -> list[DryRunFileInfo]:
+    return snapshot_download(repo, revision=commit, allow_patterns=patterns, ignore_patterns=_SUBFOLDERS, dry_run=True)
 
 
 def fetch_data(repo: str, name: str) -> Path | None:
-    """One file of a dataset repository as it is now, or from the cache if the hub cannot be reached.
+    """Download a file of a dataset repository as it is now, or find it in the cache if the hub can't be reached.
 
     Returns:
-        The file in the hub's cache; None if the repository has none of that name.
+        The file in the hub's cache; None if the repository has no such file.
 
     Raises:
-        InputError: no such repository; or the hub cannot be reached and the cache does not hold the file.
+        InputError: No such repository; or the hub can't be reached and the cache doesn't hold the file.
     """
     fetch = partial(snapshot_download, repo, repo_type="dataset", allow_patterns=[name])
     path = Path(_ask(repo, "main", fetch)) / name
@@ -125,7 +126,7 @@ def fetch_data(repo: str, name: str) -> Path | None:
 
 
 def list_data(repo: str) -> list[str]:
-    """Paths of the files of a dataset repository; empty if the hub does not answer."""
+    """List the files of a dataset repository; an empty list if the hub doesn't answer."""
     try:
         return HfApi().list_repo_files(repo, repo_type="dataset")
     except (HTTPError, OSError):
@@ -133,23 +134,23 @@ def list_data(repo: str) -> list[str]:
 
 
 def _weight_patterns(index: Path, name: str) -> list[str]:
-    """The file of the weights itself, and the shards where there is an index of them."""
+    """Return the name of a weight file, and the shards that its index lists."""
     shards = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values() if index.exists() else ()
     return [name, *sorted(set(shards))]
 
 
 def _download(repo: str, revision: str, patterns: list[str]) -> Path:
-    """Files in the root folder of a revision."""
-    fetch = partial(snapshot_download, repo, revision=revision, allow_patterns=patterns, ignore_patterns=ROOT_ONLY)
+    """Download files in the root folder of a revision."""
+    fetch = partial(snapshot_download, repo, revision=revision, allow_patterns=patterns, ignore_patterns=_SUBFOLDERS)
     return Path(_ask(repo, revision, fetch))
 
 
 def _ask(repo: str, revision: str, request: Callable[[], T], kind: str = "model") -> T:
-    """What the hub answers to a request about a revision; its errors in our words."""
+    """Send the hub a request about a revision; turn its errors into InputErrors."""
     try:
         return _with_retries(request)
     except HFValidationError as error:
-        raise InputError(f"{repo!r} is no name of a repository on the hub: {first_line(error)}") from None
+        raise InputError(f"{repo!r} is not a repository name on the hub: {first_line(error)}") from None
     except RevisionNotFoundError:
         raise InputError(f"{repo} has no revision {revision!r}{nearest(revision, _revisions(repo, kind))}") from None
     except GatedRepoError:
@@ -170,24 +171,24 @@ def _with_retries(request: Callable[[], T]) -> T:
         try:
             return request()
         except (HTTPError, LocalEntryNotFoundError, DryRunError) as error:
-            if not may_pass(error):
+            if not is_transient(error):
                 raise
             time.sleep(wait)
     return request()
 
 
-def may_pass(error: BaseException | None) -> bool:
-    """Whether another attempt may do better: the server is overloaded, or the connection failed."""
+def is_transient(error: BaseException | None) -> bool:
+    """Return whether a retry may succeed: the server is overloaded, or the connection failed."""
     if isinstance(error, HfHubHTTPError):
-        return error.response.status_code in PASSING_STATUS
+        return error.response.status_code in _TRANSIENT_STATUS
     if isinstance(error, (LocalEntryNotFoundError, DryRunError)):
-        # The client looks into its cache when a request fails. The cause says why it failed.
-        return may_pass(error.__cause__)
+        # The client falls back to its cache when a request fails; the cause is why it failed.
+        return is_transient(error.__cause__)
     return error is not None and not isinstance(error, OfflineModeIsEnabled)
 
 
 def _revisions(repo: str, kind: str) -> list[str]:
-    """Branches and tags; empty if the hub does not answer, for this only improves an error message."""
+    """List branches and tags; an empty list if the hub doesn't answer, as it only improves an error message."""
     try:
         refs = HfApi().list_repo_refs(repo, repo_type=kind)
     except (HTTPError, OSError):

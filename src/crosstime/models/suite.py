@@ -1,43 +1,147 @@
-"""A suite: checkpoints of one pretraining run that fit together, in the order of training."""
+"""A suite: checkpoints of one pretraining run that fit together, in training order."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, TypedDict, Unpack
 
 import torch
 from torch import nn
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
+from crosstime import demo
 from crosstime.base.device import available_device
-from crosstime.base.errors import InputError, nearest
-from crosstime.models.load import load_model
-from crosstime.models.metadata import Metadata, Place, Tokens, agree, in_folder, in_folders, on_hub
+from crosstime.base.errors import InputError, SettingError, nearest
+from crosstime.models.metadata import CheckpointFiles, SuiteMetadata, find_in_folder, find_on_hub
 from crosstime.models.split import SplitLM
-from crosstime.models.weights import find_weights, hash_weights
+from crosstime.models.weights import find_weights, hash_weights, load_model
+
+
+@dataclass(frozen=True)
+class SuiteConfig:
+    """[suite]: the checkpoints of a pretraining run, from exactly one of `demo`, `folder`, `folders` and `repo`."""
+
+    demo: bool = False
+    """Use the checkpoints bundled with crosstime."""
+    folder: str | None = None
+    """A folder with one checkpoint (config.json, weights, tokenizer) per subfolder."""
+    folders: tuple[str, ...] = ()
+    """One folder per checkpoint, in training order."""
+    repo: str | None = None
+    """A repository on the Hugging Face hub; needs `revisions`."""
+    revisions: tuple[str, ...] = ()
+    """Revisions (branches, tags or commits) of `repo`, in training order."""
+    names: tuple[str, ...] = ()
+    """With `demo` or `folder`, the subfolders to take; with `folders`, names of the checkpoints."""
+    tokens: tuple[int, ...] | dict[str, int] | None = None
+    """Tokens seen at each checkpoint, in order or by name. Only needed if neither the name of the revision or folder
+    (see `metadata.tokens_seen`) nor a `log.json` next to folders called `step<N>` (a list of
+    `{"step": ..., "tokens": ...}`) gives them."""
+    tokenizer: str | None = None
+    """A folder or hub repository with the tokenizer of all checkpoints; default: each checkpoint has its own."""
+    allow_duplicates: bool = False
+    """Accept checkpoints with the same weights."""
+    trust_remote_code: bool = False
+    """Run modelling code that comes with the checkpoints."""
+
+    def __post_init__(self) -> None:
+        given = [name for name in ("demo", "folder", "folders", "repo") if getattr(self, name)]
+        if len(given) != 1:
+            listed = " and ".join(f"`{name}`" for name in given) or "none"
+            raise InputError(f"a suite needs exactly one of `demo`, `folder`, `folders` and `repo`; it has {listed}")
+        if bool(self.repo) != bool(self.revisions):
+            raise SettingError("revisions", "and `repo` go together: a repository and a list of its revisions")
+        if self.names and self.repo:
+            raise SettingError("names", "does not go with `repo`: the revisions are the names")
+        if self.folders and self.names and len(self.names) != len(self.folders):
+            raise SettingError("names", f"has {len(self.names)} names for {len(self.folders)} `folders`")
+
+    @property
+    def source(self) -> str:
+        """Describe where the checkpoints come from."""
+        if self.demo:
+            return "gutenberg-2m, the bundled checkpoints"
+        return self.repo or self.folder or str(Path(self.folders[0]).parent)
+
+    def metadata(self, root: Path = Path()) -> SuiteMetadata:
+        """Find the checkpoints, and check without reading weights that they fit together.
+
+        Args:
+            root: What paths are relative to.
+
+        Raises:
+            InputError: A checkpoint doesn't exist, can't be read, or doesn't fit the others.
+        """
+        return SuiteMetadata.from_checkpoints(
+            self._find(root),
+            tokens=self.tokens,
+            tokenizer=self._tokenizer(root),
+            trust_remote_code=self.trust_remote_code,
+        )
+
+    def _find(self, root: Path) -> list[CheckpointFiles]:
+        if self.repo:
+            return find_on_hub(self.repo, self.revisions, code=self.trust_remote_code)
+        if self.folders:
+            names = self.names or [None] * len(self.folders)
+            folders = [_path(root, folder) for folder in self.folders]
+            return [CheckpointFiles.from_folder(folder, name) for folder, name in zip(folders, names, strict=True)]
+        return find_in_folder(demo.SUITE if self.demo else _path(root, self.folder or ""), self.names or None)
+
+    def _tokenizer(self, root: Path) -> Path | str | None:
+        """Return the tokenizer's folder, or else its repository on the hub."""
+        if self.tokenizer and (folder := _path(root, self.tokenizer)).is_dir():
+            return folder
+        return self.tokenizer
+
+
+def _path(root: Path, path: str) -> Path:
+    return root / Path(path).expanduser()
+
+
+class SuiteOptions(TypedDict, total=False):
+    """Keyword arguments shared by the constructors of `Suite`."""
+
+    tokens: Mapping[str, int] | Sequence[int] | None
+    """Tokens seen, by name or in the order given; see `SuiteConfig.tokens`."""
+    tokenizer: Path | str | None
+    """A folder or hub repository with the tokenizer of all checkpoints; None if each checkpoint has its own."""
+    allow_duplicates: bool
+    """Accept checkpoints with the same weights."""
+    trust_remote_code: bool
+    """Run modelling code that comes with the checkpoints."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Where one checkpoint came from, and what it holds."""
+    """One checkpoint of a suite: its name, origin and weights' hash.
+
+    Example:
+        >>> import crosstime as ct
+        >>> from crosstime import demo
+        >>> (checkpoint,) = ct.Suite.from_folder(demo.SUITE, ["step64"])
+        >>> checkpoint.name, checkpoint.tokens, checkpoint.sha256[:8]
+        ('step64', 524288, '10a22f27')
+    """
 
     name: str
     tokens: int | None
-    """Tokens seen in pretraining; None if neither the user nor a rule says."""
+    """Tokens seen in pretraining; None if unknown."""
     source: str
-    """Its folder, or its repository on the hub."""
+    """The folder, or the repository on the hub."""
     revision: str | None
-    """What the user asked the hub for."""
+    """The revision asked for."""
     commit: str | None
-    """What the revision stood for when the suite was made."""
+    """The commit that the revision pointed to when the suite was made."""
     sha256: str
-    """Hash of its weights (`weights.hash_weights`)."""
+    """Hash of the weights (`weights.hash_weights`)."""
 
     @property
     def origin(self) -> str:
-        """The folder, or repository@commit: where its weights are found again."""
+        """The folder, or "repository@commit"."""
         return self.source if self.commit is None else f"{self.source}@{self.commit}"
 
 
@@ -45,20 +149,19 @@ class Checkpoint:
 class Suite:
     """Checkpoints that agree in width, number of layers, vocabulary and tokenizer, and differ in weights.
 
-    Make one with `from_folder`, `from_folders` or `from_hub`. They compare configurations and tokenizers before any
-    weights are read or downloaded, refuse weights that could run code, and put the checkpoints in the order of
-    training: by tokens seen where these are known for all, else in the order given.
+    Make one with `from_folder`, `from_folders`, `from_hub` or `from_config`. These compare configurations and
+    tokenizers before any weights are read or downloaded, refuse weights that could run code, and put the checkpoints
+    in training order: by tokens seen if known for all, else as given. Their common keyword arguments are
+    `SuiteOptions`. All raise InputError if a checkpoint doesn't exist, is damaged, or doesn't fit the others.
 
-    Their common arguments:
-        tokens: tokens seen in pretraining, by name or one for each checkpoint in the order given. Where the user says
-            nothing, the name of the revision does if a rule is known (`tokens_seen`), or else a `log.json` beside the
-            folders, a list of `{"step": ..., "tokens": ...}`, for folders called `step<N>`.
-        tokenizer: a folder, or a repository on the hub, that holds the tokenizer of all checkpoints; None where each
-            checkpoint comes with its own.
-        allow_duplicates: accept checkpoints with the same weights.
-        trust_remote_code: run modelling code that comes with the checkpoints.
-
-    All raise InputError if a checkpoint does not exist, is damaged, or does not fit the others.
+    Example:
+        >>> import crosstime as ct
+        >>> from crosstime import demo
+        >>> suite = ct.Suite.from_folder(demo.SUITE, ["step3786", "step64"])
+        >>> suite.names, suite.tokens
+        (['step64', 'step3786'], [524288, 31014912])
+        >>> suite.load("step64", layer=3).n_layers
+        6
     """
 
     checkpoints: tuple[Checkpoint, ...]
@@ -72,88 +175,80 @@ class Suite:
 
     @classmethod
     def from_folder(
-        cls,
-        folder: Path | str,
-        names: Sequence[str] | None = None,
-        *,
-        tokens: Tokens = None,
-        tokenizer: Path | str | None = None,
-        allow_duplicates: bool = False,
-        trust_remote_code: bool = False,
+        cls, folder: Path | str, names: Sequence[str] | None = None, **options: Unpack[SuiteOptions]
     ) -> Suite:
-        """A suite from a folder that holds one folder for each checkpoint, in transformers' format.
+        """Make a suite of the checkpoints in the subfolders of a folder, in transformers' format.
 
         Args:
-            names: the checkpoints to take; None for all subfolders with a `config.json`, numbers in names counting as
-                numbers (step64 before step512).
+            folder: The folder.
+            names: Subfolders to take; None for all that hold a `config.json`.
+            options: See `SuiteOptions`.
         """
-        places = in_folder(Path(folder), names)
-        metadata = agree(places, tokens=tokens, tokenizer=tokenizer, trust_remote_code=trust_remote_code)
-        return cls.from_metadata(metadata, allow_duplicates=allow_duplicates)
+        return cls._from_checkpoints(find_in_folder(Path(folder), names), **options)
 
     @classmethod
     def from_folders(
-        cls,
-        folders: Sequence[Path | str],
-        *,
-        names: Sequence[str] | None = None,
-        tokens: Tokens = None,
-        tokenizer: Path | str | None = None,
-        allow_duplicates: bool = False,
-        trust_remote_code: bool = False,
+        cls, folders: Sequence[Path | str], *, names: Sequence[str] | None = None, **options: Unpack[SuiteOptions]
     ) -> Suite:
-        """A suite from folders in transformers' format.
+        """Make a suite of folders in transformers' format.
 
         Args:
-            names: what to call the checkpoints; None for the names of the folders.
+            folders: One per checkpoint.
+            names: Names of the checkpoints; None for the names of the folders.
+            options: See `SuiteOptions`.
         """
-        places = in_folders([Path(folder) for folder in folders], names)
-        metadata = agree(places, tokens=tokens, tokenizer=tokenizer, trust_remote_code=trust_remote_code)
-        return cls.from_metadata(metadata, allow_duplicates=allow_duplicates)
+        if names is not None and len(names) != len(folders):
+            raise InputError(f"{len(names)} names are given for {len(folders)} checkpoints")
+        checkpoints = map(CheckpointFiles.from_folder, map(Path, folders), names or [None] * len(folders))
+        return cls._from_checkpoints(list(checkpoints), **options)
 
     @classmethod
-    def from_hub(
-        cls,
-        repo: str,
-        revisions: Sequence[str],
-        *,
-        tokens: Tokens = None,
-        tokenizer: Path | str | None = None,
-        allow_duplicates: bool = False,
-        trust_remote_code: bool = False,
-    ) -> Suite:
-        """A suite from revisions (branches, tags or commits) of a repository on the Hugging Face hub.
+    def from_hub(cls, repo: str, revisions: Sequence[str], **options: Unpack[SuiteOptions]) -> Suite:
+        """Make a suite of revisions (branches, tags or commits) of a repository on the Hugging Face hub.
 
-        Without a network, or with HF_HUB_OFFLINE=1, revisions that were loaded before come from the hub's cache.
-        The checkpoints are called by their revisions, and the commits they stand for are recorded.
+        The revisions are the checkpoints' names; the commits they point to are recorded. Without a network, or with
+        HF_HUB_OFFLINE=1, revisions that were loaded before come from the hub's cache.
         """
-        places = on_hub(repo, revisions, code=trust_remote_code)
-        metadata = agree(places, tokens=tokens, tokenizer=tokenizer, trust_remote_code=trust_remote_code)
-        return cls.from_metadata(metadata, allow_duplicates=allow_duplicates)
+        code = options.get("trust_remote_code", False)
+        return cls._from_checkpoints(find_on_hub(repo, revisions, code=code), **options)
 
     @classmethod
-    def from_metadata(cls, metadata: Metadata, *, allow_duplicates: bool = False) -> Suite:
-        """A suite of checkpoints whose configurations and tokenizers are known to agree: reads their weights."""
-        hashes = _hash_all(metadata.places, allow_duplicates)
+    def from_config(cls, config: SuiteConfig, root: Path = Path()) -> Suite:
+        """Make the suite that a configuration describes; its paths are relative to `root`."""
+        return cls.from_metadata(config.metadata(root), allow_duplicates=config.allow_duplicates)
+
+    @classmethod
+    def from_metadata(cls, metadata: SuiteMetadata, *, allow_duplicates: bool = False) -> Suite:
+        """Read (and, if need be, download) the weights of checkpoints that are known to fit together."""
+        hashes = _hash_all(metadata.checkpoints, allow_duplicates)
         return cls(
             checkpoints=tuple(
-                Checkpoint(place.name, place.tokens, place.source, place.revision, place.commit, digest)
-                for place, digest in zip(metadata.places, hashes, strict=True)
+                Checkpoint(files.name, files.tokens, files.source, files.revision, files.commit, sha256)
+                for files, sha256 in zip(metadata.checkpoints, hashes, strict=True)
             ),
             tokenizer=metadata.tokenizer,
             width=metadata.config.hidden_size,
             n_layers=metadata.n_layers,
             vocab_size=metadata.config.vocab_size,
-            folders=tuple(place.folder for place in metadata.places),
+            folders=tuple(files.folder for files in metadata.checkpoints),
             trust_remote_code=metadata.trust_remote_code,
         )
 
+    @classmethod
+    def _from_checkpoints(
+        cls, checkpoints: Sequence[CheckpointFiles], *, allow_duplicates: bool = False, **options: Any
+    ) -> Suite:
+        metadata = SuiteMetadata.from_checkpoints(checkpoints, **options)
+        return cls.from_metadata(metadata, allow_duplicates=allow_duplicates)
+
     @property
     def names(self) -> list[str]:
+        """Names of the checkpoints."""
         return [checkpoint.name for checkpoint in self.checkpoints]
 
     @property
     def tokens(self) -> list[int | None]:
+        """Tokens seen at each checkpoint."""
         return [checkpoint.tokens for checkpoint in self.checkpoints]
 
     def __len__(self) -> int:
@@ -163,15 +258,14 @@ class Suite:
         return iter(self.checkpoints)
 
     def select(self, names: Sequence[str]) -> Suite:
-        """The suite of these checkpoints only, in the order of training whatever the order of `names`.
+        """Return the suite of these checkpoints only, in training order whatever the order of `names`.
 
         Raises:
-            InputError: there is no checkpoint of such a name, or no name is given.
+            InputError: No checkpoint has such a name, or no name is given.
         """
-        wanted = {self._index(name) for name in names}
-        if not wanted:
+        kept = sorted({self._index(name) for name in names})
+        if not kept:
             raise InputError(f"no checkpoints are selected: choose among {', '.join(self.names)}")
-        kept = sorted(wanted)
         return replace(
             self,
             checkpoints=tuple(self.checkpoints[i] for i in kept),
@@ -179,20 +273,18 @@ class Suite:
         )
 
     def load(
-        self,
-        name: str | int,
-        *,
-        layer: int,
-        dtype: torch.dtype = torch.float32,
-        device: torch.device | str = "cpu",
+        self, name: str | int, *, layer: int, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
     ) -> SplitLM:
-        """A checkpoint's model, cut after block `layer`.
+        """Load a checkpoint's model, split after block `layer`.
 
         Args:
-            name: the checkpoint's name, or its index in the order of training.
+            name: The checkpoint's name, or its index in training order.
+            layer: The block whose output is the residual stream, counted from 0.
+            dtype: Precision of the model.
+            device: Where to put it.
 
         Raises:
-            InputError: no such checkpoint, layer or device; or the weights are not those of when the suite was made.
+            InputError: No such checkpoint, layer or device; or the weights changed after the suite was made.
         """
         index = self._index(name) if isinstance(name, str) else name
         if not 0 <= index < len(self):
@@ -217,17 +309,17 @@ class Suite:
         return self.names.index(name)
 
 
-def _hash_all(places: Sequence[Place], allow_duplicates: bool) -> list[str]:
-    """The hash of each checkpoint's weights, which come from the hub one after another."""
-    owners: dict[str, str] = {}
+def _hash_all(checkpoints: Sequence[CheckpointFiles], allow_duplicates: bool) -> list[str]:
+    """Hash the weights of each checkpoint; those on the hub are downloaded one after another."""
+    names: dict[str, str] = {}
     hashes = []
-    for place in tqdm(places, desc="checking weights", leave=False, disable=None):
-        digest = hash_weights(place.weights())
-        if digest in owners and not allow_duplicates:
+    for checkpoint in tqdm(checkpoints, desc="checking weights", leave=False, disable=None):
+        sha256 = hash_weights(checkpoint.weight_files())
+        if sha256 in names and not allow_duplicates:
             raise InputError(
-                f"checkpoints {owners[digest]} and {place.name} have the same weights: leave one out, or set "
+                f"checkpoints {names[sha256]} and {checkpoint.name} have the same weights: leave one out, or set "
                 "allow_duplicates"
             )
-        owners.setdefault(digest, place.name)
-        hashes.append(digest)
+        names.setdefault(sha256, checkpoint.name)
+        hashes.append(sha256)
     return hashes

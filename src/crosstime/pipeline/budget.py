@@ -16,7 +16,7 @@ from crosstime.base.memory import limit_bytes, used_bytes
 from crosstime.base.units import format_bytes
 from crosstime.evaluation.contexts import BLOCKS_AT_ONCE
 from crosstime.evaluation.survey import TOKENS_AT_ONCE
-from crosstime.models.shape import Shape
+from crosstime.models.shape import ModelShape
 from crosstime.pipeline import cost
 from crosstime.pipeline.config import RunConfig
 
@@ -86,7 +86,7 @@ class Batches:
     """Blocks."""
 
     @classmethod
-    def of(cls, configs: Sequence[RunConfig], shape: Shape, budget: Budget, *, train: bool) -> Batches:
+    def of(cls, configs: Sequence[RunConfig], shape: ModelShape, budget: Budget, *, train: bool) -> Batches:
         """What fits.
 
         Args:
@@ -126,7 +126,7 @@ class Batches:
         )
 
 
-def _harvest(configs: Sequence[RunConfig], shape: Shape, budget: Budget) -> int:
+def _harvest(configs: Sequence[RunConfig], shape: ModelShape, budget: Budget) -> int:
     config = configs[0]
     parts = cost.training_parts(configs, shape)
     if budget.device.type == "cpu":

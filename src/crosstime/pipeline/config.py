@@ -13,9 +13,10 @@ from typing import Any, Literal
 
 from crosstime.attribution.path_rules import Baseline, Method, PathRule
 from crosstime.attribution.relative import NoEffect
+from crosstime.base.device import ComputeConfig
 from crosstime.base.errors import InputError, nearest
-from crosstime.base.units import parse_bytes
 from crosstime.crosscoder.sparsity.rules import L1, Sparsity
+from crosstime.models.suite import SuiteConfig
 from crosstime.pipeline import toml
 from crosstime.tasks.task_config import TaskConfig
 from crosstime.text.positions import Positions
@@ -49,64 +50,6 @@ def _at_least(least: int, section: str, **values: int) -> None:
 
 
 @dataclass(frozen=True)
-class SuiteConfig:
-    """[suite]: the checkpoints of the pretraining run, from one of four places."""
-
-    demo: bool = False
-    """The embedded suite."""
-    folder: str | None = None
-    """A folder with one checkpoint (config.json, weights, tokenizer) in each subfolder."""
-    folders: tuple[str, ...] = ()
-    """One folder a checkpoint, in the order of training."""
-    repo: str | None = None
-    """A repository on the Hugging Face hub; needs `revisions`."""
-    revisions: tuple[str, ...] = ()
-    """Revisions of `repo`, in the order of training."""
-    names: tuple[str, ...] = ()
-    """With `folder`: which subfolders. With `folders`: what to call the checkpoints (default: the folders' names)."""
-    tokens: tuple[int, ...] | dict[str, int] | None = None
-    """Tokens seen at each checkpoint, in order or by name; only needed where the name does not tell."""
-    tokenizer: str | None = None
-    """A folder or hub repository with the tokenizer of all checkpoints; without it each brings its own."""
-    allow_duplicates: bool = False
-    """Accept two checkpoints with the same weights."""
-    trust_remote_code: bool = False
-    """Run modelling code that a repository brings along."""
-
-    def __post_init__(self) -> None:
-        places = [name for name in ("demo", "folder", "folders", "repo") if getattr(self, name)]
-        if len(places) != 1:
-            stated = " and ".join(f"suite.{name}" for name in places) or "none"
-            raise InputError(f"suite must name one of `demo`, `folder`, `folders` and `repo`; it names {stated}")
-        if bool(self.repo) != bool(self.revisions):
-            raise InputError("suite.repo and suite.revisions go together: a repository and a list of its revisions")
-        if self.names and self.repo:
-            raise InputError("suite.names goes with `folder` or `folders`; with `repo` the revisions are the names")
-        if self.folders and self.names and len(self.names) != len(self.folders):
-            raise InputError(f"suite.names has {len(self.names)} names for {len(self.folders)} suite.folders")
-
-
-@dataclass(frozen=True)
-class ComputeConfig:
-    """[compute]: where everything runs, and in what precision the checkpoints are analysed."""
-
-    device: Literal["auto", "cpu", "cuda", "mps"] = field(default="auto", metadata={"matters": False})
-    """`auto` takes the first of cuda, mps and cpu that is there."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Precision of the checkpoints in every stage but training, which has `training.harvest`."""
-    memory: str | None = field(default=None, metadata={"matters": False})
-    """Hold no more than this of the device's memory, "20GiB" say; of a CPU's, no more than this in all."""
-
-    def __post_init__(self) -> None:
-        _ = self.memory_bytes
-
-    @property
-    def memory_bytes(self) -> int | None:
-        """`memory` as a number."""
-        return None if self.memory is None else parse_bytes(self.memory, "compute.memory")
-
-
-@dataclass(frozen=True)
 class HubTextConfig:
     """[[text.hub]]: a data set on the Hugging Face hub, streamed."""
 
@@ -135,7 +78,7 @@ class TextConfig:
     """[text]: what the crosscoder is trained and measured on. Paths are relative to run.toml."""
 
     demo: bool = False
-    """The embedded text."""
+    """The bundled text."""
     train: str | tuple[str, ...] = ()
     """Files, or patterns of names: plain text (an empty line ends a document), .jsonl, .parquet; see `Files`."""
     hub: tuple[HubTextConfig, ...] = ()
@@ -382,7 +325,7 @@ class CommonConfig:
     suite: SuiteConfig
     text: TextConfig
     task: tuple[TaskConfig, ...]
-    compute: ComputeConfig = ComputeConfig()
+    compute: ComputeConfig = field(default_factory=ComputeConfig)
     positions: Positions = field(default_factory=Positions)
     survey: SurveyConfig = SurveyConfig()
     selection: SelectionConfig = SelectionConfig()

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from crosstime.evaluation.cross_entropy import LOGITS_AT_ONCE
-from crosstime.models.shape import Shape
+from crosstime.models.shape import ModelShape
 from crosstime.pipeline.config import RunConfig
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -93,7 +93,7 @@ class Cost:
         return self.seconds / 3600
 
 
-def estimate(config: RunConfig, shape: Shape, device: Device = H100, *, beside: Sequence[RunConfig] = ()) -> Cost:
+def estimate(config: RunConfig, shape: ModelShape, device: Device = H100, *, beside: Sequence[RunConfig] = ()) -> Cost:
     """The cost of a run.
 
     Args:
@@ -128,10 +128,10 @@ def estimate(config: RunConfig, shape: Shape, device: Device = H100, *, beside: 
     )
 
 
-def training_parts(configs: Sequence[RunConfig], shape: Shape) -> dict[str, int]:
+def training_parts(configs: Sequence[RunConfig], shape: ModelShape) -> dict[str, int]:
     """Bytes that training holds from its beginning to its end, by what takes them."""
     config, weights = configs[0], sum(crosscoder_weights(config, shape) for config in configs)
-    models = config.selection.size * shape.cut(config.crosscoder.layer_of(shape.layers))
+    models = config.selection.size * shape.parameters_up_to(config.crosscoder.layer_of(shape.layers))
     return {
         "checkpoints (training.harvest)": models * BYTES[config.training.harvest],
         "weights, gradients and moments (crosscoder.features)": weights * KEPT_BYTES,
@@ -141,24 +141,24 @@ def training_parts(configs: Sequence[RunConfig], shape: Shape) -> dict[str, int]
     }
 
 
-def step_bytes(config: RunConfig, shape: Shape) -> int:
+def step_bytes(config: RunConfig, shape: ModelShape) -> int:
     """Bytes that a training step works in; they are kept for the next."""
     rows = config.training.batch_size * config.selection.size * shape.width * ROW_BYTES
     return _code_bytes(config) + rows + crosscoder_weights(config, shape) * PRODUCT_BYTES
 
 
-def harvest_bytes(config: RunConfig, shape: Shape) -> int:
+def harvest_bytes(config: RunConfig, shape: ModelShape) -> int:
     """Bytes that the harvest of one block of text holds besides: a pass, and the rows of all checkpoints twice."""
     rows = 2 * config.text.context * config.selection.size * shape.width
     return pass_bytes(config, shape, config.training.harvest) + rows * BYTES[config.training.harvest]
 
 
-def pass_bytes(config: RunConfig, shape: Shape, precision: str) -> int:
+def pass_bytes(config: RunConfig, shape: ModelShape, precision: str) -> int:
     """Bytes that a checkpoint's pass over one block of text holds."""
     return config.text.context * shape.width * HARVEST_VALUES * BYTES[precision]
 
 
-def analysis_parts(configs: Sequence[RunConfig], shape: Shape) -> dict[str, int]:
+def analysis_parts(configs: Sequence[RunConfig], shape: ModelShape) -> dict[str, int]:
     """Bytes that evaluation, effects and ablation hold from beginning to end, by what takes them."""
     config, weights = configs[0], sum(crosscoder_weights(config, shape) for config in configs)
     models = config.selection.size * shape.parameters
@@ -168,20 +168,20 @@ def analysis_parts(configs: Sequence[RunConfig], shape: Shape) -> dict[str, int]
     }
 
 
-def analysis_bytes(config: RunConfig, shape: Shape, codes: int) -> int:
+def analysis_bytes(config: RunConfig, shape: ModelShape, codes: int) -> int:
     """Bytes that an analysis of one block of text holds besides: its rows, read and written, and values of that number
     for each feature.
     """
     return 4 * config.text.context * (codes * config.crosscoder.features + 2 * config.selection.size * shape.width)
 
 
-def gradient_bytes(config: RunConfig, shape: Shape) -> int:
+def gradient_bytes(config: RunConfig, shape: ModelShape) -> int:
     """Bytes that the blocks above the layer keep of a position for the way back."""
     above = shape.layers - config.crosscoder.layer_of(shape.layers)
     return shape.width * HARVEST_VALUES * above * BYTES[config.compute.dtype]
 
 
-def logit_bytes(config: RunConfig, shape: Shape) -> int:
+def logit_bytes(config: RunConfig, shape: ModelShape) -> int:
     """Bytes that the logits of a part of a batch hold besides: twice, and their loss."""
     return 3 * 4 * max(LOGITS_AT_ONCE, config.text.context * shape.vocabulary)
 
@@ -196,12 +196,12 @@ def largest(configs: Sequence[RunConfig]) -> RunConfig:
     return max(configs, key=lambda config: config.crosscoder.features)
 
 
-def crosscoder_weights(config: RunConfig, shape: Shape) -> int:
+def crosscoder_weights(config: RunConfig, shape: ModelShape) -> int:
     """Weights of the crosscoder's two matrices."""
     return 2 * config.selection.size * shape.width * config.crosscoder.features
 
 
-def _training_bytes(configs: Sequence[RunConfig], shape: Shape) -> int:
+def _training_bytes(configs: Sequence[RunConfig], shape: ModelShape) -> int:
     harvest = configs[0].training.harvest_blocks * harvest_bytes(configs[0], shape)
     return sum(training_parts(configs, shape).values()) + harvest
 
@@ -211,19 +211,19 @@ def _code_bytes(config: RunConfig) -> int:
     return codes * (GATED_CODE_BYTES * config.selection.size if config.sparsity.gated else CODE_BYTES)
 
 
-def _analysis_bytes(configs: Sequence[RunConfig], shape: Shape) -> int:
+def _analysis_bytes(configs: Sequence[RunConfig], shape: ModelShape) -> int:
     """While a crosscoder is evaluated."""
     config = largest(configs)
     batch = config.evaluation.batch_blocks * analysis_bytes(config, shape, 2) + logit_bytes(config, shape)
     return sum(analysis_parts(configs, shape).values()) + batch
 
 
-def ring_bytes(config: RunConfig, shape: Shape) -> int:
+def ring_bytes(config: RunConfig, shape: ModelShape) -> int:
     training = config.training
     return training.ring_size(config.text.context) * config.selection.size * shape.width * BYTES[training.harvest]
 
 
-def _run_bytes(config: RunConfig, shape: Shape, weights: int) -> int:
+def _run_bytes(config: RunConfig, shape: ModelShape, weights: int) -> int:
     """A new state is written before the old one goes; each is the crosscoder, Adam's moments and the ring."""
     state = 0 if config.crosscoder.from_ else 12 * weights + ring_bytes(config, shape)
     token = 2 if shape.vocabulary <= 1 << 16 else 4

@@ -13,8 +13,8 @@ from huggingface_hub import constants
 
 from crosstime.base.memory import total_bytes
 from crosstime.base.units import align_columns, format_bytes, format_duration, format_tokens
-from crosstime.models.metadata import REQUESTS, Place
-from crosstime.models.shape import Shape
+from crosstime.models.metadata import HUB_THREADS, CheckpointFiles
+from crosstime.models.shape import ModelShape
 from crosstime.pipeline.cost import H100, Cost, estimate, free_bytes
 from crosstime.pipeline.engine import states
 from crosstime.pipeline.imported import check_fit
@@ -42,7 +42,7 @@ def dry_run(runs: Sequence[Run]) -> str:
     if run.config.crosscoder.from_ and isinstance(run.foreign_place, Path):
         check_fit(run.foreign.config, run.config, shared.layer, shape.width)
     cost = estimate(run.config, shape, beside=[other.config for other in runs[1:]])
-    download = _download(shared.metadata.places, shape)
+    download = _download(shared.metadata.checkpoints, shape)
     selection = run.config.selection
     facts = [
         ("checkpoints", _checkpoints(shared)),
@@ -67,11 +67,11 @@ def dry_run(runs: Sequence[Run]) -> str:
 
 
 def _checkpoints(shared: Shared) -> str:
-    names = (f"{place.name} ({format_tokens(place.tokens)})" for place in shared.metadata.places)
-    return f"{', '.join(names)}, by tokens seen, of {shared.source}"
+    names = (f"{files.name} ({format_tokens(files.tokens)})" for files in shared.metadata.checkpoints)
+    return f"{', '.join(names)}, by tokens seen, of {shared.config.suite.source}"
 
 
-def _model(shared: Shared, shape: Shape) -> str:
+def _model(shared: Shared, shape: ModelShape) -> str:
     return (
         f"{shared.metadata.config.model_type} of {format_tokens(shape.parameters)} parameters, {shape.layers} blocks "
         f"of width {shape.width}; a tokenizer of {len(shared.tokenizer):,} tokens"
@@ -124,13 +124,13 @@ def _undone(runs: Sequence[Run]) -> str:
     return ", ".join(name for name in found[0] if any(of_one[name].status != "done" for of_one in found)) or "none"
 
 
-def _download(places: Sequence[Place], shape: Shape) -> int:
+def _download(checkpoints: Sequence[CheckpointFiles], shape: ModelShape) -> int:
     """Bytes of weights that are not here yet; by the model's shape where the hub does not say."""
-    with ThreadPoolExecutor(REQUESTS) as pool:
-        sizes = list(pool.map(Place.weights_to_download, places))
-    if missing := [place.name for place, size in zip(places, sizes, strict=True) if size is None]:
+    with ThreadPoolExecutor(HUB_THREADS) as pool:
+        sizes = list(pool.map(CheckpointFiles.bytes_to_download, checkpoints))
+    if missing := [files.name for files, size in zip(checkpoints, sizes, strict=True) if size is None]:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-        warnings.warn(f"{places[0].source} lists no weights of {', '.join(missing[:3])}{more}", stacklevel=1)
+        warnings.warn(f"{checkpoints[0].source} lists no weights of {', '.join(missing[:3])}{more}", stacklevel=1)
     return sum(2 * shape.parameters if size is None else size for size in sizes)
 
 

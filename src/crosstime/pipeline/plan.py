@@ -213,7 +213,7 @@ class _Planner:
         return self.speeds.load + 2 * 4 * self.shared.shape.parameters / DISK
 
     def _survey(self, texts: int, reading: float) -> StagePlan:
-        count, shape = len(self.shared.metadata.places), self.shared.shape
+        count, shape = len(self.shared.metadata.checkpoints), self.shared.shape
         text = self._heldout(self.config.survey.blocks) * self.config.text.context
         a_pass = cost.pass_bytes(self.config, shape, self.config.compute.dtype) / self.config.text.context
         memory = shape.parameters * cost.BYTES[self.config.compute.dtype] + cost.logit_bytes(self.config, shape)

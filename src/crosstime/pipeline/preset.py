@@ -16,7 +16,7 @@ from string import Template
 from crosstime.base.errors import InputError, nearest
 from crosstime.base.units import align_columns, format_bytes, format_duration, format_tokens
 from crosstime.crosscoder.sparsity.rules import Sparsity
-from crosstime.models.shape import Shape
+from crosstime.models.shape import ModelShape
 from crosstime.pipeline import toml
 from crosstime.pipeline.config import RunConfig
 from crosstime.pipeline.cost import H100, estimate
@@ -31,7 +31,7 @@ class Preset:
 
     repo: str
     layer: int
-    shape: Shape
+    shape: ModelShape
     """Of every checkpoint."""
     weight_bytes: int
     """Of one weight, as the repository stores it."""
@@ -51,7 +51,7 @@ _PAPER = ("l1", "batchtopk")
 
 
 def _family(
-    name: str, repo: str, layer: int, shape: Shape, weight_bytes: int, comparisons: dict[str, list[str]]
+    name: str, repo: str, layer: int, shape: ModelShape, weight_bytes: int, comparisons: dict[str, list[str]]
 ) -> dict[str, Preset]:
     """The paper's crosscoders over one model: a comparison is named by the tokens that its checkpoints have seen."""
     return {
@@ -80,7 +80,7 @@ PRESETS: dict[str, Preset] = {
     "demo": Preset(
         repo="",
         layer=3,
-        shape=Shape(layers=6, width=128, vocabulary=4096, block=198_272, parameters=2_238_464),
+        shape=ModelShape(layers=6, width=128, vocabulary=4096, block=198_272, parameters=2_238_464),
         weight_bytes=2,
         checkpoints=("step64", "step128", "step256", "step512", "step1000", "step2000", "step3000", "step3786"),
         parts=("demo",),
@@ -90,7 +90,7 @@ PRESETS: dict[str, Preset] = {
         "pythia-1b",
         repo="EleutherAI/pythia-1b",
         layer=8,
-        shape=Shape(layers=16, width=2048, vocabulary=50_304, block=50_358_272, parameters=1_011_781_632),
+        shape=ModelShape(layers=16, width=2048, vocabulary=50_304, block=50_358_272, parameters=1_011_781_632),
         weight_bytes=2,
         comparisons={
             "128M-1B": ["step64", "step512"],
@@ -103,7 +103,7 @@ PRESETS: dict[str, Preset] = {
         "olmo-1b",
         repo="allenai/OLMo-1B-0724-hf",
         layer=8,
-        shape=Shape(layers=16, width=2048, vocabulary=50_304, block=67_108_864, parameters=1_279_787_008),
+        shape=ModelShape(layers=16, width=2048, vocabulary=50_304, block=67_108_864, parameters=1_279_787_008),
         weight_bytes=4,
         comparisons={
             comparison: [_OLMO[tokens] for tokens in comparison.split("-")]
@@ -114,7 +114,7 @@ PRESETS: dict[str, Preset] = {
         "bloom-1b1",
         repo="bigscience/bloom-1b1-intermediate",
         layer=12,
-        shape=Shape(layers=24, width=1536, vocabulary=250_880, block=28_331_520, parameters=1_065_314_304),
+        shape=ModelShape(layers=24, width=1536, vocabulary=250_880, block=28_331_520, parameters=1_065_314_304),
         weight_bytes=2,
         comparisons={
             "550M-6B": ["global_step1000", "global_step10000"],
@@ -127,7 +127,7 @@ PRESETS: dict[str, Preset] = {
     "pythia-160m-32": Preset(
         repo="EleutherAI/pythia-160m",
         layer=6,
-        shape=Shape(layers=12, width=768, vocabulary=50_304, block=7_087_872, parameters=162_322_944),
+        shape=ModelShape(layers=12, width=768, vocabulary=50_304, block=7_087_872, parameters=162_322_944),
         weight_bytes=2,
         checkpoints=tuple(f"step{step}" for step in _SNAPSHOTS),
         parts=("header", "pythia-160m"),

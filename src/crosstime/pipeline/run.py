@@ -20,8 +20,8 @@ from crosstime.base.errors import InputError, nearest
 from crosstime.crosscoder.crosscoder import Crosscoder
 from crosstime.crosscoder.formats.importing import import_crosscoder
 from crosstime.evaluation.survey import Survey
-from crosstime.models.metadata import Metadata, Place, agree, in_folder, in_folders, on_hub
-from crosstime.models.shape import Shape
+from crosstime.models.metadata import SuiteMetadata
+from crosstime.models.shape import ModelShape
 from crosstime.models.split import SplitLM
 from crosstime.models.suite import Suite
 from crosstime.pipeline.budget import Batches, Budget
@@ -50,42 +50,24 @@ class Shared:
     # ------------------------------------------------------------------------------------------------ checkpoints
 
     @cached_property
-    def metadata(self) -> Metadata:
-        """All that is known of the checkpoints without their weights.
-
-        Raises:
-            InputError: a configuration or tokenizer cannot be read, or they do not fit one another.
-        """
-        suite = self.config.suite
-        return agree(
-            self._places(),
-            tokens=list(suite.tokens) if isinstance(suite.tokens, tuple) else suite.tokens,
-            tokenizer=self._tokenizer(),
-            trust_remote_code=suite.trust_remote_code,
-        )
+    def metadata(self) -> SuiteMetadata:
+        """What is known about the checkpoints without their weights; see `SuiteConfig.metadata`."""
+        return self.config.suite.metadata(self.folder)
 
     @cached_property
     def suite(self) -> Suite:
         """All checkpoints.
 
         Raises:
-            InputError: they cannot be read, or do not fit one another.
+            InputError: They can't be read, or don't fit together.
         """
         return Suite.from_metadata(self.metadata, allow_duplicates=self.config.suite.allow_duplicates)
-
-    @property
-    def source(self) -> str:
-        """Where the checkpoints come from, for people."""
-        suite = self.config.suite
-        if suite.demo:
-            return "gutenberg-2m, the embedded suite"
-        return suite.repo or suite.folder or str(Path(suite.folders[0]).parent)
 
     def fingerprints(self) -> list[dict[str, Any]]:
         """What decides each checkpoint's activations: the hashes of its weights and of the files on how to use them."""
         rows = []
         for checkpoint, folder in zip(self.suite.checkpoints, self.suite.folders, strict=True):
-            files = {path.name: artifact.sha256_of(path) for path in self.metadata.deciding_files(folder)}
+            files = {path.name: artifact.sha256_of(path) for path in self.metadata.input_files(folder)}
             rows.append({"name": checkpoint.name, "sha256": checkpoint.sha256, "files": files})
         return rows
 
@@ -106,30 +88,22 @@ class Shared:
 
     @property
     def device(self) -> torch.device:
-        """Where everything runs.
-
-        Raises:
-            InputError: the device is not there.
-        """
-        if self.config.compute.device != "auto":
-            return available_device(self.config.compute.device)
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+        """Where everything runs; see `ComputeConfig.torch_device`."""
+        return self.config.compute.torch_device
 
     @property
     def dtype(self) -> torch.dtype:
-        """What the checkpoints are loaded in."""
-        return {"float32": torch.float32, "bfloat16": torch.bfloat16}[self.config.compute.dtype]
+        """Precision of the checkpoints in every stage but training."""
+        return self.config.compute.torch_dtype
 
     @cached_property
-    def shape(self) -> Shape:
+    def shape(self) -> ModelShape:
         """Of each checkpoint.
 
         Raises:
-            InputError: transformers cannot make such a model, or it cannot be cut.
+            InputError: Transformers can't make such a model, or it can't be split.
         """
-        return Shape.of(self.metadata.config, trust_remote_code=self.metadata.trust_remote_code)
+        return ModelShape.from_config(self.metadata.config, trust_remote_code=self.metadata.trust_remote_code)
 
     @cached_property
     def budget(self) -> Budget:
@@ -291,21 +265,6 @@ class Shared:
         )
 
     # -------------------------------------------------------------------------------------------------------- details
-
-    def _places(self) -> list[Place]:
-        suite, names = self.config.suite, list(self.config.suite.names) or None
-        if suite.demo:
-            return in_folder(demo.SUITE, names)
-        if suite.repo:
-            return on_hub(suite.repo, list(suite.revisions), code=suite.trust_remote_code)
-        if suite.folder:
-            return in_folder(self.path(suite.folder), names)
-        return in_folders([self.path(folder) for folder in suite.folders], names)
-
-    def _tokenizer(self) -> Path | str | None:
-        """Where the common tokenizer is: a folder beside run.toml before a repository of the same name."""
-        stated = self.config.suite.tokenizer
-        return self.path(stated) if stated and self.path(stated).is_dir() else stated
 
     def path(self, path: str) -> Path:
         """A path of run.toml; it is relative to the run folder."""

@@ -28,8 +28,7 @@ from crosstime.evaluation.contexts import contexts
 from crosstime.evaluation.cross_entropy import cross_entropy, logits_in_parts
 from crosstime.evaluation.latent_scaling import latent_scaling
 from crosstime.evaluation.quality import evaluate
-from crosstime.models.finite import finite_residual
-from crosstime.models.split import SplitLM
+from crosstime.models.split import SplitLM, finite_residual
 from crosstime.pipeline import cost
 from crosstime.pipeline.config import RunConfig
 from crosstime.pipeline.run import Shared

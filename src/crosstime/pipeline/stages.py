@@ -263,7 +263,7 @@ def report_data(run: Run) -> ReportData:
     return ReportData(
         title=_title(run),
         run=RunFacts(
-            source=run.shared.source,
+            source=run.shared.config.suite.source,
             layer=crosscoder.layer,
             n_features=crosscoder.features,
             rows_trained=run.config.training.steps * run.config.training.batch_size if trained else 0,

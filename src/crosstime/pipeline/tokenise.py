@@ -12,7 +12,7 @@ from typing import Any
 
 from crosstime.base import artifact
 from crosstime.base.errors import InputError
-from crosstime.models.hub import data_commit
+from crosstime.models.hub import dataset_commit
 from crosstime.pipeline.config import HubTextConfig, TextConfig
 from crosstime.pipeline.run import Run
 from crosstime.text.blocks import Tokenisation, blocks_of
@@ -122,7 +122,7 @@ def _commits(run: Run) -> dict[str, str]:
     known = json.loads(path.read_bytes()) if path.exists() else {}
     for text in run.config.text.hub:
         if _named(text) not in known:
-            known[_named(text)] = data_commit(text.repo, text.revision)
+            known[_named(text)] = dataset_commit(text.repo, text.revision)
     return known
 
 

@@ -53,7 +53,7 @@ class HubText(Source):
         Raises:
             InputError: there is no such repository or revision, or the hub cannot be reached.
         """
-        return cls(repo, hub.data_commit(repo, revision), config, split, column)
+        return cls(repo, hub.dataset_commit(repo, revision), config, split, column)
 
     @property
     def name(self) -> str:
@@ -93,7 +93,7 @@ class HubText(Source):
                         yield Document(text, place)
                 return
             except _FAILURES as error:
-                if not waits or not hub.may_pass(error):
+                if not waits or not hub.is_transient(error):
                     raise InputError(f"{self.name} could not be read from the hub: {first_line(error)}") from None
                 time.sleep(waits.pop(0))
 
@@ -149,7 +149,7 @@ def read_dataset(
             table = _open(repo, config, split, revision, streaming=False)
             break
         except _FAILURES as error:
-            if not waits or not hub.may_pass(error):
+            if not waits or not hub.is_transient(error):
                 raise InputError(f"{name} could not be read from the hub: {first_line(error)}") from None
             time.sleep(waits.pop(0))
     for column in columns:

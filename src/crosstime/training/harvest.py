@@ -11,8 +11,7 @@ from torch import Tensor
 
 from crosstime.base.errors import InputError
 from crosstime.base.memory import AdaptiveBatches, warn
-from crosstime.models.finite import finite_residual
-from crosstime.models.split import SplitLM
+from crosstime.models.split import SplitLM, finite_residual
 from crosstime.text.corpus import Corpus
 from crosstime.text.positions import Positions
 

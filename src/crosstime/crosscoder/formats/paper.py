@@ -16,7 +16,7 @@ from crosstime.crosscoder.crosscoder import Crosscoder
 from crosstime.crosscoder.formats.reading import numbers, only, read_config, read_tensors, setting, take
 from crosstime.crosscoder.formats.stated import Found, Stated, assemble, layer_of_hook
 from crosstime.crosscoder.sparsity.rules import L1, BatchTopK
-from crosstime.models.tokens_seen import tokens_seen
+from crosstime.models.metadata import tokens_seen
 from crosstime.text.positions import Positions
 
 POSITIONS = Positions(bos=False, encode_first=True, train_first=False)
