@@ -10,6 +10,7 @@ from crosstime.pipeline import config, stages
 from crosstime.pipeline.run import runs
 from crosstime.pipeline.toml import build
 
+DISTRACTOR = {"name": "some", "pairs": {"source": "blimp", "sets": ["distractor"]}}
 RUN = {"suite": {"demo": True}, "text": {"demo": True}}
 
 
@@ -37,20 +38,25 @@ def pairs(tmp_path):
     return pairs
 
 
+def jsonl(name, *files):
+    """A task of some files."""
+    return {"name": name, "pairs": {"source": "jsonl", "files": list(files)}}
+
+
 def sets(run):
     return {group: [part.name for part in parts] for group, parts in run.shared.surveyed.items()}
 
 
 def test_sets_of_one_name_with_other_pairs_are_both_surveyed(make, pairs):
-    first = {"name": "first", "jsonl": [pairs("x/pairs.jsonl", "cat"), pairs("more.jsonl", "cow")]}
-    second = {"name": "second", "jsonl": [pairs("y/pairs.jsonl", "dog", "fox"), "more.jsonl"]}
+    first = jsonl("first", pairs("x/pairs.jsonl", "cat"), pairs("more.jsonl", "cow"))
+    second = jsonl("second", pairs("y/pairs.jsonl", "dog", "fox"), "more.jsonl")
     run = make(first, second)
     assert sets(run) == {"first": ["pairs", "more"], "second": ["second: pairs", "more"]}
     assert {part.name: len(part) for part in run.shared.sets} == {"pairs": 1, "more": 1, "second: pairs": 2}
 
 
 def test_a_set_of_two_groups_is_surveyed_once_and_told_in_both(make):
-    run = make({"name": "some", "sets": ["distractor"]}, {"name": "all", "sets": ["subject-verb"]})
+    run = make(DISTRACTOR, {"name": "all", "pairs": {"source": "blimp", "sets": ["subject-verb"]}})
     found = sets(run)
     assert set(found["some"]) < set(found["all"])
     names = [part.name for part in run.shared.sets]
@@ -58,20 +64,20 @@ def test_a_set_of_two_groups_is_surveyed_once_and_told_in_both(make):
 
 
 def test_the_survey_takes_no_more_pairs_than_it_is_to(make, pairs):
-    run = make({"name": "mine", "jsonl": pairs("p.jsonl", "cat", "dog", "fox")}, survey={"max_pairs": 2})
+    run = make(jsonl("mine", pairs("p.jsonl", "cat", "dog", "fox")), survey={"max_pairs": 2})
     assert [len(part) for part in run.shared.surveyed["mine"]] == [2]
 
 
 def test_the_order_of_the_tasks_counts(make, pairs):
     """Effects are kept by the number of their task."""
-    one, two = ({"name": name, "jsonl": pairs(f"{name}.jsonl", name)} for name in ("cat", "dog"))
+    one, two = (jsonl(name, pairs(f"{name}.jsonl", name)) for name in ("cat", "dog"))
     assert stages._tasks(make(one, two)) != stages._tasks(make(two, one))
     assert stages._tasks_and_groups(make(one, two)) != stages._tasks_and_groups(make(two, one))
     assert stages._tasks(make(one, two)) == stages._tasks(make(one, two))
 
 
 def test_unfinished_training_is_timed_by_its_log(make, tmp_path):
-    run = make({"name": "some", "sets": ["distractor"]})
+    run = make(DISTRACTOR)
     log = tmp_path / "training" / "log.jsonl"
     log.parent.mkdir()
     records = [{"rows": 100, "rows_per_second": 10.0}, {"rows": 300, "rows_per_second": 50.0}]
@@ -82,13 +88,13 @@ def test_unfinished_training_is_timed_by_its_log(make, tmp_path):
     others = [record | {"crosscoder": name, "rows_per_second": 20.0} for name in ("a", "b") for record in records]
     log.write_text("".join(json.dumps(record) + "\n" for record in others))
     assert stages.unfinished_seconds(run) == 0
-    assert stages.unfinished_seconds(make({"name": "some", "sets": ["distractor"]}, crosscoder={"name": "b"})) == 15
+    assert stages.unfinished_seconds(make(DISTRACTOR, crosscoder={"name": "b"})) == 15
     log.unlink()
     assert stages.unfinished_seconds(run) == 0
 
 
 def test_a_task_without_the_second_prefixes_that_effects_need_is_found_before_any_work(make, pairs):
-    mine = {"name": "mine", "jsonl": pairs("p.jsonl", "cat", "dog")}
+    mine = jsonl("mine", pairs("p.jsonl", "cat", "dog"))
     make(mine).shared._check_tasks()
     with pytest.raises(ValueError, match="task mine has no second prefixes"):
         make(mine, effects={"baseline": "patch"}).shared._check_tasks()
@@ -97,7 +103,7 @@ def test_a_task_without_the_second_prefixes_that_effects_need_is_found_before_an
 def test_a_tokenizer_beside_the_checkpoints_is_that_of_all_and_decides(make, tiny_suite, tmp_path):
     bare = shutil.copytree(tiny_suite, tmp_path / "suite", ignore=shutil.ignore_patterns("*token*"))
     shutil.copytree(tiny_suite / "step0", tmp_path / "words", ignore=shutil.ignore_patterns("*.safetensors", "config*"))
-    run = make({"name": "some", "sets": ["distractor"]}, suite={"folder": "suite", "tokenizer": "words"})
+    run = make(DISTRACTOR, suite={"folder": "suite", "tokenizer": "words"})
     assert run.shared.tokenizer.get_vocab() == tiny.make_tokenizer().get_vocab()
     decide = run.shared.metadata.input_files(bare / "step0")
     assert decide[0] == bare / "step0" / "config.json"

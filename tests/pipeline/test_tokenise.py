@@ -24,7 +24,7 @@ from data_hub import serving
 from users_run import edit, write_inputs
 
 REPO = "someone/texts"
-TASK = {"name": "agreement", "sets": ["distractor"]}
+TASK = {"name": "agreement", "pairs": {"source": "blimp", "sets": ["distractor"]}}
 
 
 def words(n, language):

@@ -231,6 +231,9 @@ class Shared:
             if path.stat().st_size == 0:
                 raise InputError(f"the text file {path} is empty")
         _ = self.batches
+        self._check_tasks()
+
+    def _check_tasks(self) -> None:
         for prompts in self.prompts:
             if self.config.effects.baseline == "patch":
                 second_prefixes(prompts)
