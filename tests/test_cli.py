@@ -144,7 +144,8 @@ def test_a_terminal_of_unknown_size_still_shows_progress(monkeypatch):
     monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
     monkeypatch.setattr("sys.stderr.fileno", lambda: 2, raising=False)
     monkeypatch.setattr("os.get_terminal_size", lambda _: os.terminal_size((0, 0)))
-    terminal.mend_terminal()
+    with terminal.own_stderr():
+        pass
     assert os.environ.pop("TQDM_NCOLS") == "80"
 
 

@@ -10,7 +10,6 @@ import os
 import sys
 import tomllib
 import traceback
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -20,7 +19,7 @@ import tyro
 
 from crosstime.base import artifact
 from crosstime.base.errors import InputError, describe, first_line, nearest
-from crosstime.base.terminal import INTERRUPTED, mend_terminal, quiet, quiet_libraries, say, say_progress, signals
+from crosstime.base.terminal import INTERRUPTED, echo, interruptible, own_stderr, silence_libraries
 
 if TYPE_CHECKING:
     from crosstime.pipeline.run import Run
@@ -102,7 +101,7 @@ def run(
         return
     from crosstime.pipeline.execute import run as execute
 
-    quiet_libraries()
+    silence_libraries()
     print(_summary(_headlines(execute(run_dir, until, _parse(settings)))))
 
 
@@ -304,10 +303,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        with signals(), warnings.catch_warnings():
-            quiet()
-            mend_terminal()
-            say_progress()
+        with interruptible(), own_stderr():
             _dispatch(arguments)
             if sys.stdout is not None:  # a shell may have closed it
                 sys.stdout.flush()
@@ -316,14 +312,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), STDOUT)
         return OK
     except KeyboardInterrupt as interrupt:
-        say(": ".join(["interrupted", *map(str, interrupt.args)]))
+        echo(": ".join(["interrupted", *map(str, interrupt.args)]))
         return INTERRUPTED
     except Exception as error:
         if (line := describe(error)) is not None:
-            say(f"error: {line}")
+            echo(f"error: {line}")
             return BAD_INPUT
         if notes := getattr(error, "__notes__", None):  # the traceback is in a file
-            say(f"internal error: {type(error).__name__}: {first_line(error)} ({notes[-1]})")
+            echo(f"internal error: {type(error).__name__}: {first_line(error)} ({notes[-1]})")
         else:
             traceback.print_exception(error)
         return INTERNAL_ERROR
@@ -364,7 +360,7 @@ def _open(run_dir: Path, settings: Sequence[str]) -> list[Run]:
     configs = config.load(run_dir, _parse(settings))
     from crosstime.pipeline.run import runs
 
-    quiet_libraries()
+    silence_libraries()
     return runs(run_dir, configs)
 
 

@@ -1,8 +1,8 @@
-"""Artifact folders: written whole or not at all, and checked when read.
+"""Artifact folders: written completely or not at all, and verified when read.
 
-An artifact is a folder with a `manifest.json` that names the content hash of every other file in it. It is written to a
-hidden sibling, synced, and renamed, so a folder under its own name is always complete; a folder without a manifest
-does not exist for us. What a killed process left behind is removed by `sweep` at the next start.
+An artifact is a folder with a `manifest.json` that holds the hash of every other file in it. It is written to a hidden
+sibling, synced and renamed, so a folder under its own name is always complete, and a folder without a manifest counts
+as absent. `sweep` removes what a killed process left behind.
 """
 
 from __future__ import annotations
@@ -30,36 +30,36 @@ _PACKAGES = ("crosstime", "torch", "transformers", "numpy")
 
 @dataclass(frozen=True)
 class Manifest:
-    """What stands in an artifact folder, and what it was made from."""
+    """What an artifact folder contains, and what it was computed from."""
 
     files: dict[str, str]
-    """sha256 of every file, by its path inside the folder."""
+    """SHA-256 of every file, by its path in the folder."""
     settings: dict[str, Any]
-    """Every setting and every fact about an input file that the content depends on, by its name."""
+    """Every setting, and every fact about an input file, that the content depends on."""
     inputs: dict[str, str]
-    """Content hash of each artifact (or of one file in it) that was read, by its path in the run folder."""
+    """Content hash of each artifact (or of one of its files) that was read, by its path in the run folder."""
     versions: dict[str, str]
     """Versions of the packages that computed it."""
     seconds: float
-    """Wall time of the computation, unfinished attempts that it went on from included."""
+    """Wall time of the computation, including interrupted attempts that it resumed."""
 
     @property
     def content(self) -> str:
-        """One hash for all files: equal where two artifacts hold the same, whenever and wherever they were computed."""
+        """One hash over all files: equal for artifacts with equal content, whenever and wherever they were computed."""
         return hashlib.sha256(json.dumps(self.files, sort_keys=True).encode()).hexdigest()
 
 
 def sha256_of(path: Path) -> str:
-    """Hash of a file's content, read in pieces."""
+    """Return the SHA-256 of a file, read in chunks."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_manifest(folder: Path) -> Manifest | None:
-    """The manifest of an artifact; None where there is none, and hence no artifact.
+    """Read the manifest of an artifact; return None if there is no artifact.
 
     Raises:
-        DamagedArtifact: the manifest itself is damaged.
+        DamagedArtifact: The manifest itself is damaged.
     """
     try:
         manifest = Manifest(**json.loads((folder / MANIFEST).read_bytes()))
@@ -73,11 +73,11 @@ def read_manifest(folder: Path) -> Manifest | None:
 
 
 def verify(folder: Path) -> Manifest:
-    """Reads every file of an artifact and compares it with the manifest.
+    """Compare every file of an artifact with its manifest, and return the manifest.
 
     Raises:
-        FileNotFoundError: there is no artifact.
-        DamagedArtifact: a file is missing, truncated or altered.
+        FileNotFoundError: There is no artifact.
+        DamagedArtifact: A file is missing, truncated or altered.
     """
     manifest = read_manifest(folder)
     if manifest is None:
@@ -97,15 +97,15 @@ def _damaged(folder: Path, name: str) -> DamagedArtifact:
 def writing(
     folder: Path, *, settings: Mapping[str, Any], inputs: Mapping[str, str], seconds_before: float = 0.0
 ) -> Iterator[Path]:
-    """Gives a new empty folder to write into, and makes it the artifact `folder` if the block ends well.
+    """Provide an empty folder to write to, and make it the artifact `folder` once the block succeeds.
 
-    If the block raises, the new folder is removed and the artifact that stood there before stands there still.
+    If the block raises, the new folder is removed and a previous artifact stays as it was.
 
     Args:
-        folder: the artifact's final place.
-        settings: see `Manifest.settings`; values that JSON can hold.
-        inputs: see `Manifest.inputs`.
-        seconds_before: wall time of the unfinished attempts that this one goes on from.
+        folder: Final path of the artifact.
+        settings: See `Manifest.settings`; must be JSON-serialisable.
+        inputs: See `Manifest.inputs`.
+        seconds_before: Wall time of interrupted attempts that this one resumes.
     """
     draft = _sibling(folder, _WRITING)
     _remove(draft)
@@ -113,9 +113,8 @@ def writing(
     begin = time.perf_counter()
     try:
         yield draft
-        files = {
-            path.relative_to(draft).as_posix(): sha256_of(path) for path in sorted(draft.rglob("*")) if path.is_file()
-        }
+        paths = sorted(path for path in draft.rglob("*") if path.is_file())
+        files = {path.relative_to(draft).as_posix(): sha256_of(path) for path in paths}
         seconds = round(seconds_before + time.perf_counter() - begin, 3)
         manifest = Manifest(files, dict(settings), dict(inputs), _versions(), seconds)
         (draft / MANIFEST).write_text(json.dumps(asdict(manifest), indent=1, allow_nan=False) + "\n", encoding="utf-8")
@@ -127,9 +126,9 @@ def writing(
 
 
 def sweep(run_dir: Path) -> None:
-    """Removes what killed processes left in a run folder, and puts back an artifact caught between two renames.
+    """Remove what killed processes left in a run folder, and restore an artifact caught between two renames.
 
-    Call it only while no other process writes here.
+    Call it only while no other process writes to the folder.
     """
     for path in run_dir.glob(f".*{_WRITING}"):
         _remove(path)
@@ -142,22 +141,22 @@ def sweep(run_dir: Path) -> None:
 
 
 def discard(folder: Path, run_dir: Path) -> None:
-    """Deletes a folder, if it is there, so that a killed process never leaves a part of it under its name.
+    """Delete a folder if it exists; a killed process never leaves part of it under its name.
 
-    It is first moved to where `sweep(run_dir)` removes what is left of it.
+    The folder is first moved to where `sweep(run_dir)` removes what is left of it.
     """
-    leaving = _sibling(run_dir / folder.name, _WRITING)
-    _remove(leaving)
+    doomed = _sibling(run_dir / folder.name, _WRITING)
+    _remove(doomed)
     try:
-        folder.rename(leaving)
+        folder.rename(doomed)
     except FileNotFoundError:
         return
-    _remove(leaving)
+    _remove(doomed)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a single file whole or not at all."""
-    draft = path.with_name(f".{path.name}{_WRITING}")
+    """Write a single file atomically."""
+    draft = _sibling(path, _WRITING)
     try:
         with draft.open("w", encoding="utf-8") as file:
             file.write(text)
@@ -170,12 +169,12 @@ def write_text(path: Path, text: str) -> None:
     _sync(path.parent)
 
 
-def _sibling(folder: Path, suffix: str) -> Path:
-    return folder.with_name(f".{folder.name}{suffix}")
+def _sibling(path: Path, suffix: str) -> Path:
+    return path.with_name(f".{path.name}{suffix}")
 
 
 def _replace(draft: Path, folder: Path) -> None:
-    """Puts `draft` in the place of `folder`. Between the two renames the old artifact waits where `sweep` finds it."""
+    """Rename `draft` to `folder`. Between the two renames the old artifact is where `sweep` finds it."""
     replaced = _sibling(folder, _REPLACED)
     if folder.exists():
         _remove(replaced)
@@ -212,10 +211,10 @@ def _sync(path: Path) -> None:
 
 
 def _versions() -> dict[str, str]:
-    found = {}
+    versions = dict.fromkeys(_PACKAGES, "unknown")
     for package in _PACKAGES:
         try:
-            found[package] = version(package)
+            versions[package] = version(package)
         except PackageNotFoundError:
-            found[package] = "unknown"
-    return found
+            continue
+    return versions

@@ -1,4 +1,4 @@
-"""What a command's process says and hears: one line at a time on stderr, and signals."""
+"""Standard error and signals of the command line's process."""
 
 from __future__ import annotations
 
@@ -16,47 +16,45 @@ from typing import Any
 from tqdm import tqdm
 
 INTERRUPTED = 130
-"""The exit code of a process that a signal ended."""
+"""Exit code of a process that a signal ended."""
 
 
-def say(line: str) -> None:
-    """Writes a line of ours to stderr, above the progress bars that stand there."""
+def echo(line: str) -> None:
+    """Write a line to stderr, above any progress bars."""
     tqdm.write(f"crosstime: {line}", file=sys.stderr)
 
 
-def quiet() -> None:
-    """Leaves stderr to our own lines: of all warnings only ours are shown, in one line each."""
-
-    def show_warning(message: Warning | str, category: type[Warning], filename: str, *_: Any) -> None:
-        if issubclass(category, UserWarning) and Path(filename).is_relative_to(Path(__file__).parents[1]):
-            say(f"warning: {' '.join(str(message).split())}")
-
-    warnings.simplefilter("default")
-    warnings.showwarning = show_warning
-
-
-class _Say(logging.Handler):
-    """Says what the library logs."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        say(record.getMessage())
-
-
-def say_progress() -> None:
-    """Lets the library say how far it is where stderr is no terminal, and hence no progress bar is shown."""
-    logger = logging.getLogger("crosstime")
+@contextmanager
+def own_stderr() -> Iterator[None]:
+    """Show crosstime's own warnings and progress on stderr, one line each, and nothing else."""
+    logger = logging.getLogger("crosstime")  # logs progress if stderr is no terminal and shows no progress bars
     logger.setLevel(logging.INFO)
-    logger.handlers = [_Say()]
+    logger.handlers = [_EchoHandler()]
+    _fix_bar_width()
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        warnings.showwarning = _echo_warning
+        yield
 
 
-def mend_terminal() -> None:
-    """Lets progress bars show on a terminal that does not know its size; there tqdm would write empty lines."""
+class _EchoHandler(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        echo(record.getMessage())
+
+
+def _echo_warning(message: Warning | str, category: type[Warning], filename: str, *_: Any) -> None:
+    if issubclass(category, UserWarning) and Path(filename).is_relative_to(Path(__file__).parents[1]):
+        echo(f"warning: {' '.join(str(message).split())}")
+
+
+def _fix_bar_width() -> None:
+    # On a terminal that doesn't know its size, tqdm would write empty lines.
     if sys.stderr is not None and sys.stderr.isatty() and os.get_terminal_size(sys.stderr.fileno()).columns == 0:
         os.environ.setdefault("TQDM_NCOLS", "80")
 
 
-def quiet_libraries() -> None:
-    """No progress bars and advice of libraries; what is an error in them is raised."""
+def silence_libraries() -> None:
+    """Hide progress bars and advice of libraries; they raise what is an error."""
     from huggingface_hub.utils import logging as hub_logging
     from transformers.utils import logging
 
@@ -67,17 +65,17 @@ def quiet_libraries() -> None:
 
 
 @contextmanager
-def signals() -> Iterator[None]:
-    """Ctrl-C and SIGTERM raise KeyboardInterrupt, once; the second of them ends the process at once."""
+def interruptible() -> Iterator[None]:
+    """Raise KeyboardInterrupt at the first Ctrl-C or SIGTERM; exit at once at the second."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    seen: list[int] = []
+    signals: list[int] = []
 
     def interrupt(number: int, _frame: Any) -> None:
-        if seen:
+        if signals:
             os._exit(INTERRUPTED)
-        seen.append(number)
+        signals.append(number)
         raise KeyboardInterrupt
 
     before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}

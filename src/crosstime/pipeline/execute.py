@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from crosstime.base import artifact
 from crosstime.base.errors import InputError, describe, nearest
-from crosstime.base.terminal import say
+from crosstime.base.terminal import echo
 from crosstime.pipeline import config
 from crosstime.pipeline.engine import bring_up_to_date
 
@@ -69,7 +69,7 @@ def run(folder: str | Path, until: str | None = None, settings: Mapping[str, Any
         for one in found:
             one.own_folder.mkdir(exist_ok=True)
             artifact.write_text(one.own_folder / RESOLVED, config.resolved(one.config, settings))
-        bring_up_to_date(found, todo, say, last=until)
+        bring_up_to_date(found, todo, echo, last=until)
     return found
 
 
