@@ -130,7 +130,7 @@ def test_misfits_are_refused_before_any_weights(server, tmp_path):
 @pytest.mark.usefixtures("server")
 def test_damaged_cache_is_found():
     suite = Suite.from_hub(REPO, ["step0", "step512"])
-    blob = (suite.folders[0] / "model.safetensors").resolve()
+    blob = (suite.checkpoints[0].folder / "model.safetensors").resolve()
     data = bytearray(blob.read_bytes())
     data[-1] ^= 1
     blob.write_bytes(data)
@@ -150,7 +150,7 @@ def test_sharded_and_pickled_weights(server, folders, tmp_path, monkeypatch):
             torch.save(model.state_dict(), tmp_path / name / "pytorch_model.bin")
         server.revisions[name] = tmp_path / name
     suite, plain = Suite.from_hub(REPO, ["sharded", "pickled"]), Suite.from_hub(REPO, ["step0", "step512"])
-    assert len(list(suite.folders[0].glob("model-*.safetensors"))) > 1
+    assert len(list(suite.checkpoints[0].folder.glob("model-*.safetensors"))) > 1
     assert suite.checkpoints[0].sha256 == plain.checkpoints[0].sha256
     tokens = torch.tensor([[0, 5, 7, 9]])
     for index in range(2):

@@ -211,10 +211,10 @@ def _sync(path: Path) -> None:
 
 
 def _versions() -> dict[str, str]:
-    versions = dict.fromkeys(_PACKAGES, "unknown")
+    versions: dict[str, str] = {}
     for package in _PACKAGES:
         try:
             versions[package] = version(package)
         except PackageNotFoundError:
-            continue
+            versions[package] = "unknown"
     return versions

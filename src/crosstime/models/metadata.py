@@ -111,7 +111,7 @@ def find_on_hub(repo: str, revisions: Sequence[str], *, code: bool = False) -> l
 
 @dataclass(frozen=True)
 class SuiteMetadata:
-    """Checkpoints that agree in width, number of layers, vocabulary and tokenizer."""
+    """Checkpoints that agree in width, number of layers, vocabulary and tokenizer; see `match_checkpoints`."""
 
     checkpoints: tuple[CheckpointFiles, ...]
     """In training order: by tokens seen if known for all, else as given."""
@@ -122,59 +122,71 @@ class SuiteMetadata:
     """Where the tokenizer comes from, if not from the checkpoints' own folders."""
     trust_remote_code: bool = False
 
-    @classmethod
-    def from_checkpoints(
-        cls,
-        checkpoints: Sequence[CheckpointFiles],
-        *,
-        tokens: Mapping[str, int] | Sequence[int] | None = None,
-        tokenizer: Path | str | None = None,
-        trust_remote_code: bool = False,
-    ) -> SuiteMetadata:
-        """Check that checkpoints fit together, cheapest checks first, and put them in training order.
-
-        Args:
-            checkpoints: The checkpoints, in any order.
-            tokens: See `SuiteConfig`.
-            tokenizer: See `SuiteConfig`.
-            trust_remote_code: See `SuiteConfig`.
-
-        Raises:
-            InputError: Two configurations or tokenizers differ, one can't be read, or two names are equal.
-        """
-        names = [checkpoint.name for checkpoint in checkpoints]
-        if not checkpoints:
-            raise InputError("a suite needs at least one checkpoint")
-        if repeated := {name for name in names if names.count(name) > 1}:
-            raise InputError(f"two checkpoints are called {min(repeated)!r}: give each its own name")
-        seen = _override_tokens({checkpoint.name: checkpoint.tokens for checkpoint in checkpoints}, tokens)
-        config = _common_config(checkpoints, trust_remote_code)
-        folder = None if tokenizer is None else _tokenizer_folder(tokenizer)
-        if folder is None:
-            common = _common_tokenizer(checkpoints, trust_remote_code)
-        else:
-            common = load_tokenizer(folder, trust_remote_code=trust_remote_code)
-        if len(common) > config.vocab_size:
-            raise InputError(f"the tokenizer has {len(common)} tokens, but the models only {config.vocab_size}")
-        ordered = [replace(checkpoint, tokens=seen[checkpoint.name]) for checkpoint in checkpoints]
-        if all(checkpoint.tokens is not None for checkpoint in ordered):
-            ordered.sort(key=lambda checkpoint: checkpoint.tokens or 0)
-        return cls(tuple(ordered), config, common, folder, trust_remote_code)
-
     @property
     def names(self) -> list[str]:
         """Names of the checkpoints."""
         return [checkpoint.name for checkpoint in self.checkpoints]
 
     @property
+    def tokens(self) -> list[int | None]:
+        """Tokens seen at each checkpoint."""
+        return [checkpoint.tokens for checkpoint in self.checkpoints]
+
+    @property
+    def width(self) -> int:
+        """Dimensions of the residual stream, D."""
+        return self.config.hidden_size
+
+    @property
     def n_layers(self) -> int:
         """Number of transformer blocks."""
         return self.config.num_hidden_layers
+
+    @property
+    def vocab_size(self) -> int:
+        """Size of the vocabulary, V."""
+        return self.config.vocab_size
 
     def input_files(self, folder: Path) -> list[Path]:
         """Return the files that, with its weights, determine what the checkpoint in a folder computes from a text."""
         home = self.tokenizer_folder or folder
         return [folder / "config.json", *sorted(home / name for name in tokenizer_files(self.tokenizer, home))]
+
+
+def match_checkpoints(
+    checkpoints: Sequence[CheckpointFiles],
+    *,
+    tokens: Mapping[str, int] | Sequence[int] | None = None,
+    tokenizer: Path | str | None = None,
+    trust_remote_code: bool = False,
+) -> SuiteMetadata:
+    """Check that checkpoints fit together, cheapest checks first, and put them in training order.
+
+    Args:
+        checkpoints: The checkpoints, in any order.
+        tokens: See `SuiteConfig`, as are the other arguments.
+
+    Raises:
+        InputError: Two configurations or tokenizers differ, one can't be read, or two names are equal.
+    """
+    names = [checkpoint.name for checkpoint in checkpoints]
+    if not checkpoints:
+        raise InputError("a suite needs at least one checkpoint")
+    if repeated := {name for name in names if names.count(name) > 1}:
+        raise InputError(f"two checkpoints are called {min(repeated)!r}: give each its own name")
+    seen = _override_tokens({checkpoint.name: checkpoint.tokens for checkpoint in checkpoints}, tokens)
+    config = _common_config(checkpoints, trust_remote_code)
+    folder = None if tokenizer is None else _tokenizer_folder(tokenizer)
+    if folder is None:
+        common = _common_tokenizer(checkpoints, trust_remote_code)
+    else:
+        common = load_tokenizer(folder, trust_remote_code=trust_remote_code)
+    if len(common) > config.vocab_size:
+        raise InputError(f"the tokenizer has {len(common)} tokens, but the models only {config.vocab_size}")
+    ordered = [replace(checkpoint, tokens=seen[checkpoint.name]) for checkpoint in checkpoints]
+    if all(checkpoint.tokens is not None for checkpoint in ordered):
+        ordered.sort(key=lambda checkpoint: checkpoint.tokens or 0)
+    return SuiteMetadata(tuple(ordered), config, common, folder, trust_remote_code)
 
 
 def _tokenizer_folder(tokenizer: Path | str) -> Path:

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
 import torch
 from torch import nn
 from tqdm import tqdm
-from transformers import PreTrainedTokenizerBase
 
 from crosstime import demo
 from crosstime.base.device import available_device
 from crosstime.base.errors import InputError, SettingError, nearest
-from crosstime.models.metadata import CheckpointFiles, SuiteMetadata, find_in_folder, find_on_hub
+from crosstime.models.metadata import CheckpointFiles, SuiteMetadata, find_in_folder, find_on_hub, match_checkpoints
 from crosstime.models.split import SplitLM
 from crosstime.models.weights import find_weights, hash_weights, load_model
 
@@ -75,7 +74,7 @@ class SuiteConfig:
         Raises:
             InputError: A checkpoint doesn't exist, can't be read, or doesn't fit the others.
         """
-        return SuiteMetadata.from_checkpoints(
+        return match_checkpoints(
             self._find(root),
             tokens=self.tokens,
             tokenizer=self._tokenizer(root),
@@ -116,7 +115,7 @@ class SuiteOptions(TypedDict, total=False):
 
 
 @dataclass(frozen=True)
-class Checkpoint:
+class Checkpoint(CheckpointFiles):
     """One checkpoint of a suite: its name, origin and weights' hash.
 
     Example:
@@ -127,16 +126,7 @@ class Checkpoint:
         ('step64', 524288, '10a22f27')
     """
 
-    name: str
-    tokens: int | None
-    """Tokens seen in pretraining; None if unknown."""
-    source: str
-    """The folder, or the repository on the hub."""
-    revision: str | None
-    """The revision asked for."""
-    commit: str | None
-    """The commit that the revision pointed to when the suite was made."""
-    sha256: str
+    sha256: str = field(kw_only=True)
     """Hash of the weights (`weights.hash_weights`)."""
 
     @property
@@ -146,7 +136,7 @@ class Checkpoint:
 
 
 @dataclass(frozen=True)
-class Suite:
+class Suite(SuiteMetadata):
     """Checkpoints that agree in width, number of layers, vocabulary and tokenizer, and differ in weights.
 
     Make one with `from_folder`, `from_folders`, `from_hub` or `from_config`. These compare configurations and
@@ -165,13 +155,7 @@ class Suite:
     """
 
     checkpoints: tuple[Checkpoint, ...]
-    tokenizer: PreTrainedTokenizerBase
-    width: int
-    n_layers: int
-    vocab_size: int
-    folders: tuple[Path, ...]
-    """Where the files of each checkpoint are: the user's folders, or snapshots in the hub's cache."""
-    trust_remote_code: bool = False
+    """In training order."""
 
     @classmethod
     def from_folder(
@@ -221,35 +205,16 @@ class Suite:
     def from_metadata(cls, metadata: SuiteMetadata, *, allow_duplicates: bool = False) -> Suite:
         """Read (and, if need be, download) the weights of checkpoints that are known to fit together."""
         hashes = _hash_all(metadata.checkpoints, allow_duplicates)
-        return cls(
-            checkpoints=tuple(
-                Checkpoint(files.name, files.tokens, files.source, files.revision, files.commit, sha256)
-                for files, sha256 in zip(metadata.checkpoints, hashes, strict=True)
-            ),
-            tokenizer=metadata.tokenizer,
-            width=metadata.config.hidden_size,
-            n_layers=metadata.n_layers,
-            vocab_size=metadata.config.vocab_size,
-            folders=tuple(files.folder for files in metadata.checkpoints),
-            trust_remote_code=metadata.trust_remote_code,
+        checkpoints = (
+            Checkpoint(**vars(files), sha256=sha256) for files, sha256 in zip(metadata.checkpoints, hashes, strict=True)
         )
+        return cls(**{**vars(metadata), "checkpoints": tuple(checkpoints)})
 
     @classmethod
     def _from_checkpoints(
         cls, checkpoints: Sequence[CheckpointFiles], *, allow_duplicates: bool = False, **options: Any
     ) -> Suite:
-        metadata = SuiteMetadata.from_checkpoints(checkpoints, **options)
-        return cls.from_metadata(metadata, allow_duplicates=allow_duplicates)
-
-    @property
-    def names(self) -> list[str]:
-        """Names of the checkpoints."""
-        return [checkpoint.name for checkpoint in self.checkpoints]
-
-    @property
-    def tokens(self) -> list[int | None]:
-        """Tokens seen at each checkpoint."""
-        return [checkpoint.tokens for checkpoint in self.checkpoints]
+        return cls.from_metadata(match_checkpoints(checkpoints, **options), allow_duplicates=allow_duplicates)
 
     def __len__(self) -> int:
         return len(self.checkpoints)
@@ -266,11 +231,7 @@ class Suite:
         kept = sorted({self._index(name) for name in names})
         if not kept:
             raise InputError(f"no checkpoints are selected: choose among {', '.join(self.names)}")
-        return replace(
-            self,
-            checkpoints=tuple(self.checkpoints[i] for i in kept),
-            folders=tuple(self.folders[i] for i in kept),
-        )
+        return replace(self, checkpoints=tuple(self.checkpoints[i] for i in kept))
 
     def load(
         self, name: str | int, *, layer: int, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
@@ -289,17 +250,17 @@ class Suite:
         index = self._index(name) if isinstance(name, str) else name
         if not 0 <= index < len(self):
             raise InputError(f"there is no checkpoint {index}: the suite has 0 to {len(self) - 1}")
-        checkpoint, folder = self.checkpoints[index], self.folders[index]
+        checkpoint = self.checkpoints[index]
         if not 0 <= layer < self.n_layers:
             raise InputError(f"layer {layer} is out of range: the checkpoints have blocks 0 to {self.n_layers - 1}")
         device = available_device(device)
-        files = find_weights(folder)
+        files = find_weights(checkpoint.folder)
         if hash_weights(files) != checkpoint.sha256:
             raise InputError(
-                f"the weights of {checkpoint.name} in {folder} have changed since the suite was made: they are damaged "
-                "or were overwritten"
+                f"the weights of {checkpoint.name} in {checkpoint.folder} have changed since the suite was made: "
+                "they are damaged or were overwritten"
             )
-        model = load_model(folder, files, dtype, trust_remote_code=self.trust_remote_code)
+        model = load_model(checkpoint.folder, files, dtype, trust_remote_code=self.trust_remote_code)
         nn.Module.to(model, device)
         return SplitLM(model, layer, checkpoint.name)
 

@@ -66,8 +66,9 @@ class Shared:
     def fingerprints(self) -> list[dict[str, Any]]:
         """What decides each checkpoint's activations: the hashes of its weights and of the files on how to use them."""
         rows = []
-        for checkpoint, folder in zip(self.suite.checkpoints, self.suite.folders, strict=True):
-            files = {path.name: artifact.sha256_of(path) for path in self.metadata.input_files(folder)}
+        for checkpoint in self.suite:
+            paths = self.suite.input_files(checkpoint.folder)
+            files = {path.name: artifact.sha256_of(path) for path in paths}
             rows.append({"name": checkpoint.name, "sha256": checkpoint.sha256, "files": files})
         return rows
 
