@@ -1,11 +1,34 @@
-"""The speed of a device: measured quickly, without side effects."""
+"""Devices: found by name or automatically, and their speed measured quickly and without side effects."""
 
 import pytest
 import torch
 
-from crosstime.base.device import peak_matmul_flops
+from crosstime.base.device import ComputeConfig, available_device, peak_matmul_flops
+from crosstime.base.errors import SettingError
 
 CPU = torch.device("cpu")
+
+
+def test_devices_are_found_by_name():
+    assert available_device("cpu") == CPU
+    with pytest.raises(ValueError, match="there is no device called 'gpu': use cpu, cuda or mps"):
+        available_device("gpu")
+    with pytest.raises(ValueError, match=r"device cpu:1 is not available: this machine has 1 of type cpu"):
+        available_device("cpu:1")
+
+
+@pytest.mark.parametrize(
+    ("cuda", "mps", "expected"), [(True, False, "cuda"), (False, True, "mps"), (False, False, "cpu")]
+)
+def test_an_automatic_device_is_the_fastest(monkeypatch, cuda, mps, expected):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: cuda)
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: mps)
+    assert ComputeConfig().torch_device == torch.device(expected)
+
+
+def test_a_limit_that_is_no_amount_is_refused():
+    with pytest.raises(SettingError, match=r"^memory must be an amount"):
+        ComputeConfig(memory="20 gigs")
 
 
 def test_it_is_measured_without_touching_the_random_state():

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, GPT2Config
 
 import tiny
 from crosstime.models import weights
-from crosstime.models.suite import Suite
+from crosstime.models.suite import Suite, SuiteConfig
 
 TOKENS = torch.tensor([[0, 5, 7, 9, 11]])
 
@@ -78,6 +78,17 @@ def test_folders_with_names(tiny_suite):
     suite = Suite.from_folders([tiny_suite / "step0", str(tiny_suite / "step100")], names=["early", "late"])
     assert suite.names == ["early", "late"]
     assert suite.load("late", layer=0).name == "late"
+
+
+def test_a_configuration_describes_the_same_suites(tiny_suite):
+    root, name = tiny_suite.parent, tiny_suite.name
+    whole = SuiteConfig(folder=name, tokens=(1, 2, 3))
+    assert Suite.from_config(whole, root).checkpoints == Suite.from_folder(tiny_suite, tokens=[1, 2, 3]).checkpoints
+    some = SuiteConfig(folders=(f"{name}/step0", f"{name}/step10"), names=("early", "late"), tokenizer=f"{name}/step0")
+    suite = Suite.from_config(some, root)
+    assert suite.names == ["early", "late"]
+    assert suite.tokenizer_folder == tiny_suite / "step0"
+    assert Suite.from_config(SuiteConfig(folder=str(tiny_suite), names=("step10",))).names == ["step10"]
 
 
 def test_select(tiny_suite):

@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 
 from crosstime.base.errors import InputError
+from crosstime.base.settings import ASIDE
 from crosstime.base.units import parse_bytes
 
 _TRIES = 5
@@ -46,11 +47,11 @@ class ComputeConfig:
         (device(type='cpu'), torch.float32, 21474836480)
     """
 
-    device: Literal["auto", "cpu", "cuda", "mps"] = field(default="auto", metadata={"matters": False})
+    device: Literal["auto", "cpu", "cuda", "mps"] = field(default="auto", metadata=ASIDE)
     """`auto` takes the first available of cuda, mps and cpu."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of the checkpoints in every stage but training, which has `training.harvest`."""
-    memory: str | None = field(default=None, metadata={"matters": False})
+    memory: str | None = field(default=None, metadata=ASIDE)
     """Limit on the device's memory, for example "20GiB"; on a CPU, on that of the whole process."""
 
     def __post_init__(self) -> None:

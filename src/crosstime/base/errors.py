@@ -49,7 +49,7 @@ class SettingError(InputError):
         self.name, self.problem = name, problem
 
     def under(self, section: str) -> SettingError:
-        """The same error about a setting of a section of run.toml."""
+        """Return the same error for the setting's key in a section of run.toml."""
         return SettingError(f"{section}.{self.name}", self.problem)
 
 
@@ -77,7 +77,7 @@ _USER_ERRORS = (
 )
 
 _OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
-"""What torch says in its RuntimeErrors: of the CPU's allocator, of CUDA's and MPS's, and of cuBLAS."""
+"""Texts in torch's RuntimeErrors, from the CPU's allocator, from CUDA and MPS, and from cuBLAS."""
 
 
 def describe(error: Exception) -> str | None:
@@ -99,40 +99,40 @@ def describe(error: Exception) -> str | None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out, on a device or on the CPU."""
+    """Return whether an error means that memory ran out, on a device or on the CPU."""
     if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
         return True
-    torch = sys.modules.get("torch")  # an error of torch's can't come from a process that hasn't imported it
+    torch = sys.modules.get("torch")  # a process that hasn't imported torch can't raise its errors
     if torch is not None and isinstance(error, torch.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _OUT_OF_MEMORY)
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Whether an error, or one that it came from, says that the disk (or the user's quota) is full.
+    """Return whether an error, or one of its causes, means that the disk (or the user's quota) is full.
 
-    Libraries that write from C++ or Rust wrap the system's error in their own, so the text counts too.
+    Libraries that write from C++ or Rust wrap the system's error in their own, so the text is checked too.
     """
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, OSError) and seen.errno in (errno.ENOSPC, errno.EDQUOT):
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
             return True
-        if os.strerror(errno.ENOSPC) in str(seen):
+        if os.strerror(errno.ENOSPC) in str(cause):
             return True
-        seen = seen.__cause__ or seen.__context__
+        cause = cause.__cause__ or cause.__context__
     return False
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's text, or the name of its type if it has none."""
+    """Return the first line of an error's text, or the name of its type if the text is empty."""
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
-    """Hint at the existing name most like `name`, as a clause that ends a message; empty if there are no names.
+    """Return a clause that ends a message with the existing name closest to `name`; empty if there are no names.
 
     >>> nearest("trian", ["train", "evaluate"])
     "; the nearest is 'train'"
     """
-    found = difflib.get_close_matches(name, list(names), n=1, cutoff=0.0)
-    return f"; the nearest is {found[0]!r}" if found else ""
+    matches = difflib.get_close_matches(name, list(names), n=1, cutoff=0.0)
+    return f"; the nearest is {matches[0]!r}" if matches else ""

@@ -78,7 +78,7 @@ def warn(message: str) -> None:
 
 
 class AdaptiveBatches:
-    """Run work in batches of at most so many tokens, halved for good whenever memory runs out.
+    """Run work in batches of limited size, halved for good whenever memory runs out.
 
     Args:
         doing: What the work is, for messages: "survey".

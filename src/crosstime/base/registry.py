@@ -78,7 +78,7 @@ F = TypeVar("F", bound="Family")
 class Family:
     """Base of a family of frozen dataclasses: a variant is a subclass, chosen by the value of one of its fields.
 
-    To define the subclass registers it, so run.toml can choose it once its module is imported.
+    Defining the subclass registers it: run.toml can choose it once its module is imported.
 
     Example:
         >>> from dataclasses import dataclass, field
@@ -94,14 +94,14 @@ class Family:
     """
 
     variant_key: ClassVar[str]
-    """Name of the field whose value chooses the variant; "rule", say."""
+    """Name of the field whose value chooses the variant, for example "rule"."""
 
     @classmethod
     def variants(cls: type[F]) -> dict[str, type[F]]:
-        """All variants whose modules have been imported, by name."""
-        found: dict[str, type[F]] = {}
+        """Return all variants whose modules have been imported, by name."""
+        variants: dict[str, type[F]] = {}
         for kind in cls.__subclasses__():
-            found |= kind.variants()
+            variants |= kind.variants()
             if name := getattr(kind, cls.variant_key):
-                found[name] = kind
-        return found
+                variants[name] = kind
+        return variants

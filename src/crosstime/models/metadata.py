@@ -37,28 +37,6 @@ class CheckpointFiles:
     commit: str | None = None
     """The commit that the revision points to."""
 
-    @classmethod
-    def from_folder(cls, folder: Path, name: str | None = None) -> CheckpointFiles:
-        """Describe a checkpoint in a local folder, by default under the folder's name.
-
-        Raises:
-            InputError: The folder holds no checkpoint.
-        """
-        if not (folder / "config.json").is_file():
-            raise InputError(f"{folder} is not a checkpoint: it holds no config.json")
-        path = folder.resolve()
-        return cls(name or path.name, folder, _tokens_of_folder(path), str(folder))
-
-    @classmethod
-    def from_hub(cls, repo: str, revision: str, *, code: bool = False) -> CheckpointFiles:
-        """Download everything but the weights of a revision, with the repository's modelling code if `code` is set.
-
-        Raises:
-            InputError: No such repository or revision; or the hub can't be reached and the cache doesn't hold it.
-        """
-        folder, commit = hub.fetch_metadata(repo, revision, code=code)
-        return cls(revision, folder, tokens_seen(repo, revision), repo, revision, commit)
-
     def weight_files(self) -> list[Path]:
         """Return the weight files, downloading them if needed.
 
@@ -77,6 +55,24 @@ class CheckpointFiles:
             return hub.weights_to_download(self.source, self.commit, self.folder)
         find_weights(self.folder)
         return 0
+
+
+def find_in_folders(folders: Sequence[Path], names: Sequence[str] | None = None) -> list[CheckpointFiles]:
+    """Find the checkpoint in each folder; without names, they are called as their folders.
+
+    Raises:
+        InputError: A folder holds no checkpoint, or the number of names differs from the number of folders.
+    """
+    for folder in folders:
+        if not (folder / "config.json").is_file():
+            raise InputError(f"{folder} is not a checkpoint: it holds no config.json")
+    names = [folder.resolve().name for folder in folders] if names is None else names
+    if len(names) != len(folders):
+        raise InputError(f"{len(names)} names are given for {len(folders)} checkpoints")
+    return [
+        CheckpointFiles(name, folder, _tokens_of_folder(folder.resolve()), str(folder))
+        for name, folder in zip(names, folders, strict=True)
+    ]
 
 
 def find_in_folder(folder: Path, names: Sequence[str] | None = None) -> list[CheckpointFiles]:
@@ -100,13 +96,26 @@ def find_in_folder(folder: Path, names: Sequence[str] | None = None) -> list[Che
             raise InputError(f"{folder} has no checkpoint {name!r}{nearest(name, sorted(known))}")
     if names is None:
         names = sorted(known, key=lambda name: [(s.isdigit(), s.zfill(20)) for s in re.split(r"(\d+)", name)])
-    return [CheckpointFiles.from_folder(folder / name) for name in names]
+    return find_in_folders([folder / name for name in names])
 
 
 def find_on_hub(repo: str, revisions: Sequence[str], *, code: bool = False) -> list[CheckpointFiles]:
-    """Find revisions of a repository on the hub, several at a time; see `CheckpointFiles.from_hub`."""
+    """Find revisions of a repository on the hub, and download everything but their weights.
+
+    Args:
+        repo: The repository.
+        revisions: Branches, tags or commits.
+        code: Also download the repository's own modelling code.
+
+    Raises:
+        InputError: No such repository or revision; or the hub can't be reached and the cache doesn't hold it.
+    """
     with ThreadPoolExecutor(HUB_THREADS) as pool:
-        return list(pool.map(partial(CheckpointFiles.from_hub, repo, code=code), revisions))
+        fetched = list(pool.map(partial(hub.fetch_metadata, repo, code=code), revisions))
+    return [
+        CheckpointFiles(revision, folder, tokens_seen(repo, revision), repo, revision, commit)
+        for revision, (folder, commit) in zip(revisions, fetched, strict=True)
+    ]
 
 
 @dataclass(frozen=True)

@@ -127,9 +127,6 @@ class SplitLM:
             mask: As for `lower`.
             positions: One position per row; only its logits are computed: `[B, V]` instead of `[B, S, V]`.
             tokens: K tokens per row; only their logits are computed: `[B, K]` with positions, `[B, S, K]` without.
-
-        Raises:
-            InputError: `without_upper` freed the upper blocks.
         """
         residual = residual.to(self.dtype)
         with self._start.replace(residual), self._unembedding.restrict(positions, tokens):
@@ -138,11 +135,7 @@ class SplitLM:
         return logits if positions is None else logits.squeeze(1)
 
     def head(self, residual: Float[Tensor, "*b D"]) -> Float[Tensor, "*b V"]:
-        """Apply only the final norm and the unembedding (the logit lens); differentiable with respect to `residual`.
-
-        Raises:
-            InputError: `without_upper` freed the upper blocks.
-        """
+        """Apply only the final norm and the unembedding (the logit lens); differentiable with respect to `residual`."""
         # Each vector is a sequence of its own, so the attention masks, which no block uses, stay small.
         rows = residual.reshape(-1, 1, residual.shape[-1]).to(self.dtype)
         with self._head_start.replace(rows):
@@ -152,15 +145,11 @@ class SplitLM:
     def logits(
         self, tokens: Int[Tensor, "B S"], mask: Int[Tensor, "B S"] | Bool[Tensor, "B S"] | None = None
     ) -> Float[Tensor, "B S V"]:
-        """Return the logits of the whole model.
-
-        Raises:
-            InputError: `without_upper` freed the upper blocks.
-        """
+        """Return the logits of the whole model."""
         return self.upper(self.lower(tokens, mask), mask)
 
     def without_upper(self) -> SplitLM:
-        """Return this model with its lower blocks only, which is enough to collect activations.
+        """Return this model with its lower blocks only, on which `upper`, `head` and `logits` raise InputError.
 
         The memory of the upper blocks is freed once this object and the model it was made from are garbage-collected.
         """

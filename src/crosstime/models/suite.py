@@ -14,7 +14,14 @@ from tqdm import tqdm
 from crosstime import demo
 from crosstime.base.device import available_device
 from crosstime.base.errors import InputError, SettingError, nearest
-from crosstime.models.metadata import CheckpointFiles, SuiteMetadata, find_in_folder, find_on_hub, match_checkpoints
+from crosstime.models.metadata import (
+    CheckpointFiles,
+    SuiteMetadata,
+    find_in_folder,
+    find_in_folders,
+    find_on_hub,
+    match_checkpoints,
+)
 from crosstime.models.split import SplitLM
 from crosstime.models.weights import find_weights, hash_weights, load_model
 
@@ -85,9 +92,7 @@ class SuiteConfig:
         if self.repo:
             return find_on_hub(self.repo, self.revisions, code=self.trust_remote_code)
         if self.folders:
-            names = self.names or [None] * len(self.folders)
-            folders = [_path(root, folder) for folder in self.folders]
-            return [CheckpointFiles.from_folder(folder, name) for folder, name in zip(folders, names, strict=True)]
+            return find_in_folders([_path(root, folder) for folder in self.folders], self.names or None)
         return find_in_folder(demo.SUITE if self.demo else _path(root, self.folder or ""), self.names or None)
 
     def _tokenizer(self, root: Path) -> Path | str | None:
@@ -181,10 +186,7 @@ class Suite(SuiteMetadata):
             names: Names of the checkpoints; None for the names of the folders.
             options: See `SuiteOptions`.
         """
-        if names is not None and len(names) != len(folders):
-            raise InputError(f"{len(names)} names are given for {len(folders)} checkpoints")
-        checkpoints = map(CheckpointFiles.from_folder, map(Path, folders), names or [None] * len(folders))
-        return cls._from_checkpoints(list(checkpoints), **options)
+        return cls._from_checkpoints(find_in_folders([Path(folder) for folder in folders], names), **options)
 
     @classmethod
     def from_hub(cls, repo: str, revisions: Sequence[str], **options: Unpack[SuiteOptions]) -> Suite:
