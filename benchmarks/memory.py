@@ -11,7 +11,7 @@ import json
 
 import torch
 from measure import GIB, machine, peak
-from train_step import RULES, learner
+from train_step import RULES, train_state
 
 
 def main() -> None:
@@ -27,7 +27,7 @@ def main() -> None:
     rule = RULES[sizes.rule](100)
     before = peak(sizes.device)
     columns = sizes.checkpoints * sizes.width
-    ours = learner(sizes.checkpoints, sizes.width, sizes.features, sizes.batch, rule, sizes.device)
+    ours = train_state(sizes.checkpoints, sizes.width, sizes.features, sizes.batch, rule, sizes.device)
     x = torch.randn(sizes.batch, columns, device=sizes.device)
     for _ in range(3):
         ours.learn(x)

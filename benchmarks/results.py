@@ -15,8 +15,8 @@ HERE = Path(__file__).parent
 RESULTS = HERE / "RESULTS.md"
 PAPER = "--width 2048 --features 16384"
 WIDE = "--checkpoints 8 --features 65536"
-PYTHIA_1B = "--width 2048 --blocks 16 --layer 8 --context 1024 --harvest-blocks 32"
-PAPERS_RUN = f"{PYTHIA_1B} --features 16384 --ring-rows 524288"
+PYTHIA_1B = "--width 2048 --blocks 16 --layer 8 --context 1024 --model-batch-blocks 32"
+PAPERS_RUN = f"{PYTHIA_1B} --features 16384 --buffer-tokens 524288"
 SIZES = {
     "cpu": [
         "train_step.py --repeats 5",
@@ -24,7 +24,7 @@ SIZES = {
         "train_step.py --checkpoints 1 --rule l1 topk batchtopk --repeats 5",
         f"train_step.py {PAPER} --repeats 2 --alone",
         f"train_step.py {WIDE} --batch 1024 --rule l1 --repeats 3 --alone",
-        "harvest.py --repeats 9",
+        "collect.py --repeats 9",
         "train_run.py",
         "several.py",
         "effects.py",
@@ -38,8 +38,8 @@ SIZES = {
         f"train_step.py {PAPER} --checkpoints 1 --rule l1 topk batchtopk --repeats 20",
         f"train_step.py {WIDE} --repeats 20 --alone",
         "train_step.py --repeats 20",
-        f"harvest.py {PYTHIA_1B}",
-        f"train_run.py {PAPERS_RUN} --steps 200 --project-rows 400000000",
+        f"collect.py {PYTHIA_1B}",
+        f"train_run.py {PAPERS_RUN} --steps 200 --project-tokens 400000000",
         f"several.py {PAPERS_RUN} --steps 16 --repeats 9",
         "effects.py --prompts 1024",
         "exact_effects.py",

@@ -1,6 +1,6 @@
-"""Several crosscoders on one harvest: what they cost over one harvest and a step each, and over runs of their own.
+"""Several crosscoders on the same activations: their cost over one collection and a step each, and over separate runs.
 
-A run of one crosscoder and a run of several take turns, some steps each. The roofline is one harvest and a step a
+A run of one crosscoder and a run of several take turns, some steps each. The roofline is one collection and a step per
 crosscoder, at the speed that they have in the run of one.
 """
 
@@ -27,11 +27,11 @@ def main() -> None:
     one, several = (train_run.Run(sizes, lower, number) for number in (1, sizes.crosscoders))
     turns = [(one.go_on(sizes.steps), several.go_on(sizes.steps)) for _ in range(sizes.repeats)]
     together = statistics.median(several.whole for _, several in turns)
-    parts = statistics.median(one.harvest + sizes.crosscoders * one.step for one, _ in turns)
+    parts = statistics.median(one.collection + sizes.crosscoders * one.step for one, _ in turns)
     own = sizes.crosscoders * statistics.median(one.whole for one, _ in turns)
     report(
         train_run.case("several", sizes) | {"crosscoders": sizes.crosscoders},
-        "rows",
+        "tokens",
         sizes.batch * sizes.steps,
         {"ours": together, "roofline": parts, "own_runs": own},
         sizes.device,

@@ -1,4 +1,4 @@
-"""Rows a second of a whole optimisation step, against its matrix products alone and against other trainers.
+"""Tokens per second of a whole optimisation step, against its matrix products alone and against other trainers.
 
 The step is everything between a batch and the next: loss, gradients, clipping, Adam, and what is logged. Other people's
 crosscoders join in where a checkout is given, and with one checkpoint their autoencoders where these are installed.
@@ -18,7 +18,7 @@ from measure import report, seconds
 from crosstime.crosscoder.crosscoder import Crosscoder, CrosscoderConfig
 from crosstime.crosscoder.sparsity.rules import L1, BatchTopK, Sparsity, TopK
 from crosstime.training.config import TrainConfig
-from crosstime.training.learner import Learner
+from crosstime.training.state import TrainState
 
 STEPS = 10_000
 
@@ -30,7 +30,9 @@ RULES: dict[str, Callable[[int], Sparsity]] = {
 """The rules by name, of k."""
 
 
-def learner(checkpoints: int, width: int, features: int, batch: int, rule: Sparsity, device: torch.device) -> Learner:
+def train_state(
+    checkpoints: int, width: int, features: int, batch: int, rule: Sparsity, device: torch.device
+) -> TrainState:
     """Ours, at its start values, with the schedules behind it."""
     names = tuple(f"step{i}" for i in range(checkpoints))
     crosscoder = Crosscoder(CrosscoderConfig(names, 0, width, features, sparsity=rule))
@@ -41,7 +43,7 @@ def learner(checkpoints: int, width: int, features: int, batch: int, rule: Spars
         tied=True,
         generator=torch.Generator().manual_seed(0),
     )
-    made = Learner(crosscoder.to(device), TrainConfig(rows=batch * STEPS, batch_size=batch, ring_rows=batch))
+    made = TrainState(crosscoder.to(device), TrainConfig(tokens=batch * STEPS, batch_size=batch, buffer_tokens=batch))
     made.step = STEPS // 2  # so that BatchTopK measures its threshold, as it does in all but the first steps
     return made
 
@@ -89,7 +91,7 @@ def main() -> None:
     cases = {"roofline": products(x.flatten(1), sizes.features)}
     for name in sizes.rule:
         rule = RULES[name](sizes.k)
-        ours = learner(sizes.checkpoints, sizes.width, sizes.features, sizes.batch, rule, sizes.device)
+        ours = train_state(sizes.checkpoints, sizes.width, sizes.features, sizes.batch, rule, sizes.device)
         cases[f"{name} ours"] = lambda ours=ours: ours.learn(x.flatten(1))
         if not sizes.alone:
             cases |= {f"{name} {peer}": step for peer, step in _peers(sizes, name, x).items()}
@@ -101,7 +103,7 @@ def main() -> None:
         if name != "l1":
             case["k"] = sizes.k
         also = {"times_l1": round(taken["l1 ours"] / of_rule["ours"], 3)} if name != "l1" and "l1 ours" in taken else {}
-        report(case, "rows", sizes.batch, {**of_rule, "roofline": taken["roofline"]}, sizes.device, **also)
+        report(case, "tokens", sizes.batch, {**of_rule, "roofline": taken["roofline"]}, sizes.device, **also)
 
 
 if __name__ == "__main__":

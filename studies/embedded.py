@@ -8,8 +8,8 @@ import crosstime as ct
 from crosstime import demo
 
 LAYER = 3
-CONFIG = ct.TrainConfig(rows=600_000, batch_size=1024, lr=2e-3, ring_rows=65_536)
-"""The demo's recipe, on fewer rows."""
+CONFIG = ct.TrainConfig(tokens=600_000, batch_size=1024, lr=2e-3, buffer_tokens=65_536)
+"""The demo's settings, on fewer tokens."""
 SPARSITY = ct.L1(1.2)
 
 

@@ -1,6 +1,6 @@
 """L1 against BatchTopK at equal L0: which crosscoder says more, and which of its specific features are artefacts?
 
-Trains both over the same checkpoints on the same rows, BatchTopK with the k that L1 turns out to need, and measures
+Trains both over the same checkpoints on the same tokens, BatchTopK with the k that L1 turns out to need, and measures
 them on held-out text. Prints one Markdown table, means over seeds, and writes every number to sparsity.json.
 """
 
@@ -26,7 +26,12 @@ SPECIFIC = 0.7
 def batch_topk(k: int) -> ct.BatchTopK:
     """BatchTopK for a run of a thousand steps: the paper's schedules, shorter."""
     return ct.BatchTopK(
-        k, k_start=5 * k, k_steps=300, threshold_start=400, threshold_decay=0.99, dead_tokens=embedded.CONFIG.rows // 10
+        k,
+        k_start=5 * k,
+        k_steps=300,
+        threshold_start=400,
+        threshold_decay=0.99,
+        dead_tokens=embedded.CONFIG.tokens // 10,
     )
 
 

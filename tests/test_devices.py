@@ -8,8 +8,8 @@ import crosstime as ct
 import tiny
 
 CONFIG = ct.TrainConfig(
-    rows=2048, batch_size=128, lr=1e-3, ring_rows=512, harvest_blocks=4, calibration_blocks=4,
-    products="float32", harvest="float32",
+    tokens=2048, batch_size=128, lr=1e-3, buffer_tokens=512, model_batch_blocks=4, calibration_blocks=4,
+    matmul_dtype="float32", model_dtype="float32",
 )  # fmt: skip
 
 

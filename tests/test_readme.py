@@ -31,9 +31,9 @@ def _crosstime(command, folder):
 def _make_small(run_dir):
     """What a reader in a hurry would do: edit run.toml, which the README invites to."""
     for old, new in (
-        ("rows = 1_000_000", "rows = 30_000\ncalibration_blocks = 16"),
+        ("tokens = 1_000_000", "tokens = 30_000\ncalibration_blocks = 16"),
         ("features = 4096", "features = 256"),
-        ("ring_rows = 65_536", "ring_rows = 8192"),
+        ("buffer_tokens = 65_536", "buffer_tokens = 8192"),
         ("max_pairs = 400 ", "max_pairs = 10 "),
         ("max_pairs = 400\n", "max_pairs = 10\n"),
         ("blocks = 64 ", "blocks = 4 "),
@@ -79,8 +79,8 @@ def test_the_demo_ends_with_its_table_and_report(tmp_path):
 def test_the_example_runs(tmp_path, capsys, monkeypatch):
     (example,) = EXAMPLES
     monkeypatch.chdir(tmp_path)
-    # Fewer rows: the example is to be shown to run, not to learn.
-    shorter = example.replace("rows=150_000", "rows=20_000").replace("limit_tokens=200_000", "limit_tokens=30_000")
+    # Fewer tokens: the test checks that the example runs, not what it learns.
+    shorter = example.replace("tokens=150_000", "tokens=20_000").replace("limit_tokens=200_000", "limit_tokens=30_000")
     assert shorter != example
     exec(compile(shorter, "README.md", "exec"), {})
     printed = capsys.readouterr().out

@@ -31,11 +31,11 @@ features = 64
 rule = "l1"
 weight = 0.1
 [training]
-rows = 4096
+tokens = 4096
 batch_size = 256
 lr = 1e-3
-ring_rows = 1024
-harvest_blocks = 4
+buffer_tokens = 1024
+model_batch_blocks = 4
 calibration_blocks = 4
 save_seconds = 300
 log_steps = 4

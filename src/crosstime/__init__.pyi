@@ -65,7 +65,7 @@ from .text.hub_text import HubText as HubText
 from .text.packing import DocumentStart as DocumentStart
 from .text.packing import Packed as Packed
 from .text.positions import Positions as Positions
-from .training.config import Recipe as Recipe
+from .training.config import CrosscoderSpec as CrosscoderSpec
 from .training.config import TrainConfig as TrainConfig
 from .training.train import train as train
 from .training.train import train_several as train_several

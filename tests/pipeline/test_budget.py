@@ -23,37 +23,37 @@ def batches(most, *, device=CUDA, before=0, configs=(SETTINGS,), train=True):
 
 def test_without_a_budget_batches_are_as_configured():
     found = batches(None)
-    assert found == Batches(harvest=32, survey=4096, evaluation=16, diagnosis=16, effects=8192, contexts=16)
+    assert found == Batches(collection=32, survey=4096, evaluation=16, diagnosis=16, effects=8192, contexts=16)
     assert batches(80 * GIB) == found
-    assert batches(80 * GIB, train=False).harvest == 0
+    assert batches(80 * GIB, train=False).collection == 0
 
 
 def test_less_memory_makes_smaller_batches_and_never_larger_ones():
     sizes = [batches(n * GIB) for n in (24, 17, 16, 15)]
-    assert [found.harvest for found in sizes] == sorted((found.harvest for found in sizes), reverse=True)
-    assert sizes[-1].harvest < 32
-    # By hand: 15 GiB less checkpoints 3.33, weights and moments 3.22, ring 6.44, a step 1.75 GB; a block takes 75.5 MB.
+    assert [found.collection for found in sizes] == sorted((found.collection for found in sizes), reverse=True)
+    assert sizes[-1].collection < 32
+    # By hand: 15 GiB less checkpoints 3.33, weights and moments 3.22, buffer 6.44, a step 1.75; a block takes 75.5 MB.
     models = 3 * 2 * (50_304 * 2048 + 9 * 50_358_272)
     step = 4096 * (16_384 * 8 + 3 * 2048 * 16) + 4 * 201_326_592
     left = 15 * GIB - models - 16 * 201_326_592 - 524_288 * 3 * 2048 * 2 - step
-    assert sizes[-1].harvest == left // (1024 * 2048 * 2 * (12 + 6))
+    assert sizes[-1].collection == left // (1024 * 2048 * 2 * (12 + 6))
 
 
 def test_on_a_cpu_the_process_itself_and_a_save_count_too():
     most = 22 * GIB
-    assert batches(most).harvest == batches(most, device=CPU).harvest == 32
-    assert 1 <= batches(most, device=CPU, before=GIB).harvest < 32
-    assert batches(most, device=CUDA, before=GIB).harvest == 32
+    assert batches(most).collection == batches(most, device=CPU).collection == 32
+    assert 1 <= batches(most, device=CPU, before=GIB).collection < 32
+    assert batches(most, device=CUDA, before=GIB).collection == 32
 
 
 def test_several_crosscoders_hold_more():
-    assert batches(18 * GIB).harvest == 32
+    assert batches(18 * GIB).collection == 32
     with pytest.raises(ValueError, match=r"compute\.memory is 18\.0 GiB, and training takes"):
         batches(18 * GIB, configs=[SETTINGS] * 3)
 
 
 @pytest.mark.parametrize(
-    "part", ["training.harvest", "crosscoder.features", "training.ring_rows", "training.batch_size"]
+    "part", ["training.model_dtype", "crosscoder.features", "training.buffer_tokens", "training.batch_size"]
 )
 def test_what_cannot_fit_is_told_part_by_part(part):
     with pytest.raises(ValueError, match=r"^compute\.memory is 13\.0 GiB, and training takes 1\d\.\d GiB: ") as error:
@@ -63,7 +63,7 @@ def test_what_cannot_fit_is_told_part_by_part(part):
 
 
 def test_whole_checkpoints_may_not_fit_where_training_does():
-    small = replace(SETTINGS, training=replace(SETTINGS.training, ring_rows=4096, harvest_blocks=1))
+    small = replace(SETTINGS, training=replace(SETTINGS.training, buffer_tokens=4096, model_batch_blocks=1))
     with pytest.raises(ValueError, match=r"the evaluation takes .*checkpoints \(compute\.dtype\) 11\.3 GiB"):
         batches(10 * GIB, configs=[small])
     half = replace(small, compute=replace(small.compute, dtype="bfloat16"))

@@ -205,7 +205,11 @@ def test_a_single_crosscoder_may_be_written_either_way(tmp_path):
         ('name = "again"', 'name = " a"', r"crosscoder\.name is ' a', and is to be that of a folder"),
         ('name = "again"', 'nam = "again"', r"\[crosscoder 2\] unknown key `nam`; the nearest is 'name'"),
         ("seed = 153", "seed = -1", r"crosscoder\.seed must not be negative"),
-        ("seed = 153", "layer = 3", r"crosscoder 'l1' has layer 2 and 'again' layer 3: several learn from one harvest"),
+        (
+            "seed = 153",
+            "layer = 3",
+            r"crosscoder 'l1' has layer 2 and 'again' layer 3: all train on the same",
+        ),
         ("seed = 153", 'from = "theirs"', r"crosscoder 'again': `from` does not go with several"),
         ("k = 7", "k = 99_999", r"crosscoder 'few': sparsity\.k is 99999: a dictionary of 16384 features has not so"),
         ('"topk"', '"topq"', r"\[crosscoder 3\.sparsity\] `rule` must be one of .*; the nearest is 'topk'"),

@@ -115,7 +115,9 @@ def test_the_screen_of_the_papers_three_way_crosscoder(three_way, dry_run):
     assert screen["model"].startswith("gpt_neox of 1B parameters, 16 blocks of width 2048")
     assert screen["compared"] == "step512, step2000, main"
     assert screen["crosscoder"].startswith("16,384 features, 201.3M weights, l1")
-    assert screen["training"].startswith("399,998,976 rows in 97,656 steps, from 400M tokens in blocks of 1024")
+    assert screen["training"].startswith(
+        "399,998,976 tokens in 97,656 steps, from 400M tokens of text in blocks of 1024"
+    )
     assert screen["text"] == "monology/pile-uncopyrighted; document-start; at most 428M tokens"
     assert screen["stages to do"].split(", ")[0] == "suite"
     assert screen["time"].startswith("59 min of training: an estimate for one H100")

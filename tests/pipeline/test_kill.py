@@ -28,7 +28,7 @@ def start(folder):
 def test_twenty_kills_leave_the_same_weights(tmp_path, users_suite):
     peaceful, killed = (write_inputs(tmp_path / name, users_suite) for name in ("peaceful", "killed"))
     for folder in (peaceful, killed):
-        edit(folder, "rows = 4096", "rows = 65_536")
+        edit(folder, "tokens = 4096", "tokens = 65_536")
         edit(folder, "save_seconds = 300", "save_seconds = 0.2")
     with start(peaceful) as process:
         process.communicate()

@@ -19,7 +19,7 @@ STAGES = ["survey", "train", "evaluate", "diagnose", "attribute", "ablate", "con
 SPEEDS = Speeds(
     peak=1e12,
     load=0.0,
-    harvest=1.0,
+    collection=1.0,
     mixing=0.0,
     steps=(StepTime(fixed=2.0, rows=3.0, flop=2.5e12),),
     read=0.25,
@@ -56,7 +56,7 @@ def test_the_screen_of_a_users_run(folder, capfd):
     assert [line.split()[0] for line in lines[1:8]] == STAGES
     assert [line[:12].strip() for line in lines[10:]] == ["memory", "disk", "products", "limited by"]
     assert "tokens at each of 3 checkpoints" in lines[1]
-    assert "4.1K rows: harvest" in lines[2]
+    assert "4.1K tokens: collection" in lines[2]
     assert max(map(len, lines)) <= 150
 
 
@@ -103,10 +103,10 @@ def planned(folder, monkeypatch, speeds=SPEEDS):
 
 def test_times_are_counts_times_speeds(folder, monkeypatch):
     seconds = {stage.name: stage.seconds for stage in planned(folder, monkeypatch).stages}
-    # 16 steps of 256 rows. A refill is 4 blocks of 31 rows; into a ring of 1024 rows go (1024 + 15 * 256) // 124 = 39
+    # 16 steps of 256 tokens. A refill is 4 blocks of 31 tokens; into a buffer of 1024 go (1024 + 15 * 256) // 124 = 39
     # of them before the last step, after 4 blocks of calibration.
-    harvest = (4 + 39 * 4) * 32 * 1.0
-    assert seconds["train"] == pytest.approx(harvest + 16 * 5.0, abs=0.1)
+    collection = (4 + 39 * 4) * 32 * 1.0
+    assert seconds["train"] == pytest.approx(collection + 16 * 5.0, abs=0.1)
     assert seconds["evaluate"] == pytest.approx(4 * 32 * 5.0, abs=0.1)
     assert seconds["diagnose"] == 4 * 32 * 6.0
     assert seconds["contexts"] == 4 * 32 * 7.0
@@ -126,21 +126,21 @@ def test_points_of_a_path_are_those_of_the_method(folder, monkeypatch, method, p
 
 def test_blocks_that_are_counted_are_those_that_training_reads(folder, monkeypatch, capfd):
     """In a real run, counted."""
-    from crosstime.training.harvest import Harvest
+    from crosstime.training.collect import ActivationCollector
 
     read = 0
-    whole = Harvest.rows
+    whole = ActivationCollector.collect
 
-    def rows(harvest, blocks):
+    def collect(collector, blocks):
         nonlocal read
         read += blocks
-        return whole(harvest, blocks)
+        return whole(collector, blocks)
 
-    monkeypatch.setattr(Harvest, "rows", rows)
+    monkeypatch.setattr(ActivationCollector, "collect", collect)
     assert cli.main(["run", str(folder), "--until", "train"]) == cli.OK
     capfd.readouterr()
     found = planned(folder, monkeypatch)
-    assert found.harvest_seconds == read * 32 * 1.0
+    assert found.collection_seconds == read * 32 * 1.0
 
 
 def test_several_crosscoders_are_harvested_once_and_analysed_each(folder, monkeypatch):
@@ -158,24 +158,27 @@ def test_several_crosscoders_are_harvested_once_and_analysed_each(folder, monkey
     assert found.one_more == 16 * 5.0
 
 
-def a_plan(*, train=100.0, survey=10.0, harvest=60.0, fixed=10.0, products=30.0, memory=1, disk=1):
+def a_plan(*, train=100.0, survey=10.0, collection=60.0, fixed=10.0, products=30.0, memory=1, disk=1):
     stages = [StagePlan("survey", "", survey, 1), StagePlan("train", "", train, memory)]
     return Plan(
-        device="cpu", stages=stages, harvest_seconds=harvest, fixed_seconds=fixed, product_seconds=products, peak=1e12,
-        peak_share=0.8, memory=memory, memory_limit=2**30, disk=disk, disk_free=2**30, one_more=40.0,
+        device="cpu", stages=stages, collection_seconds=collection, fixed_seconds=fixed, product_seconds=products,
+        peak=1e12, peak_share=0.8, memory=memory, memory_limit=2**30, disk=disk, disk_free=2**30, one_more=40.0,
     )  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("found", "expected"),
     [
-        (a_plan(), "the harvest, 60% of training; fewer training.rows"),
-        (a_plan(), "another [[crosscoder]] on the same harvest costs only 40% more"),
-        (a_plan(harvest=20.0, products=70.0), "the crosscoder's products, 70% of training; fewer crosscoder.features"),
-        (a_plan(harvest=20.0, fixed=50.0), "a larger training.batch_size takes fewer steps"),
+        (a_plan(), "collecting activations, 60% of training; fewer training.tokens"),
+        (a_plan(), "another [[crosscoder]] on them costs only 40% more"),
+        (
+            a_plan(collection=20.0, products=70.0),
+            "the crosscoder's products, 70% of training; fewer crosscoder",
+        ),
+        (a_plan(collection=20.0, fixed=50.0), "a larger training.batch_size takes fewer steps"),
         (a_plan(survey=300.0), "the stage survey, 75% of the time; a smaller survey.max_pairs or survey.blocks"),
-        (a_plan(memory=2**31), "memory: train takes 2.0 GiB of 1.0 GiB; lower training.ring_rows"),
-        (a_plan(disk=2**31), "disk: lower training.ring_rows"),
+        (a_plan(memory=2**31), "memory: train takes 2.0 GiB of 1.0 GiB; lower training.buffer_tokens"),
+        (a_plan(disk=2**31), "disk: lower training.buffer_tokens"),
     ],
 )
 def test_what_limits_and_what_would_help(found, expected):

@@ -67,9 +67,9 @@ def test_the_papers_settings(name):
     found = preset.settings(name)
     assert (found.crosscoder.features, found.crosscoder.layer) == (16_384, 12 if "bloom" in name else 8)
     training = found.training
-    assert (training.rows, training.batch_size, training.steps) == (400_000_000, 4096, 97_656)
+    assert (training.tokens, training.batch_size, training.steps) == (400_000_000, 4096, 97_656)
     assert (training.lr, training.lr_decay, training.clip, training.seed) == (5e-5, 0.2, 1.0, 124)
-    assert (training.decoder_norm, training.tied_init, training.harvest) == (0.08, False, "bfloat16")
+    assert (training.decoder_norm, training.tied_init, training.model_dtype) == (0.08, False, "bfloat16")
     assert found.sparsity == L1(weight=2.0, warmup=0.05)
     assert (found.positions.bos, found.positions.first_encoded, found.positions.first_trained) == (False, 0, 1)
     text = found.text
@@ -91,7 +91,7 @@ def test_thirty_two_snapshots():
     assert found.selection.size == len(set(found.suite.revisions)) == 32
     assert (found.crosscoder.layer, found.crosscoder.features) == (6, 32 * 768)
     assert found.sparsity == JumpReLU(weight=0.3, threshold=0.1, window=4.0, threshold_lr=0.1)
-    assert (found.training.lr, found.training.rows, found.training.tied_init) == (5e-5, 800_000_000, True)
+    assert (found.training.lr, found.training.tokens, found.training.tied_init) == (5e-5, 800_000_000, True)
 
 
 def test_the_list_is_aligned_and_complete():

@@ -80,12 +80,12 @@ def test_unfinished_training_is_timed_by_its_log(make, tmp_path):
     run = make(DISTRACTOR)
     log = tmp_path / "training" / "log.jsonl"
     log.parent.mkdir()
-    records = [{"rows": 100, "rows_per_second": 10.0}, {"rows": 300, "rows_per_second": 50.0}]
+    records = [{"tokens": 100, "tokens_per_second": 10.0}, {"tokens": 300, "tokens_per_second": 50.0}]
     log.write_text("".join(json.dumps(record) + "\n" for record in records))
     assert stages.unfinished_seconds(run) == 0  # a log without a state is that of a finished training
     (tmp_path / "training" / "state").mkdir()
     assert stages.unfinished_seconds(run) == 14
-    others = [record | {"crosscoder": name, "rows_per_second": 20.0} for name in ("a", "b") for record in records]
+    others = [record | {"crosscoder": name, "tokens_per_second": 20.0} for name in ("a", "b") for record in records]
     log.write_text("".join(json.dumps(record) + "\n" for record in others))
     assert stages.unfinished_seconds(run) == 0
     assert stages.unfinished_seconds(make(DISTRACTOR, crosscoder={"name": "b"})) == 15

@@ -1,4 +1,4 @@
-"""A run of several crosscoders, which are trained on one harvest, as users see it."""
+"""A run of several crosscoders, which train on the same activations, as users see it."""
 
 import json
 import shutil
@@ -151,12 +151,12 @@ def test_only_what_a_change_reaches_is_done_again(copy, capfd):
 KILL = """
 import os, signal, sys
 from crosstime import cli
-from crosstime.training.state import StateFolder
-save = StateFolder.save
+from crosstime.training.resume import ResumeFolder
+save = ResumeFolder.save
 def then_signal(self, step, tensors):
     save(self, step, tensors)
     if step == 6: os.kill(os.getpid(), signal.SIGINT)
-StateFolder.save = then_signal
+ResumeFolder.save = then_signal
 sys.exit(cli.main(['run', sys.argv[1], '--until', 'train']))
 """
 

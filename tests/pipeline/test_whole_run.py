@@ -292,12 +292,12 @@ def test_an_interrupted_training_goes_on_to_the_same_weights(finished, copy):
     script = (
         "import os, signal, sys\n"
         "from crosstime import cli\n"
-        "from crosstime.training.state import StateFolder\n"
-        "save = StateFolder.save\n"
+        "from crosstime.training.resume import ResumeFolder\n"
+        "save = ResumeFolder.save\n"
         "def then_signal(self, step, tensors):\n"
         "    save(self, step, tensors)\n"
         "    if step == 6: os.kill(os.getpid(), signal.SIGINT)\n"
-        "StateFolder.save = then_signal\n"
+        "ResumeFolder.save = then_signal\n"
         "sys.exit(cli.main(['run', sys.argv[1], '--until', 'train']))\n"
     )
     done = subprocess.run([sys.executable, "-c", script, str(copy)], capture_output=True, text=True, check=False)
@@ -307,7 +307,7 @@ def test_an_interrupted_training_goes_on_to_the_same_weights(finished, copy):
     # As if the first process had taken long.
     log = copy / "training" / "log.jsonl"
     (record,) = [json.loads(line) for line in log.read_text().splitlines()]
-    log.write_text(json.dumps(record | {"rows_per_second": record["rows"] / 5000}) + "\n")
+    log.write_text(json.dumps(record | {"tokens_per_second": record["tokens"] / 5000}) + "\n")
     assert cli.main(["run", str(copy), "--until", "train"]) == 0
     before, after = (folder / "crosscoder" / "model.safetensors" for folder in (finished, copy))
     assert before.read_bytes() == after.read_bytes()

@@ -76,7 +76,7 @@ def report_data(
             source="gutenberg-2m",
             layer=3,
             n_features=n_features,
-            rows_trained=1_048_576,
+            tokens_trained=1_048_576,
             seed=17,
             seconds=(("survey", 41.2), ("train", 192.4), ("evaluate", 18.0), ("attribute", 64.9), ("ablate", 33.1)),
             version="0.1.0",

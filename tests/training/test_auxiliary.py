@@ -24,7 +24,7 @@ def crosscoder():
 
 def _run(crosscoder, x, left_over, dead, k=3, weight=0.5):
     h = torch.relu(x @ crosscoder.W_enc.flatten(0, 1) + crosscoder.b_enc).detach()
-    return add_auxiliary_gradients(crosscoder, x, left_over, h, dead, k=k, weight=weight, products=torch.float32)
+    return add_auxiliary_gradients(crosscoder, x, left_over, h, dead, k=k, weight=weight, matmul_dtype=torch.float32)
 
 
 def test_gradients_are_those_of_the_loss(crosscoder):

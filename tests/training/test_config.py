@@ -21,13 +21,13 @@ def test_schedules_may_be_left_out():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"rows": 0}, "training.rows must be at least 1"),
+        ({"tokens": 0}, "training.tokens must be at least 1"),
         ({"lr": 0.0}, "training.lr must be positive"),
         ({"lr": float("nan")}, "training.lr must be positive"),
         ({"lr_decay": 1.5}, "training.lr_decay is a share"),
         ({"seed": -1}, "training.seed must not be negative"),
-        ({"ring_rows": 10}, "must be at least training.batch_size"),
-        ({"rows": 100}, "less than one training.batch_size"),
+        ({"buffer_tokens": 10}, "must be at least training.batch_size"),
+        ({"tokens": 100}, "less than one training.batch_size"),
     ],
 )
 def test_impossible_settings_are_refused(settings, message):

@@ -9,11 +9,13 @@ from crosstime.crosscoder.sparsity.rules import L1, BatchTopK
 from crosstime.crosscoder.sparsity.scratch import Scratch
 from crosstime.training.auxiliary import add_auxiliary_gradients
 from crosstime.training.config import TrainConfig
-from crosstime.training.learner import Learner
+from crosstime.training.state import TrainState
 from crosstime.training.step import gradients
 from golden_numbers import FEATURES, WIDTH, assert_golden, crosscoder, part, read_json, tensors
 
-CONFIG = TrainConfig(rows=640, batch_size=64, ring_rows=64, lr=1e-3, products="float32", harvest="float32")
+CONFIG = TrainConfig(
+    tokens=640, batch_size=64, buffer_tokens=64, lr=1e-3, matmul_dtype="float32", model_dtype="float32"
+)
 WEIGHTS = ("W_enc", "b_enc", "W_dec", "b_dec")
 
 
@@ -46,7 +48,7 @@ def test_schedules():
 def _learn(learner, rows, golden, log):
     """Takes the ten stored steps, comparing parameters and log as it goes."""
     for i, (batch, record) in enumerate(zip(rows["train_batches_scaled"], log["steps"], strict=True), 1):
-        stats = learner.learn(batch.flatten(1))
+        stats = learner.train_step(batch.flatten(1))
         yield stats, record
         if i in (5, 10):
             for name in WEIGHTS:
@@ -55,7 +57,7 @@ def _learn(learner, rows, golden, log):
 
 def test_ten_steps_of_l1(rows):
     golden, log = tensors("l1_train"), read_json("l1_train")
-    learner = Learner(crosscoder(part(golden, "init."), L1(2.0, warmup=0.4)), CONFIG)
+    learner = TrainState(crosscoder(part(golden, "init."), L1(2.0, warmup=0.4)), CONFIG)
     for stats, record in _learn(learner, rows, golden, log):
         assert float(stats.squared_error.sum()) == pytest.approx(record["train/l2_loss"], rel=1e-5)
         assert float(stats.squared_error.sum() + stats.penalty) == pytest.approx(record["train/loss"], rel=1e-5)
@@ -70,7 +72,7 @@ def test_ten_steps_of_batch_topk_with_the_sign_that_the_public_code_gives_its_au
         return add_auxiliary_gradients(crosscoder, x, -left_over, *arguments, **settings)
 
     monkeypatch.setattr(step_module, "add_auxiliary_gradients", wrong_sign)
-    learner = Learner(crosscoder(part(golden, "init."), rule), CONFIG)
+    learner = TrainState(crosscoder(part(golden, "init."), rule), CONFIG)
     felt = 0.0
     for i, (stats, record) in enumerate(_learn(learner, rows, golden, log), 1):
         assert float(stats.squared_error.sum()) == pytest.approx(record["train/l2_loss"], rel=1e-5)
@@ -79,7 +81,7 @@ def test_ten_steps_of_batch_topk_with_the_sign_that_the_public_code_gives_its_au
         assert learner.logged()["k"] == record["train/k"]
         assert float(learner.crosscoder.threshold) == pytest.approx(record["train/threshold"], rel=1e-5)
         if i in (5, 10):
-            assert torch.equal(learner.idle, golden[f"step{i}.num_tokens_since_fired"].long())
+            assert torch.equal(learner.tokens_since_fired, golden[f"step{i}.num_tokens_since_fired"].long())
     assert felt > 0, "no feature died, so the auxiliary loss was never tried"
 
 
@@ -93,6 +95,6 @@ def test_the_auxiliary_loss(rows, sign, stored):
     left_over = sign * (x - ours.decode(ours.encode(x, mode="training"))).flatten(1)
     gradients(ours, x.flatten(1), END, torch.float32, torch.zeros(FEATURES, dtype=torch.long), Scratch())
     loss = add_auxiliary_gradients(
-        ours, x.flatten(1), left_over.detach(), h.detach(), dead, k=WIDTH // 2, weight=1.0, products=torch.float32
+        ours, x.flatten(1), left_over.detach(), h.detach(), dead, k=WIDTH // 2, weight=1.0, matmul_dtype=torch.float32
     )
     assert float(loss) == pytest.approx(golden[stored], rel=1e-5)

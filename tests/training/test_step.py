@@ -8,7 +8,7 @@ from crosstime.crosscoder.sparsity import jumprelu
 from crosstime.crosscoder.sparsity.rule import END, Progress
 from crosstime.crosscoder.sparsity.rules import L1, BatchTopK, JumpReLU, TopK
 from crosstime.crosscoder.sparsity.scratch import Scratch
-from crosstime.training.products import SPARSE_UP_TO
+from crosstime.training.matmul import SPARSE_UP_TO
 from crosstime.training.step import gradients
 
 M, D, F, B = 3, 6, 11, 16
@@ -108,14 +108,14 @@ def test_what_a_step_reports(rule, x):
     torch.testing.assert_close(stats.variance, centred.square().sum(2).mean(0))
 
 
-def test_idle_features_are_counted_in_rows(x):
-    crosscoder, idle = _crosscoder(L1(0.5)), _idle()
+def test_inactive_features_are_counted_in_rows(x):
+    crosscoder, tokens_since_fired = _crosscoder(L1(0.5)), _idle()
     with torch.no_grad():
         crosscoder.b_enc[2] = -100
     for _ in range(3):
-        gradients(crosscoder, x, END, torch.float32, idle, Scratch())
-    assert idle[2] == 3 * B
-    assert (idle[torch.arange(F) != 2] == 0).all()
+        gradients(crosscoder, x, END, torch.float32, tokens_since_fired, Scratch())
+    assert tokens_since_fired[2] == 3 * B
+    assert (tokens_since_fired[torch.arange(F) != 2] == 0).all()
 
 
 def test_the_threshold_is_measured_once_it_is_time(x):

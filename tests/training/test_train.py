@@ -22,23 +22,23 @@ from crosstime.models.suite import Suite
 from crosstime.tasks.prompts import Prompts
 from crosstime.text.corpus import Corpus
 from crosstime.text.positions import Positions
-from crosstime.training.config import Recipe, TrainConfig
-from crosstime.training.harvest import calibrate
-from crosstime.training.learner import Learner
+from crosstime.training.collect import calibrate
+from crosstime.training.config import CrosscoderSpec, TrainConfig
 from crosstime.training.log import open_log, read_log
-from crosstime.training.state import StateFolder
+from crosstime.training.resume import ResumeFolder
+from crosstime.training.state import TrainState
 from crosstime.training.train import Trainer, train, train_several
 from planted import RIGHT, WRONG, plant
 
 SMALL = TrainConfig(
-    rows=2000,
+    tokens=2000,
     batch_size=50,
     lr=1e-2,
-    ring_rows=300,
-    harvest_blocks=4,
+    buffer_tokens=300,
+    model_batch_blocks=4,
     calibration_blocks=8,
-    products="float32",
-    harvest="float32",
+    matmul_dtype="float32",
+    model_dtype="float32",
     save_seconds=0.0,
     log_steps=10,
 )
@@ -53,8 +53,8 @@ def _trainer(world, config=SMALL, *, sparsity=L1(0.1), features=16, models=None,
     models = models or world.models()
     names = tuple(model.name for model in models)
     crosscoder = CrosscoderConfig(names, 0, models[0].width, features, sparsity=sparsity)
-    learners = {"": Learner(Crosscoder(crosscoder), config)}
-    return Trainer(learners, config, models, corpus or _corpus(len(world.rows)), state)
+    states = {"": TrainState(Crosscoder(crosscoder), config)}
+    return Trainer(states, config, models, corpus or _corpus(len(world.rows)), state)
 
 
 def _trained(*args, **kwargs):
@@ -64,7 +64,7 @@ def _trained(*args, **kwargs):
 
 
 def _crosscoder(trainer):
-    (learner,) = trainer.learners.values()
+    (learner,) = trainer.states.values()
     return learner.crosscoder
 
 
@@ -77,7 +77,7 @@ def recovered():
     """A planted world, the crosscoder trained on it, and the feature that is nearest to each planted one."""
     world = plant(n_rows=4000, width=32, per_kind=2, density=0.08, noise=0.02)
     config = dataclasses.replace(
-        SMALL, rows=250_000, batch_size=128, lr=5e-3, ring_rows=8192, harvest_blocks=64, log_steps=500
+        SMALL, tokens=250_000, batch_size=128, lr=5e-3, buffer_tokens=8192, model_batch_blocks=64, log_steps=500
     )
     crosscoder = _trained(world, config, sparsity=L1(0.05), features=20, corpus=_corpus(len(world.rows), n_blocks=2000))
     found = (crosscoder.W_dec.detach() / crosscoder.scale[:, None]).flatten(1)
@@ -131,7 +131,7 @@ def test_the_penalty_makes_the_code_sparse():
     world = plant(n_rows=500)
     log = {}
     for l1 in (0.0, 0.5):
-        trainer = _trainer(world, dataclasses.replace(SMALL, rows=10_000), sparsity=L1(l1))
+        trainer = _trainer(world, dataclasses.replace(SMALL, tokens=10_000), sparsity=L1(l1))
         records = []
         trainer.run([records.append])
         log[l1] = records[-1]
@@ -157,7 +157,7 @@ def test_every_rule_recovers_planted_features(rule):
         "jumprelu": JumpReLU(0.5, window=1.0, frequency=0.1),
     }[rule.rule]
     config = dataclasses.replace(
-        SMALL, rows=150_000, batch_size=128, lr=5e-3, ring_rows=8192, harvest_blocks=64, log_steps=500
+        SMALL, tokens=150_000, batch_size=128, lr=5e-3, buffer_tokens=8192, model_batch_blocks=64, log_steps=500
     )
     crosscoder = _trained(world, config, sparsity=sparse, features=20, corpus=_corpus(len(world.rows), n_blocks=1000))
     found = (crosscoder.W_dec.detach() / crosscoder.scale[:, None]).flatten(1)
@@ -171,7 +171,7 @@ def test_every_rule_recovers_planted_features(rule):
 
 def test_batch_topk_fires_as_often_at_inference_as_in_training():
     world = plant(n_rows=2000, width=32, per_kind=3, density=0.2)
-    config = dataclasses.replace(SMALL, rows=60_000, batch_size=100, lr=5e-3, ring_rows=2000)
+    config = dataclasses.replace(SMALL, tokens=60_000, batch_size=100, lr=5e-3, buffer_tokens=2000)
     rule = BatchTopK(3, k_start=10, k_steps=200, threshold_start=200, threshold_decay=0.95)
     crosscoder = _trained(world, config, sparsity=rule, features=24, corpus=_corpus(len(world.rows), n_blocks=1000))
     with torch.no_grad():
@@ -185,8 +185,8 @@ def test_the_paper_trains_without_the_first_position_and_analyses_it():
     names = tuple(model.name for model in world.models())
     crosscoder = CrosscoderConfig(names, 0, 24, 16, positions=policy, sparsity=L1(0.1))
     corpus = dataclasses.replace(_corpus(len(world.rows)), bos=False)
-    trainer = Trainer({"": Learner(Crosscoder(crosscoder), SMALL)}, SMALL, world.models(), corpus)
-    assert trainer.harvest.rows_per_block == corpus.context - 1
+    trainer = Trainer({"": TrainState(Crosscoder(crosscoder), SMALL)}, SMALL, world.models(), corpus)
+    assert trainer.collector.tokens_per_block == corpus.context - 1
     assert crosscoder.positions.first_encoded == 0
 
 
@@ -197,10 +197,10 @@ class _Killed(Exception):
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.rule)
 @pytest.mark.parametrize("steps_before", [2, 13, 27])
 def test_an_interrupted_run_ends_with_the_same_bits(tmp_path, steps_before, rule):
-    """40 steps of 50 rows read 640 rows an epoch, so interruptions fall in the first, second and last epochs."""
+    """40 steps of 50 tokens read 640 tokens per epoch, so interruptions fall in the first, second and last epochs."""
     world = plant(n_rows=200)
     peace = _trained(world, sparsity=rule)
-    state = StateFolder(tmp_path, {"any": 1})
+    state = ResumeFolder(tmp_path, {"any": 1})
     trainer = _trainer(world, sparsity=rule, state=state)
 
     def kill(_record):
@@ -217,23 +217,23 @@ def test_an_interrupted_run_ends_with_the_same_bits(tmp_path, steps_before, rule
 
 
 SWEEP = {
-    "wide": Recipe(24, L1(0.1)),
-    "sparse": Recipe(16, L1(0.5)),
-    "again": Recipe(16, L1(0.5), seed=7),
-    "topk": Recipe(16, BatchTopK(3, k_start=8, threshold_start=4)),
+    "wide": CrosscoderSpec(24, L1(0.1)),
+    "sparse": CrosscoderSpec(16, L1(0.5)),
+    "again": CrosscoderSpec(16, L1(0.5), seed=7),
+    "topk": CrosscoderSpec(16, BatchTopK(3, k_start=8, threshold_start=4)),
 }
 
 
-def test_several_on_one_harvest_end_with_the_bits_of_runs_of_their_own(tmp_path, tiny_suite):
+def test_several_on_the_same_activations_end_with_the_bits_of_runs_of_their_own(tmp_path, tiny_suite):
     suite = Suite.from_folder(tiny_suite)
     ids = np.random.default_rng(0).integers(2, suite.vocab_size, (80, 17), dtype=np.uint16)
-    config = dataclasses.replace(SMALL, rows=1000, harvest="bfloat16", products="bfloat16")
+    config = dataclasses.replace(SMALL, tokens=1000, model_dtype="bfloat16", matmul_dtype="bfloat16")
     common = {"layer": 1, "positions": Positions(bos=False), "config": config}
     corpus = Corpus(ids, "random", bos=False)
     found = train_several(suite, corpus, SWEEP, **common, log_path=tmp_path / "log.jsonl")
     assert list(found) == list(SWEEP)
-    for name, recipe in SWEEP.items():
-        (alone,) = train_several(suite, corpus, {"": recipe}, **common).values()
+    for name, spec in SWEEP.items():
+        (alone,) = train_several(suite, corpus, {"": spec}, **common).values()
         assert _equal(found[name], alone), name
     plain = train(suite, corpus, features=16, sparsity=L1(0.5), **common)
     assert _equal(found["sparse"], plain)
@@ -247,7 +247,7 @@ def test_several_on_one_harvest_end_with_the_bits_of_runs_of_their_own(tmp_path,
 def test_several_go_on_after_an_interruption(tmp_path, tiny_suite):
     suite = Suite.from_folder(tiny_suite)
     ids = np.random.default_rng(0).integers(2, suite.vocab_size, (80, 17), dtype=np.uint16)
-    corpus, config = Corpus(ids, "random", bos=False), dataclasses.replace(SMALL, rows=1000)
+    corpus, config = Corpus(ids, "random", bos=False), dataclasses.replace(SMALL, tokens=1000)
     common = {"layer": 1, "positions": Positions(bos=False), "config": config}
     peace = train_several(suite, corpus, SWEEP, **common)
 
@@ -256,7 +256,9 @@ def test_several_go_on_after_an_interruption(tmp_path, tiny_suite):
         with pytest.raises(_Killed):
             train_several(suite, corpus, SWEEP, **common, state_folder=tmp_path)
     with pytest.raises(ValueError, match=r"again/crosscoder\.seed was 7 and is 8"):
-        train_several(suite, corpus, SWEEP | {"again": Recipe(16, L1(0.5), seed=8)}, **common, state_folder=tmp_path)
+        train_several(
+            suite, corpus, SWEEP | {"again": CrosscoderSpec(16, L1(0.5), seed=8)}, **common, state_folder=tmp_path
+        )
     resumed = train_several(suite, corpus, SWEEP, **common, state_folder=tmp_path)
     assert all(_equal(resumed[name], peace[name]) for name in SWEEP)
 
@@ -268,9 +270,9 @@ def _kill_after_saves(trainer, *_):
 
 @pytest.mark.parametrize("names", [(), ("a", "a/b")])
 def test_crosscoders_need_plain_names(tiny_suite, names):
-    recipes = {name: Recipe(16) for name in names}
+    specs = {name: CrosscoderSpec(16) for name in names}
     with pytest.raises(ValueError, match="name at least one crosscoder, without a /"):
-        train_several(Suite.from_folder(tiny_suite), _corpus(9), recipes, layer=0)
+        train_several(Suite.from_folder(tiny_suite), _corpus(9), specs, layer=0)
 
 
 def test_one_checkpoint_leaves_nothing_to_compare(tiny_suite):
@@ -281,8 +283,8 @@ def test_one_checkpoint_leaves_nothing_to_compare(tiny_suite):
 
 def test_adam_ring_random_state_and_position_survive(tmp_path):
     world = plant(n_rows=200)
-    state = StateFolder(tmp_path, {})
-    config = dataclasses.replace(SMALL, rows=1000)
+    state = ResumeFolder(tmp_path, {})
+    config = dataclasses.replace(SMALL, tokens=1000)
     trainer = _trainer(world, config, state=state)
     trainer.run()
     again = _trainer(world, config, state=state)
@@ -298,12 +300,12 @@ def test_adam_ring_random_state_and_position_survive(tmp_path):
 def test_a_signal_saves_and_stops(tmp_path, number):
     world = plant(n_rows=200)
     config = dataclasses.replace(SMALL, save_seconds=1e9, log_steps=5)
-    trainer = _trainer(world, config, state=StateFolder(tmp_path, {}))
+    trainer = _trainer(world, config, state=ResumeFolder(tmp_path, {}))
     handler = signal.getsignal(number)
     with pytest.raises(KeyboardInterrupt):
         trainer.run([lambda _: os.kill(os.getpid(), number)])
     assert signal.getsignal(number) is handler
-    resumed = _trainer(world, config, state=StateFolder(tmp_path, {}))
+    resumed = _trainer(world, config, state=ResumeFolder(tmp_path, {}))
     assert resumed.step == trainer.step == 5
     resumed.run()
     assert _equal(_crosscoder(resumed), _trained(world))
@@ -312,32 +314,32 @@ def test_a_signal_saves_and_stops(tmp_path, number):
 def test_a_signal_in_the_last_step_is_obeyed_too(tmp_path):
     world = plant(n_rows=200)
     config = dataclasses.replace(SMALL, save_seconds=1e9, log_steps=SMALL.steps)  # the only record is the last step's
-    trainer = _trainer(world, config, state=StateFolder(tmp_path, {}))
+    trainer = _trainer(world, config, state=ResumeFolder(tmp_path, {}))
     with pytest.raises(KeyboardInterrupt):
         trainer.run([lambda _: os.kill(os.getpid(), signal.SIGINT)])
-    resumed = _trainer(world, config, state=StateFolder(tmp_path, {}))
+    resumed = _trainer(world, config, state=ResumeFolder(tmp_path, {}))
     assert resumed.step == SMALL.steps
     resumed.run()
     assert _equal(_crosscoder(resumed), _trained(world))
 
 
 def test_a_state_of_other_settings_is_refused_and_the_difference_named(tmp_path):
-    StateFolder(tmp_path, {"training.lr": 0.1, "text": "a"}).save(3, {"x": torch.zeros(1)})
+    ResumeFolder(tmp_path, {"training.lr": 0.1, "text": "a"}).save(3, {"x": torch.zeros(1)})
     with pytest.raises(ValueError, match=r"training\.lr was 0\.1 and is 0\.2"):
-        StateFolder(tmp_path, {"training.lr": 0.2, "text": "a"}).load()
+        ResumeFolder(tmp_path, {"training.lr": 0.2, "text": "a"}).load()
 
 
 def test_a_state_of_more_crosscoders_serves_fewer_but_not_others(tmp_path, tiny_suite):
     suite = Suite.from_folder(tiny_suite)
     ids = np.random.default_rng(0).integers(2, suite.vocab_size, (80, 17), dtype=np.uint16)
-    corpus, config = Corpus(ids, "random", bos=False), dataclasses.replace(SMALL, rows=1000)
+    corpus, config = Corpus(ids, "random", bos=False), dataclasses.replace(SMALL, tokens=1000)
     common = {"layer": 1, "positions": Positions(bos=False), "config": config, "state_folder": tmp_path}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Trainer, "_report", _kill_after_saves)
         with pytest.raises(_Killed):
             train_several(suite, corpus, SWEEP, **common)
     with pytest.raises(ValueError, match="was begun without new, newer: leave that out until it is finished"):
-        train_several(suite, corpus, {**SWEEP, "new": Recipe(8), "newer": Recipe(8)}, **common)
+        train_several(suite, corpus, {**SWEEP, "new": CrosscoderSpec(8), "newer": CrosscoderSpec(8)}, **common)
     fewer = {name: SWEEP[name] for name in ("again", "topk")}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Trainer, "_start", None)  # it goes on
@@ -347,7 +349,7 @@ def test_a_state_of_more_crosscoders_serves_fewer_but_not_others(tmp_path, tiny_
 
 
 def test_a_damaged_state_is_refused_and_an_unfinished_one_ignored(tmp_path):
-    state = StateFolder(tmp_path, {})
+    state = ResumeFolder(tmp_path, {})
     state.save(3, {"x": torch.zeros(1)})
     (tmp_path / "step-00000009").mkdir()
     loaded = state.load()
@@ -362,7 +364,7 @@ def test_a_damaged_state_is_refused_and_an_unfinished_one_ignored(tmp_path):
 def test_a_state_of_another_context_is_refused(tmp_path, tiny_suite):
     """Without BOS the same stream cut otherwise is the same bytes."""
     suite = Suite.from_folder(tiny_suite)
-    config = dataclasses.replace(SMALL, rows=500)
+    config = dataclasses.replace(SMALL, tokens=500)
     ids = np.random.default_rng(0).integers(2, suite.vocab_size, 4096, dtype=np.uint16)
     kwargs = {"layer": 1, "features": 8, "positions": Positions(bos=False), "config": config, "state_folder": tmp_path}
     train(suite, Corpus(ids.reshape(-1, 32), "wide", bos=False), **kwargs)
@@ -398,9 +400,9 @@ def test_records_hold_what_the_log_promises():
     _trainer(world).run([records.append])
     assert [record["step"] for record in records] == [10, 20, 30, 40]
     last = json.loads(json.dumps(records[-1]))
-    assert last["rows"] == 2000
+    assert last["tokens"] == 2000
     assert set(last["explained_variance_by_checkpoint"]) == set(world.names)
-    assert 0 <= last["harvest_share"] <= 1
+    assert 0 <= last["collection_share"] <= 1
     assert last["penalty"] > 0
     assert last["penalty_weight"] == 0.1
     assert last["loss"] == pytest.approx(last["squared_error"] + last["penalty"], rel=1e-4)
@@ -411,7 +413,7 @@ def test_records_tell_speed_and_memory():
     records = []
     _trainer(world).run([records.append])
     for record in records:
-        assert record["tokens_per_second"] == record["rows_per_second"] > 0
+        assert record["tokens_per_second"] > 0
         assert record["peak_share"] > 0
         assert record["memory"] > 2**20
         assert "note" not in record
@@ -429,23 +431,23 @@ def test_the_first_interval_begins_after_the_calibration(monkeypatch):
     assert _trainer(plant(n_rows=200)).interval.begin >= done[0]
 
 
-def test_the_share_of_the_peak_is_that_of_the_time_without_harvest(monkeypatch):
+def test_the_share_of_the_peak_is_that_of_the_time_without_collector(monkeypatch):
     trainer = _trainer(plant(n_rows=200))
-    (learner,) = trainer.learners.values()
+    (learner,) = trainer.states.values()
     flop = 10 * SMALL.batch_size * learner.crosscoder.W_enc.numel()
     monkeypatch.setattr("crosstime.training.train.peak_matmul_flops", lambda *_: 8.0 * flop)
     trainer._learn(trainer.next_batch())
     trainer._learn(trainer.next_batch())
     now = trainer.interval.begin
     monkeypatch.setattr("time.perf_counter", lambda: now + 5)
-    trainer.interval.harvest_seconds = 4.0
+    trainer.interval.collection_seconds = 4.0
     (record,) = trainer.records()
-    assert record["harvest_share"] == 0.8
+    assert record["collection_share"] == 0.8
     assert record["peak_share"] == pytest.approx(2 * flop / 1.0 / (8 * flop))
     assert record["tokens_per_second"] == 2 * SMALL.batch_size / 5
 
 
-def test_memory_that_runs_out_in_the_harvest_changes_the_log_and_nothing_else(monkeypatch, tmp_path):
+def test_memory_that_runs_out_during_collection_changes_the_log_and_nothing_else(monkeypatch, tmp_path):
     world, path = plant(n_rows=200), tmp_path / "log.jsonl"
     peace = _trained(world)
     models = world.models()
@@ -458,7 +460,7 @@ def test_memory_that_runs_out_in_the_harvest_changes_the_log_and_nothing_else(mo
             return whole(tokens, mask)
 
         monkeypatch.setattr(model, "lower", lower)
-    with pytest.warns(MemoryWarning, match="harvest: out of memory with 4 blocks of 17 tokens per batch"):
+    with pytest.warns(MemoryWarning, match="activation collection: out of memory with 4 blocks of 17 tokens per batch"):
         trainer = _trainer(world, models=models)
     with open_log(path, (), from_step=0) as log:
         trainer.run(log)
@@ -466,7 +468,7 @@ def test_memory_that_runs_out_in_the_harvest_changes_the_log_and_nothing_else(mo
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
     records = read_log(path)
     assert records[0]["note"].startswith(
-        "harvest: out of memory with 4 blocks of 17 tokens per batch; continuing with 2"
+        "activation collection: out of memory with 4 blocks of 17 tokens per batch; continuing with 2"
     )
     assert not any("note" in record for record in records[1:])
 
@@ -476,7 +478,7 @@ def test_passes_may_be_smaller_than_a_refill():
     names = tuple(model.name for model in world.models())
     config = CrosscoderConfig(names, 0, 24, 16, sparsity=L1(0.1))
     corpus = _corpus(len(world.rows))
-    trainer = Trainer({"": Learner(Crosscoder(config), SMALL)}, SMALL, world.models(), corpus, blocks_at_once=1)
+    trainer = Trainer({"": TrainState(Crosscoder(config), SMALL)}, SMALL, world.models(), corpus, blocks_at_once=1)
     trainer.run()
     torch.testing.assert_close(_crosscoder(trainer).W_dec, _trained(world).W_dec, rtol=1e-3, atol=1e-5)
 
@@ -488,7 +490,7 @@ def test_where_there_is_no_terminal_lines_tell_how_far_it_is(caplog, monkeypatch
     lines = [record.getMessage() for record in caplog.records]
     assert len(lines) == 4
     assert re.fullmatch(
-        r"25 % of 2K tokens, \S+ (s|min|h) left; \S+ tok/s, \d+ % of peak, harvest \d+ %, \S+ [MG]iB, "
+        r"25 % of 2K tokens, \S+ (s|min|h) left; \S+ tok/s, \d+ % of peak, collection \d+ %, \S+ [MG]iB, "
         r"loss \S+, L0 \S+, EV \S+",
         lines[0],
     )
@@ -559,7 +561,7 @@ def test_an_interrupted_training_closes_the_services(services, tiny_suite):
     wandb.log = _interrupt
     suite = Suite.from_folder(tiny_suite)
     corpus = _corpus(suite.vocab_size)
-    config = dataclasses.replace(SMALL, rows=500, loggers=("wandb",))
+    config = dataclasses.replace(SMALL, tokens=500, loggers=("wandb",))
     with pytest.raises(KeyboardInterrupt):
         train(suite, corpus, layer=1, features=8, config=config)
     assert wandb.left == [KeyboardInterrupt]
@@ -585,7 +587,7 @@ def test_a_log_that_cannot_be_rewritten_stays(tmp_path, monkeypatch):
 
 def test_thirty_two_checkpoints_share_one_crosscoder():
     world = plant(n_rows=400, n_checkpoints=32, width=48, per_kind=1)
-    config = dataclasses.replace(SMALL, rows=30_000, batch_size=100, lr=5e-3, ring_rows=1000)
+    config = dataclasses.replace(SMALL, tokens=30_000, batch_size=100, lr=5e-3, buffer_tokens=1000)
     crosscoder = _trained(world, config, sparsity=L1(0.02), features=12, corpus=_corpus(len(world.rows), n_blocks=400))
     effects = attribute(crosscoder, world.models(), world.prompts(), bootstrap=0)
     assert effects.ie.shape == (32, 12)

@@ -50,7 +50,7 @@ class ComputeConfig:
     device: Literal["auto", "cpu", "cuda", "mps"] = field(default="auto", metadata=ASIDE)
     """`auto` takes the first available of cuda, mps and cpu."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Precision of the checkpoints in every stage but training, which has `training.harvest`."""
+    """Precision of the checkpoints in every stage but training, which has `training.model_dtype`."""
     memory: str | None = field(default=None, metadata=ASIDE)
     """Limit on the device's memory, for example "20GiB"; on a CPU, on that of the whole process."""
 

@@ -20,7 +20,7 @@ from crosstime.models.split import SplitLM
 from crosstime.text.corpus import Corpus
 
 BLOCKS_AT_ONCE = 16
-"""That are harvested and encoded at a time, where nothing else is said."""
+"""Blocks run through the models and encoded at a time, by default."""
 PROMOTED = 10
 """Tokens listed per feature and checkpoint, at either end."""
 LEAD = 4
@@ -83,7 +83,7 @@ def contexts(
         top: contexts per feature.
         window: tokens in a context; fewer where blocks are shorter.
         max_blocks: look at the first so many blocks at most.
-        batch_blocks: blocks harvested and encoded at a time; what is found does not depend on it.
+        batch_blocks: blocks run through the models and encoded at a time; what is found does not depend on it.
 
     Raises:
         InputError: the models are not the crosscoder's, there is no such feature, the text holds no block, or an

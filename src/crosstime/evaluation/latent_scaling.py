@@ -58,7 +58,7 @@ def latent_scaling(
         models: its checkpoints, in its order.
         heldout: text that it was not trained on.
         max_blocks: look at the first so many blocks of the text at most.
-        batch_blocks: blocks harvested and encoded at a time; the numbers do not depend on it.
+        batch_blocks: blocks run through the models and encoded at a time; the numbers do not depend on it.
 
     Raises:
         InputError: the models are not the crosscoder's, the text holds no block, or an activation is not finite.

@@ -72,7 +72,7 @@ class Budget:
 class Batches:
     """How much is worked on at a time, by what takes it: as configured, or less where compute.memory has no more."""
 
-    harvest: int
+    collection: int
     """Blocks of a checkpoint's forward pass in training; 0 where nothing is trained."""
     survey: int
     """Tokens."""
@@ -111,7 +111,7 @@ class Batches:
             "the survey", TOKENS_AT_ONCE // context, block, cost.pass_bytes(config, shape, config.compute.dtype), alone
         )
         return cls(
-            harvest=_harvest(configs, shape, budget) if train else 0,
+            collection=_collection(configs, shape, budget) if train else 0,
             survey=max(1, survey) * context,
             evaluation=analysed("the evaluation", config.evaluation.batch_blocks, cost.EVALUATED, {**held, **logits}),
             diagnosis=analysed("the diagnosis", config.diagnostics.batch_blocks, cost.DIAGNOSED, held),
@@ -126,11 +126,13 @@ class Batches:
         )
 
 
-def _harvest(configs: Sequence[RunConfig], shape: ModelShape, budget: Budget) -> int:
+def _collection(configs: Sequence[RunConfig], shape: ModelShape, budget: Budget) -> int:
     config = configs[0]
     parts = cost.training_parts(configs, shape)
     if budget.device.type == "cpu":
         # Its rows are laid out in order when they are saved: in the memory of the host, which here is the same.
-        parts = {**parts, "a copy of the ring, to save it": cost.ring_bytes(config, shape)}
-    block = f"the harvest of one block (text.context = {config.text.context})"
-    return budget.fitting("training", config.training.harvest_blocks, block, cost.harvest_bytes(config, shape), parts)
+        parts = {**parts, "a copy of the activation buffer, to save it": cost.buffer_bytes(config, shape)}
+    block = f"activations of one block (text.context = {config.text.context})"
+    return budget.fitting(
+        "training", config.training.model_batch_blocks, block, cost.collection_bytes(config, shape), parts
+    )

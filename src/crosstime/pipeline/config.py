@@ -416,7 +416,7 @@ def _check_several(entries: Sequence[CrosscoderEntry]) -> None:
     if len(layers) > 1:
         (one, name), (other, other_name), *_ = layers.items()
         raise InputError(
-            f"crosscoder {name!r} has layer {one} and {other_name!r} layer {other}: several learn from one harvest, "
+            f"crosscoder {name!r} has layer {one} and {other_name!r} layer {other}: all train on the same activations, "
             "which is of one layer; give the other a run folder of its own"
         )
 

@@ -50,7 +50,7 @@ class Device:
     name: str
     products: float
     """FLOP/s of the crosscoder's matrix products."""
-    harvest: float
+    collection: float
     """FLOP/s of the models' forward passes."""
     bandwidth: float
     """Bytes/s of memory."""
@@ -59,11 +59,11 @@ class Device:
         """The device and what is assumed of it."""
         return (
             f"one {self.name} ({self.products / 1e12:.0f} TFLOP/s in the crosscoder's products, "
-            f"{self.harvest / 1e12:.0f} in the checkpoints, {self.bandwidth / 1e12:.0f} TB/s in Adam)"
+            f"{self.collection / 1e12:.0f} in the checkpoints, {self.bandwidth / 1e12:.0f} TB/s in Adam)"
         )
 
 
-H100 = Device("H100", products=600e12, harvest=0.45 * 989e12, bandwidth=3.0e12)
+H100 = Device("H100", products=600e12, collection=0.45 * 989e12, bandwidth=3.0e12)
 """In bfloat16: 600 TFLOP/s sustained in large products, 45 % of the peak of 989 TFLOP/s in a model, 3 TB/s."""
 
 
@@ -72,12 +72,12 @@ class Cost:
     """An estimate of a run's cost."""
 
     rows: int
-    """Activation rows that the crosscoder is trained on."""
+    """Tokens that the crosscoder is trained on."""
     tokens: int
     """Tokens that every checkpoint reads for them."""
     weights: int
     """Weights of the two matrices of all crosscoders."""
-    harvest_flop: float
+    collection_flop: float
     """All forward passes of training."""
     product_flop: float
     """All matrix products of the crosscoders."""
@@ -100,7 +100,7 @@ def estimate(config: RunConfig, shape: ModelShape, device: Device = H100, *, bes
         config: its settings.
         shape: of each of its checkpoints.
         device: what it runs on.
-        beside: the settings of the other crosscoders that are trained on the same harvest.
+        beside: the settings of the other crosscoders that are trained on the same activations.
     """
     configs = [config, *beside]
     checkpoints, layer = config.selection.size, config.crosscoder.layer_of(shape.layers)
@@ -111,16 +111,16 @@ def estimate(config: RunConfig, shape: ModelShape, device: Device = H100, *, bes
     weights = sum(crosscoder_weights(each, shape) for each in configs)
     # A token attends to half of its sequence on average; scores and mixing cost 2 S D each for a whole one.
     per_token = (layer + 1) * (2 * shape.block + 2 * context * shape.width)
-    harvest_flop = float(tokens) * checkpoints * per_token
+    collection_flop = float(tokens) * checkpoints * per_token
     product_flop = float(rows) * FLOP_PER_WEIGHT_AND_ROW * weights
-    seconds = harvest_flop / device.harvest + product_flop / device.products
+    seconds = collection_flop / device.collection + product_flop / device.products
     seconds += steps * (STEP_BYTES * weights + 2 * sum(map(_code_bytes, configs))) / device.bandwidth
     analysis = _analysis_bytes(configs, shape)
     return Cost(
         rows=rows,
         tokens=tokens,
         weights=weights,
-        harvest_flop=harvest_flop,
+        collection_flop=collection_flop,
         product_flop=product_flop,
         seconds=seconds,
         gpu_bytes=max(_training_bytes(configs, shape), analysis) if trained else analysis,
@@ -133,9 +133,9 @@ def training_parts(configs: Sequence[RunConfig], shape: ModelShape) -> dict[str,
     config, weights = configs[0], sum(crosscoder_weights(config, shape) for config in configs)
     models = config.selection.size * shape.parameters_up_to(config.crosscoder.layer_of(shape.layers))
     return {
-        "checkpoints (training.harvest)": models * BYTES[config.training.harvest],
+        "checkpoints (training.model_dtype)": models * BYTES[config.training.model_dtype],
         "weights, gradients and moments (crosscoder.features)": weights * KEPT_BYTES,
-        "ring (training.ring_rows)": ring_bytes(config, shape),
+        "activation buffer (training.buffer_tokens)": buffer_bytes(config, shape),
         # One crosscoder after the other takes its step, in the same memory.
         "a step (training.batch_size)": max(step_bytes(config, shape) for config in configs),
     }
@@ -147,10 +147,10 @@ def step_bytes(config: RunConfig, shape: ModelShape) -> int:
     return _code_bytes(config) + rows + crosscoder_weights(config, shape) * PRODUCT_BYTES
 
 
-def harvest_bytes(config: RunConfig, shape: ModelShape) -> int:
-    """Bytes that the harvest of one block of text holds besides: a pass, and the rows of all checkpoints twice."""
+def collection_bytes(config: RunConfig, shape: ModelShape) -> int:
+    """Extra bytes to collect one block's activations: a forward pass, and all checkpoints' activations twice."""
     rows = 2 * config.text.context * config.selection.size * shape.width
-    return pass_bytes(config, shape, config.training.harvest) + rows * BYTES[config.training.harvest]
+    return pass_bytes(config, shape, config.training.model_dtype) + rows * BYTES[config.training.model_dtype]
 
 
 def pass_bytes(config: RunConfig, shape: ModelShape, precision: str) -> int:
@@ -202,8 +202,8 @@ def crosscoder_weights(config: RunConfig, shape: ModelShape) -> int:
 
 
 def _training_bytes(configs: Sequence[RunConfig], shape: ModelShape) -> int:
-    harvest = configs[0].training.harvest_blocks * harvest_bytes(configs[0], shape)
-    return sum(training_parts(configs, shape).values()) + harvest
+    collection = configs[0].training.model_batch_blocks * collection_bytes(configs[0], shape)
+    return sum(training_parts(configs, shape).values()) + collection
 
 
 def _code_bytes(config: RunConfig) -> int:
@@ -218,13 +218,13 @@ def _analysis_bytes(configs: Sequence[RunConfig], shape: ModelShape) -> int:
     return sum(analysis_parts(configs, shape).values()) + batch
 
 
-def ring_bytes(config: RunConfig, shape: ModelShape) -> int:
+def buffer_bytes(config: RunConfig, shape: ModelShape) -> int:
     training = config.training
-    return training.ring_size(config.text.context) * config.selection.size * shape.width * BYTES[training.harvest]
+    return training.buffer_size(config.text.context) * config.selection.size * shape.width * BYTES[training.model_dtype]
 
 
 def _run_bytes(config: RunConfig, shape: ModelShape, weights: int) -> int:
-    """A new state is written before the old one goes; each is the crosscoder, Adam's moments and the ring."""
-    state = 0 if config.crosscoder.from_ else 12 * weights + ring_bytes(config, shape)
+    """A new state is written before the old one goes; each is the crosscoder, Adam's moments and the buffer."""
+    state = 0 if config.crosscoder.from_ else 12 * weights + buffer_bytes(config, shape)
     token = 2 if shape.vocabulary <= 1 << 16 else 4
     return 2 * state + 4 * weights + token * (config.text.limit_tokens or 0)

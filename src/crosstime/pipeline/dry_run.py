@@ -97,8 +97,8 @@ def _training(run: Run, cost: Cost) -> str:
     if not cost.rows:
         return "none"
     return (
-        f"{cost.rows:,} rows in {training.steps:,} steps, from {format_tokens(cost.tokens)} tokens in blocks of "
-        f"{run.config.text.context}; seed {training.seed}"
+        f"{cost.rows:,} tokens in {training.steps:,} steps, from {format_tokens(cost.tokens)} tokens of text in "
+        f"blocks of {run.config.text.context}; seed {training.seed}"
     )
 
 

@@ -51,7 +51,7 @@ class Plan:
 
     device: str
     stages: list[StagePlan]
-    harvest_seconds: float
+    collection_seconds: float
     """Of training."""
     fixed_seconds: float
     """Of training, in Adam and clipping."""
@@ -69,7 +69,7 @@ class Plan:
     """Bytes that the run folder holds at most."""
     disk_free: int
     one_more: float
-    """Seconds that one more crosscoder on the same harvest would add to training."""
+    """Seconds that one more crosscoder on the same activations would add to training."""
 
     @property
     def seconds(self) -> float:
@@ -81,13 +81,13 @@ class Plan:
         """What limits the run, and which setting would help most: a sentence."""
         greedy = max(self.stages, key=lambda stage: stage.memory)
         if greedy.memory > self.memory_limit:
-            what = "training.ring_rows, training.batch_size" if greedy.name == "train" else "text.context"
+            what = "training.buffer_tokens, training.batch_size" if greedy.name == "train" else "text.context"
             return (
                 f"memory: {greedy.name} takes {format_bytes(greedy.memory)} of {format_bytes(self.memory_limit)}; "
                 f"lower {what} or crosscoder.features"
             )
         if self.disk > self.disk_free:
-            return "disk: lower training.ring_rows or crosscoder.features, of which a state to resume from is made"
+            return "disk: lower training.buffer_tokens or crosscoder.features, of which a state to resume from is made"
         longest = max(self.stages, key=lambda stage: stage.seconds)
         if longest.name != "train":
             share = longest.seconds / self.seconds
@@ -95,13 +95,13 @@ class Plan:
         return self._limit_of_training(longest.seconds)
 
     def _limit_of_training(self, seconds: float) -> str:
-        harvest, fixed, products = (
-            part / seconds for part in (self.harvest_seconds, self.fixed_seconds, self.product_seconds)
+        collection, fixed, products = (
+            part / seconds for part in (self.collection_seconds, self.fixed_seconds, self.product_seconds)
         )
-        if harvest >= max(fixed, products):
+        if collection >= max(fixed, products):
             return (
-                f"the harvest, {harvest:.0%} of training; fewer training.rows would shorten it, and another "
-                f"[[crosscoder]] on the same harvest costs only {self.one_more / seconds:.0%} more"
+                f"collecting activations, {collection:.0%} of training; fewer training.tokens would shorten it; "
+                f"another [[crosscoder]] on them costs only {self.one_more / seconds:.0%} more"
             )
         if fixed > products:
             return (
@@ -109,8 +109,8 @@ class Plan:
                 "training.batch_size takes fewer steps"
             )
         return (
-            f"the crosscoder's products, {products:.0%} of training; fewer crosscoder.features or training.rows would "
-            "shorten it"
+            f"the crosscoder's products, {products:.0%} of training; fewer crosscoder.features or training.tokens "
+            "would shorten it"
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -193,7 +193,7 @@ class _Planner:
         return Plan(
             device=str(shared.device),
             stages=stages,
-            harvest_seconds=self._harvest_seconds if trained else 0.0,
+            collection_seconds=self._collection_seconds if trained else 0.0,
             fixed_seconds=self._steps * sum(step.fixed for step in self.speeds.steps) if trained else 0.0,
             product_seconds=self._steps * sum(step.rows for step in self.speeds.steps) if trained else 0.0,
             peak=self.speeds.peak,
@@ -230,31 +230,34 @@ class _Planner:
 
     @property
     def _blocks(self) -> int:
-        """Blocks that are harvested, calibration included: the ring is filled, and as often as one pass fits again."""
+        """Blocks read from the text: for calibration, and to fill and refill the activation buffer."""
         training, batch = self.config.training, self.config.training.batch_size
-        rows_per_block = self.config.text.context - self.config.positions.first_trained
-        refill, ring = training.harvest_blocks * rows_per_block, training.ring_size(rows_per_block)
-        return training.calibration_blocks + training.harvest_blocks * ((ring + (self._steps - 1) * batch) // refill)
+        tokens_per_block = self.config.text.context - self.config.positions.first_trained
+        refill, buffer = training.model_batch_blocks * tokens_per_block, training.buffer_size(tokens_per_block)
+        return training.calibration_blocks + training.model_batch_blocks * (
+            (buffer + (self._steps - 1) * batch) // refill
+        )
 
     @property
-    def _harvest_seconds(self) -> float:
-        return self._blocks * self.config.text.context * self.speeds.harvest
+    def _collection_seconds(self) -> float:
+        return self._blocks * self.config.text.context * self.speeds.collection
 
     def _train(self) -> StagePlan:
         config, shape = self.config, self.shared.shape
         rows = self._steps * config.training.batch_size
         learning = self._steps * sum(step.seconds for step in self.speeds.steps)
         mixing = rows * self.speeds.mixing
-        whole = self._harvest_seconds + learning + mixing
-        state = cost.ring_bytes(config, shape) + 12 * sum(cost.crosscoder_weights(c, shape) for c in self.configs)
+        whole = self._collection_seconds + learning + mixing
+        state = cost.buffer_bytes(config, shape) + 12 * sum(cost.crosscoder_weights(c, shape) for c in self.configs)
         saving = whole / max(config.training.save_seconds, 1) * state / DISK
         parts = sum(cost.training_parts(self.configs, shape).values())
-        at_once = self.shared.batches.harvest * cost.harvest_bytes(config, shape)
+        at_once = self.shared.batches.collection * cost.collection_bytes(config, shape)
         if self.shared.device.type == "cpu":
-            at_once = max(at_once, cost.ring_bytes(config, shape))  # which is copied to be saved
+            at_once = max(at_once, cost.buffer_bytes(config, shape))  # which is copied to be saved
         return StagePlan(
             "train",
-            f"{format_tokens(rows)} rows: harvest {self._harvest_seconds / whole:.0%}, steps {learning / whole:.0%}",
+            f"{format_tokens(rows)} tokens: collection {self._collection_seconds / whole:.0%}, "
+            f"steps {learning / whole:.0%}",
             whole + saving + self.checkpoints * self._load,
             self.before + parts + at_once,
         )

@@ -34,9 +34,9 @@ from crosstime.pipeline.config import RunConfig
 from crosstime.pipeline.run import Shared
 from crosstime.tasks.prompts import Prompts
 from crosstime.text.corpus import Corpus
-from crosstime.training.harvest import Harvest
-from crosstime.training.learner import Learner
-from crosstime.training.ring import Ring
+from crosstime.training.buffer import ActivationBuffer
+from crosstime.training.collect import ActivationCollector
+from crosstime.training.state import TrainState
 
 SECONDS = 10.0
 """For all measurements together, about."""
@@ -49,7 +49,7 @@ FIRING = 0.015
 SHORTEST = 16
 """Tokens of a text on which is measured, at least."""
 FEWEST_ROWS = 256
-"""Rows of a measured step, at least: with fewer the products would be of another kind."""
+"""Tokens of a measured step, at least: with fewer the products would be of another kind."""
 RESAMPLED = 4e6
 """Values of the bootstrap that are measured, at most; what it costs is proportional to them."""
 
@@ -78,10 +78,10 @@ class Speeds:
     """FLOP/s in matrix products alone, at the precision of training."""
     load: float
     """To make a checkpoint ready, its weights apart."""
-    harvest: float
+    collection: float
     """A token of text, at all checkpoints."""
     mixing: float
-    """A row, into the ring and out of it."""
+    """One token, into the activation buffer and out of it."""
     steps: tuple[StepTime, ...]
     """A step of each crosscoder."""
     read: float
@@ -178,8 +178,8 @@ class _Bench:
         return Speeds(
             peak=self.peak,
             load=self._load(),
-            harvest=self._each(self._harvest, self.config.training.harvest_blocks)
-            + self.checkpoints * self.layer * self._block(self.harvested),
+            collection=self._each(self._collect, self.config.training.model_batch_blocks)
+            + self.checkpoints * self.layer * self._block(self.collected),
             mixing=self._mixing(),
             steps=tuple(map(self._step, self.configs)),
             read=self._each(self._read, 32) + self.layer * block + above,
@@ -205,7 +205,7 @@ class _Bench:
             training.batch_size,
             self.checkpoints * width,
             self.largest.crosscoder.features,
-            getattr(torch, training.products),
+            getattr(torch, training.matmul_dtype),
             self.device,
         )
 
@@ -227,9 +227,9 @@ class _Bench:
         return self._model(self.shared.dtype)
 
     @cached_property
-    def harvested(self) -> PreTrainedModel:
-        """As they are harvested."""
-        dtype = getattr(torch, self.config.training.harvest)
+    def collected(self) -> PreTrainedModel:
+        """A checkpoint as activations are collected from it."""
+        dtype = getattr(torch, self.config.training.model_dtype)
         return self.analysed if dtype == self.shared.dtype else self._model(dtype)
 
     @cached_property
@@ -330,23 +330,23 @@ class _Bench:
 
     @cached_property
     def _lower(self) -> list[SplitLM]:
-        return [SplitLM(self.harvested, 0).without_upper()] * self.checkpoints
+        return [SplitLM(self.collected, 0).without_upper()] * self.checkpoints
 
-    def _harvest(self, blocks: int) -> None:
-        for _ in Harvest(self._lower, self._text(blocks), self.positions, seed=0).rows(blocks):
+    def _collect(self, blocks: int) -> None:
+        for _ in ActivationCollector(self._lower, self._text(blocks), self.positions, seed=0).collect(blocks):
             pass
 
     def _mixing(self) -> float:
         batch, width = self.config.training.batch_size, self.checkpoints * self.shared.shape.width
-        ring = Ring(2 * batch, width, dtype=self.harvested.dtype, device=self.device, seed=0)
-        rows, scale = torch.randn(batch, width, device=self.device).to(ring.store), torch.ones(1, device=self.device)
-        ring.fill(rows)
+        buffer = ActivationBuffer(2 * batch, width, dtype=self.collected.dtype, device=self.device, seed=0)
+        rows, scale = torch.randn(batch, width, device=self.device).to(buffer.store), torch.ones(1, device=self.device)
+        buffer.fill(rows)
 
         def work(times: int) -> None:
             for _ in range(times):
-                ring.fill(rows)
-                ring.shuffle()
-                _ = ring.serve(batch).float() * scale
+                buffer.fill(rows)
+                buffer.shuffle()
+                _ = buffer.serve(batch).float() * scale
 
         return seconds_each(work, 8, self.device, self.slot) / batch
 
@@ -368,13 +368,13 @@ class _Bench:
 
     def _steps(self, config: RunConfig, features: int, rows: int) -> float:
         """Seconds of a step in the middle of training, where the schedules have settled."""
-        learner = Learner(self._crosscoder(config, features), config.training)
-        learner.step = config.training.steps // 2
+        state = TrainState(self._crosscoder(config, features), config.training)
+        state.step = config.training.steps // 2
         x = torch.randn(rows, self.checkpoints * self.shared.shape.width, device=self.device)
 
         def work(times: int) -> None:
             for _ in range(times):
-                learner.learn(x)
+                state.train_step(x)
 
         return seconds_each(work, 16, self.device, self.slot)
 

@@ -34,7 +34,7 @@ from crosstime.pipeline.run import Run
 from crosstime.pipeline.summary import seconds
 from crosstime.report.build import build_report
 from crosstime.report.data import ReportData, RunFacts, TaskGroup, TrainingPoint
-from crosstime.training.config import Recipe
+from crosstime.training.config import CrosscoderSpec
 from crosstime.training.log import Record, read_log
 from crosstime.training.train import train_several
 
@@ -87,23 +87,23 @@ def write_crosscoder(run: Run, draft: Path) -> None:
 
 
 def write_crosscoders(runs: Sequence[Run], drafts: Sequence[Path]) -> None:
-    """Several, trained on one harvest: as for one, and each with the weights of a training of its own."""
+    """Train several crosscoders on the same activations; each ends with the weights of a run of its own."""
     shared, config = runs[0].shared, runs[0].config
-    recipes = {
-        run.name: Recipe(run.config.crosscoder.features, run.config.sparsity, run.config.crosscoder.seed)
+    specs = {
+        run.name: CrosscoderSpec(run.config.crosscoder.features, run.config.sparsity, run.config.crosscoder.seed)
         for run in runs
     }
     trained = train_several(
         shared.compared,
         shared.train_text,
-        recipes,
+        specs,
         layer=shared.layer,
         positions=config.positions,
         config=config.training,
         device=shared.device,
         state_folder=shared.folder / TRAINING_STATE,
         log_path=shared.folder / TRAINING_LOG,
-        blocks_at_once=shared.batches.harvest,
+        blocks_at_once=shared.batches.collection,
     )
     for run, draft in zip(runs, drafts, strict=True):
         trained[run.name].save_pretrained(draft)
@@ -123,8 +123,8 @@ def unfinished_seconds(run: Run) -> float:
     """How long the unfinished training that is to go on has trained, by its log."""
     if not (run.folder / TRAINING_STATE).exists():
         return 0.0
-    log = [{"rows": 0}, *_training_log(run)]
-    return sum(((now["rows"] - before["rows"]) / now["rows_per_second"] for before, now in pairwise(log)), 0.0)
+    log = [{"tokens": 0}, *_training_log(run)]
+    return sum(((now["tokens"] - before["tokens"]) / now["tokens_per_second"] for before, now in pairwise(log)), 0.0)
 
 
 def _training_log(run: Run) -> list[Record]:
@@ -266,7 +266,7 @@ def report_data(run: Run) -> ReportData:
             source=run.shared.config.suite.source,
             layer=crosscoder.layer,
             n_features=crosscoder.features,
-            rows_trained=run.config.training.steps * run.config.training.batch_size if trained else 0,
+            tokens_trained=run.config.training.steps * run.config.training.batch_size if trained else 0,
             seed=run.config.start_seed,
             seconds=tuple(seconds(run, {stage.name: stage.folder for stage in _STAGES}).items()),
             version=version("crosstime"),
@@ -283,7 +283,7 @@ def report_data(run: Run) -> ReportData:
         exact=exact,
         validation=validation,
         annotations=tuple(read_annotations(run)),
-        training=tuple(TrainingPoint(r["rows"], r["loss"], r["l0"], r["explained_variance"]) for r in log),
+        training=tuple(TrainingPoint(r["tokens"], r["loss"], r["l0"], r["explained_variance"]) for r in log),
         groups=tuple(TaskGroup(name, tuple(p.name for p in parts)) for name, parts in run.shared.surveyed.items()),
     )
 

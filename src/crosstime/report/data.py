@@ -28,8 +28,8 @@ class RunFacts:
     layer: int
     """The block whose output was compared, counted from 0."""
     n_features: int
-    rows_trained: int
-    """Activation rows (tokens) that the crosscoder was trained on; 0 where the run did not train it."""
+    tokens_trained: int
+    """Tokens that the crosscoder was trained on; 0 if the run didn't train it."""
     seed: int
     seconds: tuple[tuple[str, float], ...] = ()
     """(stage, seconds), in the order of the stages."""
@@ -41,7 +41,7 @@ class RunFacts:
 class TrainingPoint:
     """One line of the training log."""
 
-    rows: int
+    tokens: int
     loss: float
     l0: float
     explained_variance: float

@@ -21,7 +21,7 @@ def add_auxiliary_gradients(
     *,
     k: int,
     weight: float,
-    products: torch.dtype,
+    matmul_dtype: torch.dtype,
 ) -> Float[Tensor, ""]:
     """Add the gradients of weight * ||e - ehat||^2 / ||e - mean e||^2 to those that the parameters have.
 
@@ -35,7 +35,7 @@ def add_auxiliary_gradients(
         dead: which features are dead.
         k: dead features that each row trains, at most.
         weight: of the loss.
-        products: precision of the matrix products.
+        matmul_dtype: precision of the matrix products.
 
     Returns:
         the weighted loss; 0 where no feature is dead or nothing is left over.
@@ -44,18 +44,18 @@ def add_auxiliary_gradients(
     if not len(index):
         return left_over.new_zeros(())
     total = (left_over - left_over.mean(0)).square().sum()
-    h, w_dec = h[:, index], crosscoder.W_dec.flatten(1)[index].to(products)
+    h, w_dec = h[:, index], crosscoder.W_dec.flatten(1)[index].to(matmul_dtype)
     f = h * largest_per_row(h * total_norms(crosscoder.decoder_norms())[index], min(k, len(index)))
-    rest = (f.to(products) @ w_dec).float() - left_over
+    rest = (f.to(matmul_dtype) @ w_dec).float() - left_over
     price = torch.where(total > 0, weight / total, 0.0)
 
-    gradient = (rest * (2 * price)).to(products)
+    gradient = (rest * (2 * price)).to(matmul_dtype)
     f_gradient = (gradient @ w_dec.T) * (f > 0)
     shape = crosscoder.b_dec.shape
     assert crosscoder.W_dec.grad is not None
     assert crosscoder.W_enc.grad is not None
     assert crosscoder.b_enc.grad is not None
-    crosscoder.W_dec.grad[index] += (f.to(products).T @ gradient).float().unflatten(1, shape)
-    crosscoder.W_enc.grad[:, :, index] += (x.to(products).T @ f_gradient).float().unflatten(0, shape)
+    crosscoder.W_dec.grad[index] += (f.to(matmul_dtype).T @ gradient).float().unflatten(1, shape)
+    crosscoder.W_enc.grad[:, :, index] += (x.to(matmul_dtype).T @ f_gradient).float().unflatten(0, shape)
     crosscoder.b_enc.grad[index] += f_gradient.sum(0, dtype=torch.float32)
     return price * rest.square().sum()

@@ -13,8 +13,8 @@ ASIDE = {"matters": False}
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """What one crosscoder is, of those that learn from one harvest."""
+class CrosscoderSpec:
+    """What one of the crosscoders that train on the same activations is."""
 
     features: int = 16_384
     """F, the size of the dictionary."""
@@ -42,13 +42,13 @@ def check_seed(name: str, seed: int) -> None:
 class TrainConfig:
     """Settings of crosscoder training.
 
-    The defaults are those of arXiv 2509.05291 where it has the setting, but for `tied_init`, `products` and the ring.
+    Defaults follow arXiv 2509.05291 where it gives a value, except `tied_init` and `matmul_dtype`.
     """
 
-    rows: int = 400_000_000
-    """Activation rows to train on: one row is one token, seen by every checkpoint."""
+    tokens: int = 400_000_000
+    """Tokens to train on; every checkpoint reads each of them."""
     batch_size: int = 4096
-    """Rows of one optimisation step."""
+    """Tokens of one optimisation step."""
     lr: float = 5e-5
     """Learning rate of Adam (betas 0.9 and 0.999, no weight decay)."""
     lr_decay: float = 0.2
@@ -60,13 +60,13 @@ class TrainConfig:
     0.08 for L1 and 1 for the others, as in the paper."""
     tied_init: bool = True
     """Start each feature with the same direction at every checkpoint. The paper starts with independent ones."""
-    products: Literal["bfloat16", "float32"] = "bfloat16"
+    matmul_dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Precision of the matrix products; weights, Adam's moments and all sums are float32 in any case."""
-    harvest: Literal["bfloat16", "float32"] = "bfloat16"
+    model_dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Precision in which the checkpoints run, and their activations are kept, for training."""
-    ring_rows: int = 524_288
-    """Rows held for shuffling; as many as rows are served are harvested anew."""
-    harvest_blocks: int = 32
+    buffer_tokens: int = 524_288
+    """Tokens whose activations are held for shuffling."""
+    model_batch_blocks: int = 32
     """Token blocks that one forward pass of a checkpoint reads."""
     calibration_blocks: int = 512
     """Token blocks from which scale factors and mean activations are measured."""
@@ -80,7 +80,7 @@ class TrainConfig:
     """Where the log goes besides log.jsonl; each needs the extra of its name installed."""
 
     def __post_init__(self) -> None:
-        for name in ("rows", "batch_size", "ring_rows", "harvest_blocks", "calibration_blocks", "log_steps"):
+        for name in ("tokens", "batch_size", "buffer_tokens", "model_batch_blocks", "calibration_blocks", "log_steps"):
             if getattr(self, name) < 1:
                 raise InputError(f"training.{name} must be at least 1; got {getattr(self, name)}")
         for name in ("lr", "clip", "decoder_norm"):
@@ -92,21 +92,24 @@ class TrainConfig:
         if not 0 <= self.lr_decay <= 1:
             raise InputError(f"training.lr_decay is a share of the steps, from 0 to 1; got {self.lr_decay}")
         check_seed("training.seed", self.seed)
-        if self.ring_rows < self.batch_size:
+        if self.buffer_tokens < self.batch_size:
             raise InputError(
-                f"training.ring_rows ({self.ring_rows}) must be at least training.batch_size ({self.batch_size})"
+                f"training.buffer_tokens ({self.buffer_tokens}) must be at least training.batch_size "
+                f"({self.batch_size})"
             )
-        if self.rows < self.batch_size:
-            raise InputError(f"training.rows ({self.rows}) is less than one training.batch_size ({self.batch_size})")
+        if self.tokens < self.batch_size:
+            raise InputError(
+                f"training.tokens ({self.tokens}) is less than one training.batch_size ({self.batch_size})"
+            )
 
     @property
     def steps(self) -> int:
-        """Optimisation steps of the whole run; rows that fill no batch are left out."""
-        return self.rows // self.batch_size
+        """Optimisation steps of the whole run; tokens that fill no batch are left out."""
+        return self.tokens // self.batch_size
 
-    def ring_size(self, rows_per_block: int) -> int:
-        """Rows that the ring has room for: a refill takes as many slots as it makes rows, beside a batch."""
-        return max(self.ring_rows, self.harvest_blocks * rows_per_block + self.batch_size)
+    def buffer_size(self, tokens_per_block: int) -> int:
+        """Tokens that the activation buffer has room for: at least one refill and one batch."""
+        return max(self.buffer_tokens, self.model_batch_blocks * tokens_per_block + self.batch_size)
 
     def lr_at(self, step: int) -> float:
         """The learning rate of a step, counted from 0 (arXiv 2509.05291: constant, then linear to 0)."""

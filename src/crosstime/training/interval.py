@@ -17,7 +17,7 @@ class Interval:
     def __init__(self) -> None:
         self.steps = 0
         self.sums: dict[str, Sums] = {}
-        self.harvest_seconds = 0.0
+        self.collection_seconds = 0.0
         self.begin = time.perf_counter()
 
     def add(self, name: str, stats: StepStats) -> None:
@@ -33,9 +33,9 @@ class Interval:
         """
         seconds = time.perf_counter() - self.begin
         return Speed(
-            rows=self.steps * batch_size / seconds,
-            harvest_share=self.harvest_seconds / seconds,
-            flop=self.steps * flop / (seconds - self.harvest_seconds),
+            tokens=self.steps * batch_size / seconds,
+            collection_share=self.collection_seconds / seconds,
+            flop=self.steps * flop / (seconds - self.collection_seconds),
         )
 
 
@@ -43,9 +43,9 @@ class Interval:
 class Speed:
     """How fast an interval was."""
 
-    rows: float
+    tokens: float
     """Rows a second, however many crosscoders learn from them: one row is one token, seen by every checkpoint."""
-    harvest_share: float
+    collection_share: float
     """Of the time."""
     flop: float
     """FLOP/s of the crosscoders' matrix products, in the time that was left by the harvest."""

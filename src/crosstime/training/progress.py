@@ -63,10 +63,10 @@ class Progress:
 
 
 def speed_in_words(record: Mapping[str, Any]) -> str:
-    """How fast it goes, and in how much memory: "41K tok/s, 78 % of peak, harvest 46 %, 3.1 GiB"."""
+    """How fast it goes, and in how much memory: "41K tok/s, 78 % of peak, collection 46 %, 3.1 GiB"."""
     return (
         f"{format_tokens(round(record['tokens_per_second']))} tok/s, {100 * record['peak_share']:.0f} % of peak, "
-        f"harvest {100 * record['harvest_share']:.0f} %, {format_bytes(record['memory'])}"
+        f"collection {100 * record['collection_share']:.0f} %, {format_bytes(record['memory'])}"
     )
 
 

@@ -1,111 +1,107 @@
-"""The state of an unfinished training run: what must be kept so that it goes on as if nothing had happened."""
+"""A crosscoder in training: its parameters, its optimiser, and what must be kept between two steps."""
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
-
 import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from jaxtyping import Float
+from torch import Tensor, nn
 
-from crosstime.base.artifact import read_manifest, sweep, verify, writing
-from crosstime.base.errors import InputError
+from crosstime.crosscoder.crosscoder import Crosscoder
+from crosstime.crosscoder.sparsity.rule import Progress
+from crosstime.crosscoder.sparsity.scratch import Scratch
+from crosstime.training.clipped_adam import ClippedAdam
+from crosstime.training.config import TrainConfig
+from crosstime.training.resume import optimiser_tensors, restore_optimiser
+from crosstime.training.step import StepStats, gradients
 
-TENSORS = "state.safetensors"
 
+class TrainState:
+    """Takes optimisation steps on batches of scaled activations, wherever these come from."""
 
-@dataclass(frozen=True)
-class StateFolder:
-    """Holds the newest state of a run, in a folder step-N that is written whole or not at all.
+    def __init__(
+        self, crosscoder: Crosscoder, config: TrainConfig, seed: int | None = None, scratch: Scratch | None = None
+    ) -> None:
+        crosscoder.config.sparsity.check_trainable()
+        self.crosscoder, self.config = crosscoder, config
+        self.seed = config.seed if seed is None else seed
+        """Of the start values."""
+        self.scratch = scratch or Scratch()
+        """Memory for a step; learners that take turns may share it."""
+        self.step = 0
+        self.tokens_since_fired = torch.zeros(
+            crosscoder.config.features, dtype=torch.long, device=crosscoder.W_enc.device
+        )
+        """Rows since each feature last fired."""
+        self.products = getattr(torch, config.matmul_dtype)
+        self.optimiser = ClippedAdam(self._groups(), lr=config.lr, clip=config.clip)
 
-    `settings` is everything that the run's course depends on; a state of other settings is refused, not used. What only
-    one crosscoder of several depends on stands under "NAME/"; the state of more crosscoders serves fewer.
-    """
+    @property
+    def progress(self) -> Progress:
+        """Where the schedules stand."""
+        return Progress(self.step, self.config.steps)
 
-    folder: Path
-    settings: Mapping[str, Any]
+    @property
+    def product_flop(self) -> float:
+        """FLOP of a step's five matrix products: two forward, three backward, of 2 B M D F each."""
+        return 10.0 * self.config.batch_size * self.crosscoder.W_enc.numel()
 
-    def save(self, step: int, tensors: Mapping[str, Tensor]) -> None:
-        """Write the state after `step` steps, then remove the older ones.
+    def start(self, mean: Float[Tensor, "M D"], scale: Float[Tensor, " M"]) -> None:
+        """Give the crosscoder its start values.
 
-        Raises:
-            OSError: it could not be written; the older state is still there.
+        Args:
+            mean: mean raw activation of each checkpoint.
+            scale: factor by which each checkpoint's activations are scaled.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with writing(self._at(step), settings=self.settings, inputs={}) as draft:
-            save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, draft / TENSORS)
-        for other in self._steps():
-            if other != step:
-                shutil.rmtree(self._at(other))
+        self.crosscoder.initialise(
+            mean,
+            scale,
+            decoder_norm=self.config.decoder_norm or self.crosscoder.config.sparsity.decoder_norm,
+            tied=self.config.tied_init,
+            generator=torch.Generator().manual_seed(self.seed),
+        )
 
-    def load(self) -> tuple[int, dict[str, Tensor]] | None:
-        """The newest state and its step, or None where none was saved.
+    def train_step(self, batch: Float[Tensor, "B W"]) -> StepStats:
+        """Take one step on scaled activations of all checkpoints side by side, W = M D.
 
-        Raises:
-            InputError: the state is damaged, or was saved by a run with other settings or without some of the
-                crosscoders; these are named.
+        Where the gradient is not finite, weights and optimiser stay as they are.
         """
-        if not self.folder.exists():
-            return None
-        sweep(self.folder)
-        steps = [step for step in self._steps() if read_manifest(self._at(step)) is not None]
-        if not steps:
-            return None
-        newest = self._at(max(steps))
-        self._check_settings(verify(newest).settings)
-        return max(steps), load_file(newest / TENSORS)
+        stats = gradients(self.crosscoder, batch, self.progress, self.products, self.tokens_since_fired, self.scratch)
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.config.lr_at(self.step) * group["lr_share"]
+        taken = self.optimiser.clipped_step()
+        self.step += 1
+        return stats.only_if(taken)
 
-    def _at(self, step: int) -> Path:
-        return self.folder / f"step-{step:08d}"
+    def logged(self) -> dict[str, float | int]:
+        """What the last step's schedules said, and the threshold where the sparsity rule measures one."""
+        last = Progress(self.step - 1, self.config.steps)
+        scheduled = {"lr": self.config.lr_at(last.step), **self.crosscoder.config.sparsity.logged(last)}
+        threshold = self.crosscoder.threshold
+        return scheduled if threshold is None or threshold.ndim else {**scheduled, "threshold": float(threshold)}
 
-    def _steps(self) -> list[int]:
-        return [int(path.name.removeprefix("step-")) for path in self.folder.glob("step-*")]
-
-    def _check_settings(self, saved: Mapping[str, Any]) -> None:
-        ours, theirs = ({_whose(name) for name in settings} for settings in (self.settings, saved))
-        if new := sorted(ours - theirs):
-            raise InputError(
-                f"the unfinished training in {self.folder} was begun without {', '.join(new)}: leave that out until it "
-                "is finished and train it then, to the same weights, or delete that folder to start all anew"
-            )
-        changed = [
-            f"{name} was {saved.get(name)!r} and is {self.settings.get(name)!r}"
-            for name in sorted(saved.keys() | self.settings.keys())
-            if _whose(name) in ours and saved.get(name) != self.settings.get(name)
-        ]
-        if changed:
-            raise InputError(
-                f"the unfinished training in {self.folder} was begun with other settings ({'; '.join(changed)}): "
-                "set them back to go on with it, or delete that folder to start anew"
-            )
-
-
-def _whose(setting: str) -> str:
-    """The crosscoder that a setting is of; empty where all have it."""
-    return setting.rpartition("/")[0]
-
-
-def optimiser_tensors(optimiser: torch.optim.Optimizer, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Adam's moments and step counts, under the names of their parameters."""
-    return {
-        f"adam.{name}.{key}": value
-        for name, parameter in parameters.items()
-        for key, value in optimiser.state[parameter].items()
-    }
-
-
-def restore_optimiser(
-    optimiser: torch.optim.Optimizer, parameters: Mapping[str, Tensor], tensors: Mapping[str, Tensor]
-) -> None:
-    """Put Adam's moments and step counts back."""
-    for name, parameter in parameters.items():
-        prefix = f"adam.{name}."
-        optimiser.state[parameter] = {
-            key.removeprefix(prefix): value.to(parameter.device)
-            for key, value in tensors.items()
-            if key.startswith(prefix)
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything needed to go on from here."""
+        return {
+            **{f"crosscoder.{name}": tensor for name, tensor in self.crosscoder.state_dict().items()},
+            **optimiser_tensors(self.optimiser, dict(self.crosscoder.named_parameters())),
+            "tokens_since_fired": self.tokens_since_fired,
         }
+
+    def restore(self, step: int, tensors: dict[str, Tensor]) -> None:
+        """Go on from what `tensors` gave after `step` steps."""
+        self.step = step
+        prefix = "crosscoder."
+        self.crosscoder.load_state_dict(
+            {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+        )
+        restore_optimiser(self.optimiser, dict(self.crosscoder.named_parameters()), tensors)
+        self.tokens_since_fired.copy_(tensors["tokens_since_fired"])
+
+    def _groups(self) -> list[dict[str, object]]:
+        """The weights, and the threshold where it is learnt, at a learning rate of its own."""
+        weights = [p for p in self.crosscoder.parameters() if p is not self.crosscoder.threshold]
+        groups: list[dict[str, object]] = [{"params": weights, "lr_share": 1.0}]
+        if isinstance(self.crosscoder.threshold, nn.Parameter):
+            share = self.crosscoder.config.sparsity.threshold_lr_share
+            groups.append({"params": [self.crosscoder.threshold], "lr_share": share})
+        return groups

@@ -16,7 +16,7 @@ from crosstime.crosscoder.sparsity.rule import Progress, count_active
 from crosstime.crosscoder.sparsity.scratch import Scratch
 from crosstime.crosscoder.sparsity.topk import Reviving
 from crosstime.training.auxiliary import add_auxiliary_gradients
-from crosstime.training.products import Products, product
+from crosstime.training.matmul import Products, product
 
 SMALLEST_NORM = 1e-12
 """What stands for the norm of a decoder vector of less, by which a gradient is divided."""
@@ -49,8 +49,8 @@ def gradients(
     crosscoder: Crosscoder,
     x: Float[Tensor, "B W"],
     progress: Progress,
-    products: torch.dtype,
-    idle: Int[Tensor, " F"],
+    matmul_dtype: torch.dtype,
+    tokens_since_fired: Int[Tensor, " F"],
     scratch: Scratch,
 ) -> StepStats:
     """Set the gradients of mean_b sum_m ||xhat_m - x_m||^2 + what the sparsity rule adds (arXiv 2509.05291 for L1).
@@ -59,24 +59,24 @@ def gradients(
         crosscoder: its parameters' `.grad` are replaced; a threshold that its rule measures moves.
         x: scaled activations of all checkpoints side by side, W = M D.
         progress: which step of how many.
-        products: precision of the matrix products.
-        idle: rows since each feature last fired; brought up to date.
+        matmul_dtype: precision of the matrix products.
+        tokens_since_fired: rows since each feature last fired; brought up to date.
         scratch: memory to work in, kept from step to step.
     """
     rule, norms = crosscoder.config.sparsity, crosscoder.decoder_norms()
     batch, shape = x.shape, crosscoder.b_dec.shape
-    x_low = scratch.empty("x", batch, x, products).copy_(x)
-    w_enc = _low(crosscoder.W_enc.flatten(0, 1), products, scratch, "W_enc")
-    w_dec = _low(crosscoder.W_dec.flatten(1), products, scratch, "W_dec")
+    x_low = scratch.empty("x", batch, x, matmul_dtype).copy_(x)
+    w_enc = _low(crosscoder.W_enc.flatten(0, 1), matmul_dtype, scratch, "W_enc")
+    w_dec = _low(crosscoder.W_dec.flatten(1), matmul_dtype, scratch, "W_dec")
 
     # To add in place is cheaper than addmm, which first fills its output with the bias.
-    h = product(x_low, w_enc, scratch, "h").add_(crosscoder.b_enc.to(products)).relu_()
+    h = product(x_low, w_enc, scratch, "h").add_(crosscoder.b_enc.to(matmul_dtype)).relu_()
     codes = rule.codes(h, norms, crosscoder.threshold, progress, scratch)
     active = count_active(codes.shared)
     with_codes = Products.of(codes, active, w_dec, scratch)
     centred = torch.sub(x, crosscoder.b_dec.flatten(), out=scratch.empty("centred", batch, x))
     error = torch.sub(with_codes.decode(), centred, out=scratch.empty("error", batch, x))
-    error_gradient = torch.mul(error, 2 / len(x), out=scratch.empty("error gradient", batch, x, products))
+    error_gradient = torch.mul(error, 2 / len(x), out=scratch.empty("error gradient", batch, x, matmul_dtype))
 
     found = with_codes.backward(x_low, error_gradient)
     _set_gradient(crosscoder.b_dec, error.sum(0) * (2 / len(x)))
@@ -92,8 +92,8 @@ def gradients(
     elif crosscoder.threshold is not None and codes.threshold is not None:
         crosscoder.threshold.copy_(codes.threshold)
 
-    idle.add_(len(x)).masked_fill_(codes.sums > 0, 0)
-    auxiliary = _revive(crosscoder, x, error, h, idle, progress, products)
+    tokens_since_fired.add_(len(x)).masked_fill_(codes.sums > 0, 0)
+    auxiliary = _revive(crosscoder, x, error, h, tokens_since_fired, progress, matmul_dtype)
     return StepStats(
         squared_error=_mean_square(error, shape),
         # About b_dec, which is near the mean, so that nothing is lost in the difference.
@@ -110,22 +110,26 @@ def _revive(
     x: Float[Tensor, "B W"],
     error: Float[Tensor, "B W"],
     h: Float[Tensor, "B F"],
-    idle: Int[Tensor, " F"],
+    tokens_since_fired: Int[Tensor, " F"],
     progress: Progress,
-    products: torch.dtype,
+    matmul_dtype: torch.dtype,
 ) -> Float[Tensor, ""]:
     """The auxiliary loss, its gradients added, where the rule has one and there was time to die."""
     rule, rows = crosscoder.config.sparsity, (progress.step + 1) * len(x)
     if not isinstance(rule, Reviving) or not rule.aux_weight or rule.dead_tokens > rows:
         return error.new_zeros(())
-    dead, k = idle >= rule.dead_tokens, rule.aux_k or crosscoder.config.width // 2
-    return add_auxiliary_gradients(crosscoder, x, -error, h, dead, k=k, weight=rule.aux_weight, products=products)
+    dead, k = tokens_since_fired >= rule.dead_tokens, rule.aux_k or crosscoder.config.width // 2
+    return add_auxiliary_gradients(
+        crosscoder, x, -error, h, dead, k=k, weight=rule.aux_weight, matmul_dtype=matmul_dtype
+    )
 
 
-def _low(weights: Tensor, products: torch.dtype, scratch: Scratch, name: str) -> Tensor:
+def _low(weights: Tensor, matmul_dtype: torch.dtype, scratch: Scratch, name: str) -> Tensor:
     """The weights in the precision of the products."""
     return (
-        weights if weights.dtype == products else scratch.empty(name, weights.shape, weights, products).copy_(weights)
+        weights
+        if weights.dtype == matmul_dtype
+        else scratch.empty(name, weights.shape, weights, matmul_dtype).copy_(weights)
     )
 
 

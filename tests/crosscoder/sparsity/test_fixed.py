@@ -7,7 +7,7 @@ from crosstime.crosscoder.crosscoder import Crosscoder, CrosscoderConfig
 from crosstime.crosscoder.sparsity.fixed import FixedThresholds
 from crosstime.crosscoder.sparsity.rule import Sparsity
 from crosstime.training.config import TrainConfig
-from crosstime.training.learner import Learner
+from crosstime.training.state import TrainState
 
 
 def test_codes_above_their_threshold_are_kept():
@@ -21,4 +21,4 @@ def test_codes_above_their_threshold_are_kept():
 def test_it_cannot_be_trained():
     crosscoder = Crosscoder(CrosscoderConfig(("a", "b"), 0, 4, 3, sparsity=FixedThresholds()))
     with pytest.raises(ValueError, match="is that of imported crosscoders and cannot be trained"):
-        Learner(crosscoder, TrainConfig())
+        TrainState(crosscoder, TrainConfig())

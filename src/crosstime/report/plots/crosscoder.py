@@ -34,7 +34,7 @@ def frequency(quality: Quality) -> Figure:
 
 
 def training_curves(points: Sequence[TrainingPoint]) -> list[Figure]:
-    """Loss, L0 and explained variance over the rows trained on."""
+    """Loss, L0 and explained variance over the tokens trained on."""
     every = max(1, math.ceil(len(points) / TRAINING_POINTS))
     kept = [*points[::every], points[-1]]
     curves = (
@@ -45,8 +45,8 @@ def training_curves(points: Sequence[TrainingPoint]) -> list[Figure]:
     figures = []
     for key, title, column, form in curves:
         values = np.asarray(column, dtype=float)
-        line = go.Scatter(x=[p.rows for p in kept], y=floats(values), mode="lines")
-        line.update(line={"color": INK, "width": 1.5}, hovertemplate=f"{form} at %{{x:.3s}} rows<extra></extra>")
+        line = go.Scatter(x=[p.tokens for p in kept], y=floats(values), mode="lines")
+        line.update(line={"color": INK, "width": 1.5}, hovertemplate=f"{form} at %{{x:.3s}} tokens<extra></extra>")
         figure = styled([line], xaxis={"tickformat": "~s", "nticks": 5, "rangemode": "tozero"}, yaxis={"nticks": 5})
         settled = values[len(values) // 20 :]
         if key == "explained":

@@ -5,7 +5,7 @@ import torch
 
 from crosstime.crosscoder.sparsity.rule import MaskedCodes, count_active
 from crosstime.crosscoder.sparsity.scratch import Scratch
-from crosstime.training.products import DenseProducts, Products, SparseProducts
+from crosstime.training.matmul import DenseProducts, Products, SparseProducts
 
 B, F, M, D = 7, 9, 2, 4
 

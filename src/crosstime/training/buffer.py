@@ -9,7 +9,7 @@ from torch import Tensor
 ROWS_AT_ONCE = 65_536
 
 
-class Ring:
+class ActivationBuffer:
     """Holds rows for shuffling. Rows that were served free their slots, and new rows are written into those.
 
     So memory stays what it was at the start, each row is served exactly once, and no data is moved to shuffle:
@@ -49,9 +49,9 @@ class Ring:
     def state(self) -> dict[str, Tensor]:
         """Everything needed to go on from here, as tensors; free slots are not kept."""
         return {
-            "ring.rows": self._live_rows(),
-            "ring.slots": self.slots,
-            "ring.random": self.generator.get_state(),
+            "buffer.activations": self._live_rows(),
+            "buffer.slots": self.slots,
+            "buffer.random": self.generator.get_state(),
         }
 
     def _live_rows(self) -> Float[Tensor, "N W"]:
@@ -63,7 +63,7 @@ class Ring:
 
     def restore(self, state: dict[str, Tensor]) -> None:
         """Go on from a state."""
-        self.slots.copy_(state["ring.slots"])
-        self.live = len(state["ring.rows"])
-        self.store[self.slots[: self.live].to(self.store.device)] = state["ring.rows"].to(self.store.device)
-        self.generator.set_state(state["ring.random"])
+        self.slots.copy_(state["buffer.slots"])
+        self.live = len(state["buffer.activations"])
+        self.store[self.slots[: self.live].to(self.store.device)] = state["buffer.activations"].to(self.store.device)
+        self.generator.set_state(state["buffer.random"])

@@ -10,32 +10,32 @@ from transformers import GPTNeoXModel
 
 import models
 from crosstime.text.positions import Positions
-from crosstime.training.harvest import Harvest
+from crosstime.training.collect import ActivationCollector
 
 
 def main() -> None:
     """Measure one size."""
     parser = argparse.ArgumentParser(description=__doc__)
     models.add_flags(parser)
-    parser.add_argument("--harvest-blocks", type=int, default=16)
+    parser.add_argument("--model-batch-blocks", type=int, default=16)
     sizes = parser.parse_args()
     lower = [model.without_upper() for model in models.checkpoints(sizes, torch.bfloat16)]
-    harvest = Harvest(lower, models.text(sizes, 4 * sizes.harvest_blocks), Positions(), seed=0)
+    collector = ActivationCollector(lower, models.text(sizes, 4 * sizes.model_batch_blocks), Positions(), seed=0)
     bare = [
         GPTNeoXModel(models.config(sizes, sizes.layer + 1)).eval().to(sizes.device, torch.bfloat16)
         for _ in range(sizes.checkpoints)
     ]
-    tokens = torch.randint(sizes.vocabulary, (sizes.harvest_blocks, sizes.context), device=sizes.device)
+    tokens = torch.randint(sizes.vocabulary, (sizes.model_batch_blocks, sizes.context), device=sizes.device)
 
     @torch.no_grad()
     def roofline() -> None:
         for model in bare:
             model(tokens, use_cache=False)
 
-    cases = {"ours": lambda: list(harvest.rows(sizes.harvest_blocks)), "roofline": roofline}
+    cases = {"ours": lambda: list(collector.collect(sizes.model_batch_blocks)), "roofline": roofline}
     taken = seconds(cases, repeats=sizes.repeats, device=sizes.device)
     case = {
-        "benchmark": "harvest",
+        "benchmark": "collect",
         **{key: getattr(sizes, key) for key in ("checkpoints", "width", "layer", "context")},
     }
     report(case, "tokens", tokens.numel(), taken, sizes.device)

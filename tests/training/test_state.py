@@ -9,15 +9,17 @@ from torch import nn
 from crosstime.crosscoder.crosscoder import Crosscoder, CrosscoderConfig
 from crosstime.crosscoder.sparsity.rules import L1, BatchTopK
 from crosstime.training.config import TrainConfig
-from crosstime.training.learner import Learner
-from crosstime.training.products import SPARSE_UP_TO
+from crosstime.training.matmul import SPARSE_UP_TO
+from crosstime.training.state import TrainState
 
 M, D, F, B, STEPS = 3, 16, 64, 128, 500
 RULES = [L1(0.3), BatchTopK(8, k_start=16, k_steps=100)]
 
 
-def _config(products="bfloat16"):
-    return TrainConfig(rows=B * STEPS, batch_size=B, ring_rows=B, lr=1e-3, products=products, harvest="float32")
+def _config(matmul_dtype="bfloat16"):
+    return TrainConfig(
+        tokens=B * STEPS, batch_size=B, buffer_tokens=B, lr=1e-3, matmul_dtype=matmul_dtype, model_dtype="float32"
+    )
 
 
 def _crosscoder(rule):
@@ -43,7 +45,7 @@ def _plain_steps(crosscoder, batches):
     """Autograd in float32, clipping, unfused Adam: the loss and the explained variance of every step."""
     config, rule = _config("float32"), crosscoder.config.sparsity
     optimiser = torch.optim.Adam(crosscoder.parameters(), lr=config.lr)
-    learner = Learner(crosscoder, config)  # only for its schedules
+    learner = TrainState(crosscoder, config)  # only for its schedules
     for step, x in enumerate(batches):
         learner.step = step
         norms = crosscoder.decoder_norms()
@@ -64,10 +66,10 @@ def _plain_steps(crosscoder, batches):
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.rule)
 def test_low_precision_learns_what_a_plain_trainer_learns(rule, sparse_up_to, batches, monkeypatch):
     monkeypatch.setitem(SPARSE_UP_TO, "cpu", sparse_up_to)
-    learner = Learner(_crosscoder(rule), _config())
+    learner = TrainState(_crosscoder(rule), _config())
     ours = []
     for x in batches:
-        stats = learner.learn(x)
+        stats = learner.train_step(x)
         loss = stats.squared_error.sum() + stats.penalty
         ours.append((float(loss), float(1 - stats.squared_error.sum() / stats.variance.sum())))
     loss, explained = torch.tensor(ours).T
@@ -81,15 +83,15 @@ def test_low_precision_learns_what_a_plain_trainer_learns(rule, sparse_up_to, ba
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.rule)
 def test_a_batch_that_is_not_finite_leaves_the_crosscoder_as_it_is(rule, batches):
-    learner = Learner(_crosscoder(rule), _config())
-    assert learner.learn(batches[0]).taken == 1
-    before = {name: tensor.clone() for name, tensor in learner.tensors().items() if name != "idle"}
+    learner = TrainState(_crosscoder(rule), _config())
+    assert learner.train_step(batches[0]).taken == 1
+    before = {name: tensor.clone() for name, tensor in learner.tensors().items() if name != "tokens_since_fired"}
     bad = batches[1].clone()
     bad[3, 5] = math.nan
-    stats = learner.learn(bad)
+    stats = learner.train_step(bad)
     assert learner.step == 2
     for value in vars(stats).values():
         assert (value == 0).all()
     for name, tensor in before.items():
         assert torch.equal(learner.tensors()[name], tensor), name
-    assert learner.learn(batches[2]).taken == 1
+    assert learner.train_step(batches[2]).taken == 1

@@ -1,4 +1,4 @@
-"""Harvest: token blocks in, activation rows of every checkpoint out, on the fly and without end."""
+"""ActivationCollector: token blocks in, activation rows of every checkpoint out, on the fly and without end."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from crosstime.models.split import SplitLM, finite_residual
 from crosstime.text.corpus import Corpus
 from crosstime.text.positions import Positions
 
-LOWER = "training.ring_rows, training.batch_size, crosscoder.features or text.context"
+LOWER = "training.buffer_tokens, training.batch_size, crosscoder.features or text.context"
 """What leaves more memory to the harvest."""
 
 
-class Harvest:
+class ActivationCollector:
     """Reads a corpus epoch after epoch, each in an order of its own, and gives the activations of all checkpoints.
 
     `position` counts the blocks read since the start; it alone says where the harvest stands, so it is all that is
@@ -51,15 +51,15 @@ class Harvest:
         self.seed = seed
         self.position = 0
         at_once = None if blocks_at_once is None else blocks_at_once * corpus.context
-        self._batches = AdaptiveBatches("harvest", "block", at_once, lower=LOWER, notify=note)
+        self._batches = AdaptiveBatches("activation collection", "block", at_once, lower=LOWER, notify=note)
         self._order = (-1, np.empty(0, dtype=np.int64))
 
     @property
-    def rows_per_block(self) -> int:
+    def tokens_per_block(self) -> int:
         """Rows that one block yields: its positions, without the first where that is not trained on."""
         return self.corpus.blocks.shape[1] - self.positions.first_trained
 
-    def rows(self, blocks: int) -> Iterator[Float[Tensor, "N M D"]]:
+    def collect(self, blocks: int) -> Iterator[Float[Tensor, "N M D"]]:
         """The raw activations at the trained positions of the next blocks, in one part or, as memory allows, several.
 
         Raises:
@@ -87,7 +87,9 @@ class Harvest:
 
 
 @torch.no_grad()
-def calibrate(harvest: Harvest, *, blocks: int, batch: int) -> tuple[Float[Tensor, "M D"], Float[Tensor, " M"]]:
+def calibrate(
+    collector: ActivationCollector, *, blocks: int, batch: int
+) -> tuple[Float[Tensor, "M D"], Float[Tensor, " M"]]:
     """Mean raw activation and scale factor of each checkpoint, from the first blocks; the harvest is wound back.
 
     The scale factor is c_m = sqrt(D) / mean norm (arXiv 2509.05291), over trained positions only.
@@ -95,16 +97,16 @@ def calibrate(harvest: Harvest, *, blocks: int, batch: int) -> tuple[Float[Tenso
     Raises:
         InputError: an activation is not finite, or a checkpoint's activations are all zero.
     """
-    start, blocks = harvest.position, min(blocks, len(harvest.corpus))
+    start, blocks = collector.position, min(blocks, len(collector.corpus))
     # float64 for the sums over batches, on the CPU: not every device has it.
     total, norms, count = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64), 0
     for first in range(0, blocks, batch):
-        for rows in map(torch.Tensor.float, harvest.rows(min(batch, blocks - first))):
+        for rows in map(torch.Tensor.float, collector.collect(min(batch, blocks - first))):
             total = total + rows.sum(0).cpu().double()
             norms = norms + rows.norm(dim=-1).sum(0).cpu().double()
             count += len(rows)
-    harvest.position = start
+    collector.position = start
     if (norms == 0).any():
-        name = harvest.models[int((norms == 0).nonzero()[0])].name
+        name = collector.models[int((norms == 0).nonzero()[0])].name
         raise InputError(f"checkpoint {name}: its activations are all zero, so there is nothing to learn from")
     return (total / count).float(), (total.shape[-1] ** 0.5 * count / norms).float()
