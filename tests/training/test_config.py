@@ -1,6 +1,7 @@
 """Schedules, against the numbers of the paper's settings, and settings that make no sense."""
 
 import pytest
+import torch
 
 from crosstime.training.config import TrainConfig
 
@@ -33,3 +34,12 @@ def test_schedules_may_be_left_out():
 def test_impossible_settings_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         TrainConfig(**settings)
+
+
+def test_a_device_that_is_slow_in_bfloat16_gets_float32(monkeypatch):
+    cpu = torch.device("cpu")
+    for fast, dtype in ((True, "bfloat16"), (False, "float32")):
+        monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda fast=fast: fast)
+        chosen = TrainConfig().on(cpu)
+        assert (chosen.matmul_dtype, chosen.model_dtype) == (dtype, dtype)
+        assert TrainConfig(matmul_dtype="bfloat16").on(cpu).matmul_dtype == "bfloat16"

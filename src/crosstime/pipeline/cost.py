@@ -16,7 +16,8 @@ from crosstime.evaluation.cross_entropy import LOGITS_AT_ONCE
 from crosstime.models.shape import ModelShape
 from crosstime.pipeline.config import RunConfig
 
-BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "auto": 4}
+"""Of a value; "auto" is counted as the larger of the two that it may become."""
 
 FLOP_PER_WEIGHT_AND_ROW = 5
 """Of the crosscoder's two matrices, M D F weights each: five products (two forward, three backward) of 2 M D F each."""

@@ -205,7 +205,7 @@ class _Bench:
             training.batch_size,
             self.checkpoints * width,
             self.largest.crosscoder.features,
-            getattr(torch, training.matmul_dtype),
+            getattr(torch, training.on(self.device).matmul_dtype),
             self.device,
         )
 
@@ -229,7 +229,7 @@ class _Bench:
     @cached_property
     def collected(self) -> PreTrainedModel:
         """A checkpoint as activations are collected from it."""
-        dtype = getattr(torch, self.config.training.model_dtype)
+        dtype = getattr(torch, self.config.training.on(self.device).model_dtype)
         return self.analysed if dtype == self.shared.dtype else self._model(dtype)
 
     @cached_property

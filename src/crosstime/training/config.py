@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
+import torch
+
+from crosstime.base.device import fast_dtype
 from crosstime.base.errors import InputError
 from crosstime.crosscoder.sparsity.rules import L1, Sparsity
 
@@ -60,10 +63,11 @@ class TrainConfig:
     0.08 for L1 and 1 for the others, as in the paper."""
     tied_init: bool = True
     """Start each feature with the same direction at every checkpoint. The paper starts with independent ones."""
-    matmul_dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    """Precision of the matrix products; weights, Adam's moments and all sums are float32 in any case."""
-    model_dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    """Precision in which the checkpoints run, and their activations are kept, for training."""
+    matmul_dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    """Precision of the matrix products; weights, Adam's moments and all sums are always float32. "auto" is bfloat16,
+    or float32 on a device that multiplies bfloat16 slowly (see `fast_dtype`)."""
+    model_dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    """Precision in which the checkpoints run, and their activations are buffered, for training."""
     buffer_tokens: int = 524_288
     """Tokens whose activations are held for shuffling."""
     model_batch_blocks: int = 32
@@ -101,6 +105,11 @@ class TrainConfig:
             raise InputError(
                 f"training.tokens ({self.tokens}) is less than one training.batch_size ({self.batch_size})"
             )
+
+    def on(self, device: torch.device) -> TrainConfig:
+        """Replace "auto" by the precision that suits a device."""
+        chosen = {name: fast_dtype(device) for name in ("matmul_dtype", "model_dtype") if getattr(self, name) == "auto"}
+        return replace(self, **chosen)
 
     @property
     def steps(self) -> int:

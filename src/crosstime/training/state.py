@@ -32,7 +32,7 @@ class TrainState:
             crosscoder.config.features, dtype=torch.long, device=crosscoder.W_enc.device
         )
         """Rows since each feature last fired."""
-        self.products = getattr(torch, config.matmul_dtype)
+        self.products = getattr(torch, config.on(crosscoder.W_enc.device).matmul_dtype)
         self.optimiser = ClippedAdam(self._groups(), lr=config.lr, clip=config.clip)
 
     @property

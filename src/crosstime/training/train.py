@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from crosstime.base.device import peak_matmul_flops, synchronise
+from crosstime.base.device import available_device, peak_matmul_flops, synchronise
 from crosstime.base.errors import InputError, TrainingDiverged
 from crosstime.base.memory import peak_bytes, warn
 from crosstime.crosscoder.crosscoder import Crosscoder, CrosscoderConfig
@@ -127,7 +127,7 @@ def train_several(
         raise InputError(f"name at least one crosscoder, without a / in its name; got {list(specs)}")
     if len(suite.names) < 2:
         raise InputError(f"a crosscoder compares at least two checkpoints; the suite has only {suite.names[0]!r}")
-    config, positions = config or TrainConfig(), positions or Positions()
+    config, positions = (config or TrainConfig()).on(available_device(device)), positions or Positions()
     positions.check(corpus.bos, "the text")
     configs = {
         name: CrosscoderConfig(
