@@ -37,12 +37,12 @@ def batch_topk(k: int) -> ct.BatchTopK:
 
 def study(crosscoder: ct.Crosscoder, models: list[ct.SplitLM], heldout: ct.Corpus) -> dict[str, float]:
     """What one crosscoder is worth; values by checkpoint are averaged."""
-    quality = ct.evaluate(crosscoder, models, heldout, max_blocks=256)
-    diagnostics = ct.diagnose(crosscoder, models, heldout, max_blocks=256)
+    quality = ct.evaluate(crosscoder, models, heldout, ct.EvaluationConfig(blocks=256))
+    diagnostics = ct.diagnose(crosscoder, models, heldout, ct.DiagnosticsConfig(blocks=256))
     rel_dec = ct.relative(crosscoder.decoder_norms().detach().numpy().T)
     fires = quality.frequency > 0
     specific = (rel_dec.max(0) > SPECIFIC) & fires
-    absent = (diagnostics.strength < 0.2).any(1) & fires
+    absent = (diagnostics.relative_norm < 0.2).any(0) & fires
     artefact = np.array(diagnostics.label) == "artefact"
     return {
         "L0": quality.l0,

@@ -28,7 +28,7 @@ def _whole_way(folder, device):
     effects = ct.attribute(crosscoder, models, prompts, bootstrap=10)
     ablation = ct.ablate(crosscoder, models, prompts, effects, quality.frequency, top_k=2)
     features = np.argsort(-quality.frequency)[:2].tolist()
-    found = ct.contexts(crosscoder, models, heldout, suite.tokenizer, features, top=2)
+    found = ct.contexts(crosscoder, models, heldout, suite.tokenizer, features, ct.ContextsConfig(per_feature=2))
     table = ct.FeatureTable.from_effects([effects], crosscoder, quality.frequency)
     diagnostics = ct.diagnose(crosscoder, models, heldout)
     return surveyed, quality, effects, ablation, found, table, diagnostics

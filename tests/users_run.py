@@ -50,9 +50,9 @@ bootstrap = 10
 top_k = 2
 exact = 12
 bootstrap = 10
-[report]
+[contexts]
 top_k = 3
-contexts = 2
+per_feature = 2
 blocks = 4
 """
 

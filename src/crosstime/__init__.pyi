@@ -36,16 +36,20 @@ from .crosscoder.sparsity.rules import (
 from .crosscoder.sparsity.rules import (
     TopK as TopK,
 )
+from .evaluation.contexts import ContextsConfig as ContextsConfig
 from .evaluation.contexts import FeatureContexts as FeatureContexts
 from .evaluation.contexts import contexts as contexts
 from .evaluation.diagnostics import Diagnostics as Diagnostics
+from .evaluation.diagnostics import DiagnosticsConfig as DiagnosticsConfig
 from .evaluation.diagnostics import diagnose as diagnose
-from .evaluation.matching import matched_cosines as matched_cosines
+from .evaluation.quality import EvaluationConfig as EvaluationConfig
 from .evaluation.quality import Quality as Quality
 from .evaluation.quality import evaluate as evaluate
 from .evaluation.seeds import OverSeeds as OverSeeds
+from .evaluation.seeds import matched_cosines as matched_cosines
 from .evaluation.seeds import over_seeds as over_seeds
 from .evaluation.survey import Survey as Survey
+from .evaluation.survey import SurveyConfig as SurveyConfig
 from .evaluation.survey import survey as survey
 from .models.split import SplitLM as SplitLM
 from .models.suite import Checkpoint as Checkpoint

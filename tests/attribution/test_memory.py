@@ -10,9 +10,9 @@ from crosstime.attribution.effects import attribute
 from crosstime.attribution.intervention import intervene
 from crosstime.base.memory import MemoryWarning
 from crosstime.crosscoder.crosscoder import Crosscoder, CrosscoderConfig
-from crosstime.evaluation.contexts import contexts
-from crosstime.evaluation.latent_scaling import latent_scaling
-from crosstime.evaluation.quality import evaluate
+from crosstime.evaluation.contexts import ContextsConfig, contexts
+from crosstime.evaluation.diagnostics import DiagnosticsConfig, latent_scaling
+from crosstime.evaluation.quality import EvaluationConfig, evaluate
 from crosstime.evaluation.survey import survey
 from crosstime.models.split import SplitLM
 from crosstime.models.suite import Suite
@@ -37,8 +37,8 @@ def run_out(monkeypatch, owner, name, most, of=lambda *arguments: arguments[1]):
 
 
 ANALYSES = {
-    "evaluate": partial(evaluate, batch_blocks=8),
-    "diagnose": partial(latent_scaling, batch_blocks=8),
+    "evaluate": partial(evaluate, config=EvaluationConfig(batch_blocks=8)),
+    "diagnose": partial(latent_scaling, config=DiagnosticsConfig(batch_blocks=8)),
 }
 
 
@@ -78,7 +78,9 @@ def test_contexts_are_the_same(monkeypatch, tiny_suite):
     crosscoder.initialise(
         torch.zeros(3, suite.width), torch.ones(3), decoder_norm=1.0, tied=True, generator=torch.Generator()
     )
-    find = partial(contexts, crosscoder, models, corpus, suite.tokenizer, [0, 3], top=2, window=6)
+    find = partial(
+        contexts, crosscoder, models, corpus, suite.tokenizer, [0, 3], ContextsConfig(per_feature=2, window=6)
+    )
     expected = find()
     run_out(monkeypatch, Crosscoder, "encode", 4)
     with pytest.warns(MemoryWarning, match="contexts: out of memory with 9 blocks"):

@@ -10,7 +10,14 @@ from transformers import PreTrainedTokenizerFast
 
 from crosstime.crosscoder.crosscoder import Crosscoder
 from crosstime.crosscoder.sparsity.rules import JumpReLU
-from crosstime.evaluation.contexts import contexts, load_contexts, save_contexts, token_text, token_texts
+from crosstime.evaluation.contexts import (
+    ContextsConfig,
+    contexts,
+    load_contexts,
+    save_contexts,
+    token_text,
+    token_texts,
+)
 from crosstime.text.corpus import Corpus
 from planted import plant
 from tiny import make_tokenizer
@@ -39,7 +46,14 @@ def text(tokenizer) -> Corpus:
 
 
 def test_the_strongest_windows_of_a_planted_world_are_found(rare_world, tokenizer, text):
-    found = contexts(rare_world.crosscoder(), rare_world.models(), text, tokenizer, range(10), top=6, window=8)
+    found = contexts(
+        rare_world.crosscoder(),
+        rare_world.models(),
+        text,
+        tokenizer,
+        range(10),
+        ContextsConfig(per_feature=6, window=8),
+    )
     assert list(found) == list(range(10))
     codes = rare_world.codes[text.blocks.astype(np.int64)].numpy()
     codes[:, 0] = 0
@@ -66,8 +80,8 @@ def test_the_strongest_windows_of_a_planted_world_are_found(rare_world, tokenize
 
 def test_the_same_text_is_shown_once(rare_world, tokenizer, text):
     repeated = Corpus(np.concatenate([text.blocks, text.blocks[::-1]]), "twice")
-    arguments = rare_world.crosscoder(), rare_world.models()
-    once, twice = (contexts(*arguments, corpus, tokenizer, [2, 4], top=60) for corpus in (text, repeated))
+    arguments, config = (rare_world.crosscoder(), rare_world.models()), ContextsConfig(per_feature=60)
+    once, twice = (contexts(*arguments, corpus, tokenizer, [2, 4], config) for corpus in (text, repeated))
     for i in (2, 4):
         assert len(once[i].contexts) > 20
         assert sorted(c.tokens for c in once[i].contexts) == sorted(c.tokens for c in twice[i].contexts)
@@ -75,7 +89,7 @@ def test_the_same_text_is_shown_once(rare_world, tokenizer, text):
 
 def test_blocks_shorter_than_the_window_are_shown_whole(rare_world, tokenizer, text):
     short = Corpus(text.blocks[:, :7], "short")
-    found = contexts(rare_world.crosscoder(), rare_world.models(), short, tokenizer, [2], window=24)
+    found = contexts(rare_world.crosscoder(), rare_world.models(), short, tokenizer, [2], ContextsConfig(window=24))
     assert {len(context.tokens) for context in found[2].contexts} == {6}
 
 
@@ -133,9 +147,9 @@ def test_contexts_survive_the_disk(rare_world, tokenizer, text, tmp_path):
     assert load_contexts(tmp_path / "contexts.json") == found
 
 
-def test_max_blocks_and_no_features(rare_world, tokenizer, text):
+def test_blocks_and_no_features(rare_world, tokenizer, text):
     arguments = rare_world.crosscoder(), rare_world.models()
-    assert contexts(*arguments, text, tokenizer, [2], max_blocks=10) == contexts(
+    assert contexts(*arguments, text, tokenizer, [2], ContextsConfig(blocks=10)) == contexts(
         *arguments, text.take(10), tokenizer, [2]
     )
     assert contexts(*arguments, text, tokenizer, []) == {}
@@ -145,8 +159,10 @@ def test_bad_input_is_refused(rare_world, tokenizer, text):
     arguments = rare_world.crosscoder(), rare_world.models()
     with pytest.raises(ValueError, match=r"features 0 to 9; got \[3, 10\]"):
         contexts(*arguments, text, tokenizer, [10, 3])
-    with pytest.raises(ValueError, match="at least 1"):
+    with pytest.raises(ValueError, match="give more text"):
         contexts(*arguments, text.take(0), tokenizer, [3])
+    with pytest.raises(ValueError, match="per_feature must be at least 1, not 0"):
+        ContextsConfig(per_feature=0)
     with pytest.raises(ValueError, match="reads 3 checkpoints"):
         contexts(arguments[0], arguments[1][:2], text, tokenizer, [3])
 
@@ -171,7 +187,12 @@ def test_a_window_that_starts_within_a_character_shows_it_whole():
     blocks = np.array([[0, *ids]], dtype=np.uint16)
     for window in (5, 6, 7, 11):
         found = contexts(
-            world.crosscoder(), world.models(), Corpus(blocks, "text"), tokenizer, range(10), window=window
+            world.crosscoder(),
+            world.models(),
+            Corpus(blocks, "text"),
+            tokenizer,
+            range(10),
+            ContextsConfig(window=window),
         )
         shown = [context.tokens for feature in found.values() for context in feature.contexts]
         assert shown

@@ -11,8 +11,8 @@ from torch.nn.functional import cross_entropy
 
 from crosstime.crosscoder.crosscoder import Crosscoder
 from crosstime.crosscoder.sparsity.rules import L1, BatchTopK, JumpReLU
-from crosstime.evaluation import cross_entropy as logits
-from crosstime.evaluation.quality import Quality, evaluate
+from crosstime.evaluation import quality as module
+from crosstime.evaluation.quality import EvaluationConfig, Quality, evaluate
 from crosstime.text.corpus import Corpus
 from crosstime.text.positions import Positions
 from planted import plant
@@ -60,7 +60,7 @@ def test_planted_noise_is_what_remains_unexplained():
     world = plant(n_rows=4000, noise=0.1, density=0.3)
     crosscoder = world.crosscoder()
     text = world.corpus(n_blocks=50, context=41)
-    found = evaluate(crosscoder, world.models(), text, max_blocks=50)
+    found = evaluate(crosscoder, world.models(), text, EvaluationConfig(blocks=50))
     rows = rows_of(world.models(), text, 1)
     with torch.no_grad():
         left = (rows - crosscoder(rows.float())).square().sum((0, 2))
@@ -89,7 +89,9 @@ def test_reconstruction_of_zero_recovers_exactly_nothing(models, crosscoder, tex
 def test_reconstruction_by_the_mean_explains_no_variance(models, crosscoder, text):
     mean = rows_of(models, text, 1).mean(0)
     b_dec = mean.float() * crosscoder.scale[:, None]
-    found = evaluate(copied(crosscoder, W_dec=torch.zeros(40, 2, 16), b_dec=b_dec), models, text, batch_blocks=2)
+    found = evaluate(
+        copied(crosscoder, W_dec=torch.zeros(40, 2, 16), b_dec=b_dec), models, text, EvaluationConfig(batch_blocks=2)
+    )
     np.testing.assert_allclose(found.explained_variance, 0, atol=1e-6)
 
 
@@ -108,7 +110,7 @@ def test_explained_variance_keeps_its_digits_beside_a_large_mean():
     with torch.no_grad():
         left = (rows - crosscoder(rows.float())).square().sum((0, 2))
     expected = 1 - left / (rows - rows.mean(0)).square().sum((0, 2))
-    found = evaluate(crosscoder, models, text, batch_blocks=4)
+    found = evaluate(crosscoder, models, text, EvaluationConfig(batch_blocks=4))
     np.testing.assert_allclose(found.explained_variance, expected, rtol=1e-4)
 
 
@@ -125,7 +127,7 @@ def test_spliced_and_zeroed_cross_entropy_equal_those_of_a_hooked_model(
     transformers_models, models, crosscoder, text, first
 ):
     crosscoder = copied(crosscoder, positions=Positions(encode_first=first == 0))
-    found = evaluate(crosscoder, models, text, batch_blocks=3)
+    found = evaluate(crosscoder, models, text, EvaluationConfig(batch_blocks=3))
     tokens = torch.from_numpy(text.blocks.astype(np.int64))
     with torch.no_grad():
         xhat = crosscoder(torch.stack([model.lower(tokens) for model in models], dim=2))
@@ -144,18 +146,19 @@ def test_spliced_and_zeroed_cross_entropy_equal_those_of_a_hooked_model(
 
 
 def test_the_numbers_do_not_depend_on_batches_or_on_how_logits_are_chunked(models, crosscoder, text, monkeypatch):
-    whole = evaluate(crosscoder, models, text, batch_blocks=7)
-    for batch_blocks, logits_at_once in ((1, 2**25), (5, 2 * text.blocks.shape[1] * 96)):
-        monkeypatch.setattr(logits, "LOGITS_AT_ONCE", logits_at_once)
-        found = evaluate(crosscoder, models, text, batch_blocks=batch_blocks)
+    whole = evaluate(crosscoder, models, text, EvaluationConfig(batch_blocks=7))
+    for batch_blocks, max_logits in ((1, 2**25), (5, 2 * text.blocks.shape[1] * 96)):
+        monkeypatch.setattr(module, "MAX_LOGITS", max_logits)
+        found = evaluate(crosscoder, models, text, EvaluationConfig(batch_blocks=batch_blocks))
         assert (found.n_tokens, found.l0, found.dead) == (whole.n_tokens, whole.l0, whole.dead)
         for name in PER_CHECKPOINT:
             np.testing.assert_allclose(getattr(found, name), getattr(whole, name), rtol=1e-5)
 
 
-def test_max_blocks_takes_the_first_blocks(models, crosscoder, text):
+def test_blocks_takes_the_first_blocks(models, crosscoder, text):
     np.testing.assert_array_equal(
-        evaluate(crosscoder, models, text, max_blocks=3).ce_clean, evaluate(crosscoder, models, text.take(3)).ce_clean
+        evaluate(crosscoder, models, text, EvaluationConfig(blocks=3)).ce_clean,
+        evaluate(crosscoder, models, text.take(3)).ce_clean,
     )
 
 

@@ -1,16 +1,28 @@
 import dataclasses
 import shutil
 import weakref
+from itertools import combinations, pairwise
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from tokenizers.normalizers import Lowercase
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from crosstime import demo
-from crosstime.evaluation import cross_entropy
-from crosstime.evaluation.survey import Survey, similarity, survey
+from crosstime.evaluation import quality
+from crosstime.evaluation.survey import (
+    Survey,
+    SurveyConfig,
+    beats_chance,
+    find_broken,
+    shifts,
+    similarity,
+    spread,
+    survey,
+)
 from crosstime.models.split import SplitLM
 from crosstime.models.suite import Suite
 from crosstime.tasks.blimp import BlimpPairs
@@ -130,18 +142,22 @@ def assert_same(one: Survey, other: Survey):
             assert a == b
 
 
-@pytest.mark.parametrize("max_tokens_per_batch", [16, 100_000])
-def test_batch_size_changes_nothing(surveyed, suite, heldout, max_tokens_per_batch):
-    again = survey(
-        suite, [ANSWERS, SENTENCES], heldout, layer=LAYER, max_tokens_per_batch=max_tokens_per_batch, max_blocks=1000
-    )
-    assert_same(surveyed, again)
+@pytest.mark.parametrize("batch_tokens", [16, 100_000])
+def test_batch_size_changes_nothing(surveyed, suite, heldout, batch_tokens):
+    config = SurveyConfig(blocks=1000, batch_tokens=batch_tokens)
+    assert_same(surveyed, survey(suite, [ANSWERS, SENTENCES], heldout, config, layer=LAYER))
+
+
+def test_max_pairs_and_blocks_take_the_first(suite, heldout):
+    found = survey(suite, [ANSWERS], heldout, SurveyConfig(max_pairs=2, blocks=1), layer=LAYER)
+    assert_same(found, survey(suite, [ANSWERS.take(2)], heldout.take(1), layer=LAYER))
+    assert found.n_pairs == [2]
 
 
 @pytest.mark.parametrize("sequences", [1, 3])
 def test_logits_are_made_a_few_sequences_at_a_time(surveyed, suite, heldout, monkeypatch, sequences):
     limit = sequences * heldout.context * suite.vocab_size
-    monkeypatch.setattr(cross_entropy, "LOGITS_AT_ONCE", limit)
+    monkeypatch.setattr(quality, "MAX_LOGITS", limit)
     made = []
     upper = SplitLM.upper
 
@@ -239,7 +255,7 @@ def test_save_and_load(surveyed, tmp_path):
     again = Survey.load(tmp_path)
     for field in dataclasses.fields(Survey):
         np.testing.assert_array_equal(getattr(odd, field.name), getattr(again, field.name))
-    assert again.broken == odd.broken == {"step10": "its perplexity on held-out text is not finite"}
+    assert again.broken == odd.broken == {"step10": "its perplexity on held-out text isn't finite"}
 
 
 def test_nan_activations_are_named(tiny_suite, tmp_path, heldout):
@@ -293,11 +309,11 @@ def learning(n_prompts=400, accuracy=(0.5, 0.5, 0.7, 0.9, 0.92), cosine=None) ->
 def test_a_proposal_leaves_out_what_has_learnt_nothing():
     proposal = learning().propose(2)
     assert proposal.checkpoints == ["step100", "step10000"]
-    assert proposal.passed_over == dict.fromkeys(["step1", "step10"], "it is at chance on every task")
+    assert proposal.excluded == dict.fromkeys(["step1", "step10"], "it is at chance on every task")
     first, second = proposal.reasons
-    assert first.startswith("step100 (10M tokens) is where the comparison starts: ")
-    assert "since step100, accuracy moves by .22 in the mean over tasks, most on agreement (.70 to .92)" in second
-    assert "block 3 keep a cosine of .64." in second
+    assert first.startswith("step100 (10M tokens) is the starting point: ")
+    assert "since step100, accuracy changes by .22 on average over tasks, most on agreement (.70 to .92)" in second
+    assert "block 3 have a cosine of .64." in second
 
 
 def test_where_little_is_learnt_the_latest_fill_up():
@@ -310,13 +326,14 @@ def test_a_proposal_leaves_out_broken_checkpoints():
     result = dataclasses.replace(result, perplexity=np.array([900.0, 30, 1e6, 25, 20]))
     proposal = result.propose(3)
     assert proposal.checkpoints == ["step10", "step1000", "step10000"]
-    assert "1e+06, against 30 before and 20 after" in proposal.passed_over["step100"]
+    assert "1e+06, compared with 30 before and 20 after" in proposal.excluded["step100"]
     everything = result.propose(5)
     assert everything.checkpoints == result.checkpoints
     assert everything.reasons[2].endswith(
-        "(For want of others: its perplexity on held-out text is 1e+06, against 30 before and 20 after.)"
+        "(Chosen because no better candidate was left: its perplexity on held-out text is 1e+06, compared with 30 "
+        "before and 20 after.)"
     )
-    assert everything.passed_over == {}
+    assert everything.excluded == {}
 
 
 def test_the_bundled_checkpoints_give_the_published_accuracies():
@@ -337,3 +354,91 @@ def test_the_bundled_checkpoints_give_the_published_accuracies():
     # The log of pretraining gives 4.84 and 3.76 nats.
     assert np.log(result.perplexity) == pytest.approx([4.8393, 3.7635], abs=0.15)
     assert result.broken == {}
+
+
+BLOOM_STEPS = ("1000", "10000", "100000", "200000", "300000", "400000", "500000", "600000")
+BLOOM_PERPLEXITY = np.array([299.04, 53.00, 34.28, 32.37, 30.91, 338341.5, 28.41, 26.76])
+
+
+def alike(n):
+    """Checkpoints that drift apart slowly."""
+    index = np.arange(n)
+    return 0.95 ** np.abs(index[:, None] - index[None]).astype(float)
+
+
+def test_the_broken_bloom_checkpoint_is_flagged_and_no_other():
+    broken = find_broken(BLOOM_STEPS, BLOOM_PERPLEXITY, alike(8))
+    assert list(broken) == ["400000"]
+    assert broken["400000"] == "its perplexity on held-out text is 338342, compared with 30.91 before and 26.76 after"
+
+
+@pytest.mark.parametrize(
+    ("perplexity", "expected"),
+    [
+        ([90, 40, 30, 20], []),
+        ([90, 40, 900, 800, 20], [2, 3]),
+        ([90, 40, 30, 70], [3]),
+        ([90, 40, 30, 50], []),
+        ([90, 40, np.inf, 20], [2]),
+        ([np.inf, 40, 30], [0]),
+        ([30, 31, 29], []),
+        ([50], []),
+    ],
+    ids=["falls", "two in a row", "the last", "a bump", "infinite", "infinite at first", "flat", "alone"],
+)
+def test_perplexity_out_of_line(perplexity, expected):
+    names = [str(i) for i in range(len(perplexity))]
+    found = find_broken(names, np.array(perplexity, dtype=float), alike(len(names)))
+    assert list(found) == [str(i) for i in expected]
+
+
+def test_a_representation_unlike_both_neighbours_is_flagged():
+    cosine = alike(5)
+    cosine[2, :] = cosine[:, 2] = 0.3
+    cosine[2, 2] = 1
+    broken = find_broken("abcde", np.linspace(50, 20, 5), cosine)
+    assert list(broken) == ["c"]
+    assert "unlike those of b (cosine 0.30) and d (0.30), which are like each other (0.90)" in broken["c"]
+
+
+def test_a_phase_transition_is_not_broken():
+    cosine = alike(6)
+    cosine[:3, 3:] *= 0.2
+    cosine[3:, :3] *= 0.2
+    assert find_broken("abcdef", np.array([500, 400, 300, 60, 40, 30.0]), cosine) == {}
+
+
+def test_chance_depends_on_the_number_of_pairs_and_counts_both_sides():
+    accuracy = np.array([[0.6, 0.5], [0.4, 0.5], [0.55, 0.5]])
+    assert beats_chance(accuracy, np.array([400, 400])).tolist() == [[True, False], [True, False], [False, False]]
+    assert not beats_chance(accuracy, np.array([40, 40])).any()
+
+
+def test_guessing_rarely_beats_chance():
+    rng = np.random.default_rng(0)
+    n = np.full(20, 200)
+    accuracy = rng.binomial(n, 0.5, size=(2000, 20)) / n
+    assert beats_chance(accuracy, n).any(axis=1).mean() < 0.02
+
+
+def test_shift_is_the_sum_of_both_parts_each_scaled_by_its_largest():
+    accuracy = np.array([[0.5, 0.5], [0.6, 0.5], [0.6, 0.9]])
+    cosine = np.array([[1, 0.9, 0.6], [0.9, 1, 0.8], [0.6, 0.8, 1]])
+    assert shifts(accuracy, cosine) == pytest.approx(np.array([[0, 0.2 + 0.25, 2], [0.45, 0, 0.8 + 0.5], [2, 1.3, 0]]))
+    assert (shifts(np.full((3, 2), 0.7), np.ones((3, 3))) == 0).all()
+
+
+@given(st.integers(2, 7).flatmap(lambda n: st.tuples(st.integers(2, n), st.integers(0, 10**6), st.just(n))))
+def test_spread_is_the_best_of_all_choices(case):
+    k, seed, n = case
+    # Few different values, so that there are ties to be broken by the sum.
+    shift = np.random.default_rng(seed).integers(1, 5, size=(n, n)).astype(float)
+
+    def steps(choice):
+        return [shift[a, b] for a, b in pairwise(choice)]
+
+    best = max((min(steps(choice)), sum(steps(choice))) for choice in combinations(range(n), k))
+    chosen = spread(shift, k)
+    assert chosen == sorted(set(chosen))
+    assert len(chosen) == k
+    assert (min(steps(chosen)), sum(steps(chosen))) == best

@@ -86,7 +86,7 @@ def test_a_second_import_stands_in_place_of_the_first(run_dir, tmp_path):
 def test_mistakes_are_one_line(run_dir, tmp_path, capfd):
     sheet = tmp_path / "sheet.csv"
     assert cli.main(["annotate", "export", str(run_dir), str(sheet), "--top", "1000"]) == 2
-    assert "make report.top_k (20) larger" in capfd.readouterr().err
+    assert "make contexts.top_k (20) larger" in capfd.readouterr().err
     assert cli.main(["annotate", "export", str(run_dir), str(sheet)]) == 0
     assert cli.main(["annotate", "import", str(run_dir), str(sheet)]) == 2
     assert "nobody has written anything into" in capfd.readouterr().err

@@ -34,7 +34,7 @@ LESS = (
     ("steps = 16", "steps = 4"),
     ("top_k = 10", "top_k = 2"),
     ('prefix = "string" ', 'prefix = "string"\nmax_pairs = 40 '),
-    ('title = "', 'blocks = 8\ncontexts = 2\ntop_k = 2\ntitle = "'),
+    ("[report]", "[contexts]\nblocks = 8\nper_feature = 2\ntop_k = 2\n[report]"),
 )
 """What a user with little time would change."""
 

@@ -92,7 +92,7 @@ def test_scripts_get_one_object(runs, capfd):
         ({"evaluation": {"evaluation.blocks": 5}}, "evaluation.blocks is 4 in the first and 5 in the second"),
     ],
 )
-def test_runs_that_are_not_one_comparison_are_refused(runs, tmp_path, capfd, change, message):
+def test_runs_that_differ_in_more_than_their_seed_are_refused(runs, tmp_path, capfd, change, message):
     other = write_run(tmp_path / "other", 7, **change)
     assert cli.main(["table", str(runs[0]), str(other)]) == cli.BAD_INPUT
     err = capfd.readouterr().err
@@ -107,7 +107,7 @@ def test_a_default_layer_is_the_one_that_it_means(runs, tmp_path):
 
 def test_one_seed_twice_or_too_few_runs_or_none_are_refused(runs, tmp_path):
     copy = shutil.copytree(runs[0], tmp_path / "copy")
-    with pytest.raises(ValueError, match=r"both have the same seeds, \(1, 1\)"):
+    with pytest.raises(ValueError, match=r"have the same seeds, \(1, 1\)"):
         seed_table([*runs, copy])
     with pytest.raises(ValueError, match="at least 2 crosscoders; got 1"):
         seed_table(runs[:1])
@@ -139,7 +139,7 @@ def test_a_run_stands_for_its_crosscoders_that_differ_in_the_seed_only(tmp_path,
     run_dir = write_several(tmp_path, a=(None, {}), b=(8, {}), c=(8, {"sparsity.weight": 3.0}))
     assert seed_table([run_dir]).seeds == [1, 8]
     assert seed_table([run_dir / "b", runs[1], run_dir / "a"]).seeds == [8, 2, 1]
-    with pytest.raises(ValueError, match=r"a and .*c are not one comparison: sparsity\.weight is null"):
+    with pytest.raises(ValueError, match=r"a and .*c differ in more than their seed: sparsity\.weight is null"):
         seed_table([run_dir / "a", run_dir / "c"])
     with pytest.raises(ValueError, match=r"has several crosscoders: name one \(a, b, c\)"):
         seed_table([run_dir, runs[1]])
@@ -150,16 +150,16 @@ def test_a_run_stands_for_its_crosscoders_that_differ_in_the_seed_only(tmp_path,
 def test_which_of_several_sets_must_be_said_and_that_one_is_there(tmp_path):
     other = {"sparsity.weight": 3.0}
     run_dir = write_several(tmp_path, a=(None, {}), b=(8, {}), c=(8, other), d=(9, other))
-    with pytest.raises(ValueError, match=r"has 2 sets that differ in their seed only \(a, b; c, d\): name one set"):
+    with pytest.raises(ValueError, match=r"has 2 sets that differ only in their seed \(a, b; c, d\): name one set"):
         seed_table([run_dir])
     write_several(tmp_path, a=(None, {}), c=(8, other))
-    with pytest.raises(ValueError, match="are not one comparison: sparsity"):
+    with pytest.raises(ValueError, match="differ in more than their seed: sparsity"):
         seed_table([run_dir])
     write_several(tmp_path, a=(8, {}), b=(8, {}))
-    with pytest.raises(ValueError, match=r"both have the same seeds"):
+    with pytest.raises(ValueError, match=r"have the same seeds"):
         seed_table([run_dir])
     shutil.rmtree(run_dir / "b" / "evaluation")
-    with pytest.raises(ValueError, match=rf"b holds no evaluation .* `crosstime run {run_dir} --until evaluate`"):
+    with pytest.raises(ValueError, match=rf"b has no evaluation .* `crosstime run {run_dir} --until evaluate`"):
         seed_table([run_dir])
 
 
@@ -173,7 +173,7 @@ def test_an_imported_crosscoder_has_no_seed(runs):
     content = json.loads(manifest.read_text())
     content["settings"] = {"crosscoder.from": "somewhere"}
     manifest.write_text(json.dumps(content))
-    with pytest.raises(ValueError, match="seed 2 imported its crosscoder"):
+    with pytest.raises(ValueError, match=r"the crosscoder of .*seed 2 is imported"):
         seed_table(runs)
 
 
@@ -183,5 +183,5 @@ def test_an_evaluation_of_an_earlier_crosscoder_is_refused(runs):
     write_run(runs[0], 4)
     shutil.rmtree(runs[0] / "evaluation")
     evaluation.rename(runs[0] / "evaluation")
-    with pytest.raises(ValueError, match="holds no evaluation of its crosscoder"):
+    with pytest.raises(ValueError, match="has no evaluation of its crosscoder"):
         seed_table(runs)

@@ -91,7 +91,7 @@ def report_data(
                 "the end of training: subject-verb agreement has risen by a further .14, at cosine .61",
             ][: len(chosen)]
             + ["an even step in tokens"] * (len(chosen) - 3),
-            passed_over=dict.fromkeys(set(NAMES[:2]) - set(chosen), "it is at chance on every task"),
+            excluded=dict.fromkeys(set(NAMES[:2]) - set(chosen), "it is at chance on every task"),
         ),
         quality=quality(list(chosen), features, rng),
         features=features,
@@ -127,9 +127,9 @@ def whole_data(
 def diagnostics(n: int, chosen: list[str], rng: np.random.Generator) -> Diagnostics:
     """A label for each feature, by its number; features 3 and 5 are complementary."""
     reference = np.arange(n) % len(chosen)
-    strength = rng.random((n, len(chosen)))
-    strength[np.arange(n), reference] = 1.0
-    unknown = rng.random(strength.shape) < 0.02
+    relative_norm = rng.random((len(chosen), n))
+    relative_norm[reference, np.arange(n)] = 1.0
+    unknown = rng.random(relative_norm.shape) < 0.02
     return Diagnostics(
         checkpoints=chosen,
         n_tokens=65_000,
@@ -138,10 +138,10 @@ def diagnostics(n: int, chosen: list[str], rng: np.random.Generator) -> Diagnost
         complement=np.array([{3: 5, 5: 3}.get(i, -1) for i in range(n)]),
         fired=rng.integers(0, 4000, n),
         fit=rng.uniform(0.8, 1.3, n),
-        strength=strength,
-        nu_error=np.where(unknown, np.nan, rng.normal(0.3, 0.3, strength.shape)),
-        nu_reconstruction=rng.normal(0.4, 0.4, strength.shape),
-        cosine=similarity(n, len(chosen), rng),
+        relative_norm=relative_norm,
+        nu_error=np.where(unknown, np.nan, rng.normal(0.3, 0.3, relative_norm.shape)),
+        nu_reconstruction=rng.normal(0.4, 0.4, relative_norm.shape),
+        cosine=similarity(n, len(chosen), rng).transpose(1, 2, 0),
     )
 
 

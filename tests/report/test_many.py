@@ -93,9 +93,9 @@ def test_a_card_holds_what_is_known_of_its_feature(synthetic, whole_reports):
     feature = card["id"]
     assert card["label"] == data.diagnostics.label[feature]
     assert card["reference"] == data.chosen[data.diagnostics.reference[feature]]
-    assert card["nu_reconstruction"] == pytest.approx(data.diagnostics.nu_reconstruction[feature], rel=1e-2)
+    assert card["nu_reconstruction"] == pytest.approx(data.diagnostics.nu_reconstruction[:, feature], rel=1e-2)
     below = np.tril_indices(8, -1)
-    assert card["cosine"] == pytest.approx((100 * data.diagnostics.cosine[feature][below]).round(), abs=0.5)
+    assert card["cosine"] == pytest.approx((100 * data.diagnostics.cosine[..., feature][below]).round(), abs=0.5)
     assert [remark["annotator"] for remark in card["remarks"]] == ["Ada", "<b>Eve</b>"]
     assert len(card["promoted"]) == 8
     assert sum("rel_exact" in effects for card in known.values() for effects in card["tasks"].values()) == 120

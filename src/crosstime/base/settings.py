@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from crosstime.base.errors import SettingError
 
 ASIDE = {"matters": False}
@@ -23,3 +26,12 @@ def check_at_least(least: int, **settings: int | None) -> None:
     for name, value in settings.items():
         if value is not None and value < least:
             raise SettingError(name, f"must be at least {least}, not {value}")
+
+
+def differing(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """Return the names whose values differ, or that only one of two sets of settings has.
+
+    >>> differing({"lr": 0.1, "seed": 1}, {"lr": 0.1, "seed": 2, "steps": 10})
+    ['seed', 'steps']
+    """
+    return [name for name in {**before, **after} if before.get(name) != after.get(name)]

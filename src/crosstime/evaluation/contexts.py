@@ -1,10 +1,10 @@
-"""What a feature means: the contexts in which it fires most, and the tokens that its decoder promotes."""
+"""Evidence for what a feature represents: its strongest contexts, and the tokens that its decoder promotes."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -15,49 +15,74 @@ from transformers import PreTrainedTokenizerBase
 
 from crosstime.attribution.activations import check_models, encode, in_batches, residuals
 from crosstime.base.errors import InputError
+from crosstime.base.settings import ASIDE, check_at_least
 from crosstime.crosscoder.crosscoder import Crosscoder
 from crosstime.models.split import SplitLM
 from crosstime.text.corpus import Corpus
 
-BLOCKS_AT_ONCE = 16
-"""Blocks run through the models and encoded at a time, by default."""
 PROMOTED = 10
 """Tokens listed per feature and checkpoint, at either end."""
 LEAD = 4
 """Tokens decoded before a window, so that a character or a leading space cut by its edge comes out whole."""
-BEFORE = 0.75
-"""Share of a window that stands before its peak: what a causal model has read matters most."""
-FEATURES_AT_ONCE = 64
+BEFORE_PEAK = 0.75
+"""Share of a window that precedes its peak: what a causal model has read matters most."""
+LENS_CHUNK = 64
 """Features whose logits over the whole vocabulary are held in memory at a time."""
 
 
 @dataclass(frozen=True)
+class ContextsConfig:
+    """[contexts]: searching held-out text for the contexts in which features fire most."""
+
+    top_k: int = 20
+    """Features per checkpoint and task, by |IE|, that a run searches contexts for; each gets a card in the report."""
+    per_feature: int = 12
+    """Contexts per feature."""
+    window: int = 24
+    """Tokens per context; fewer if blocks are shorter."""
+    blocks: int = 512
+    """Held-out blocks to read, from the beginning of the text."""
+    batch_blocks: int = field(default=16, metadata=ASIDE)
+    """Blocks per forward pass."""
+
+    def __post_init__(self) -> None:
+        check_at_least(1, **{name: getattr(self, name) for name in self.__dataclass_fields__})
+
+
+@dataclass(frozen=True)
 class Context:
-    """A stretch of text in which a feature fires."""
+    """A window of text in which a feature fires."""
 
     tokens: list[str]
-    """Text of each token; joined, they read as the text. Of a character split over tokens the last one has it all."""
+    """Text of each token; joined, they are the text. The last token of a split character has the whole character."""
     activations: list[float]
-    """The feature at each token."""
+    """Activation of the feature at each token."""
     peak: int
-    """Index of the token at which it fires most."""
+    """Index of the token with the largest activation."""
 
 
 @dataclass(frozen=True)
 class FeatureContexts:
-    """What one feature fires on, and what it promotes."""
+    """The strongest contexts of a feature, and the tokens that it promotes.
+
+    Example:
+        >>> context = Context(tokens=["The", " cats"], activations=[0.0, 2.5], peak=1)
+        >>> found = FeatureContexts(3, [context], {"step64": [(" are", 0.8)]}, {"step64": [(" is", -0.7)]}, 2.5)
+        >>> found.contexts[0].tokens[found.contexts[0].peak]
+        ' cats'
+    """
 
     feature: int
     contexts: list[Context]
-    """The strongest first; no two of the same text."""
+    """Strongest first; no two with the same text."""
     promoted: dict[str, list[tuple[str, float]]]
-    """For each checkpoint, the tokens whose logits grow most, with the growth, by the logit lens: final norm and
-    unembedding of the checkpoint's bias plus the feature at its mean activation, less those of the bias alone. Empty
-    where the feature never fires in the corpus, or where the checkpoint does not write it at that activation."""
+    """By checkpoint, the tokens whose logits increase most, with the increase, by the logit lens: final norm and
+    unembedding of the bias plus the feature at its mean activation, minus those of the bias alone. Empty if the feature
+    never fires in the corpus, or if the checkpoint doesn't write it at that activation."""
     suppressed: dict[str, list[tuple[str, float]]]
-    """The same for the tokens whose logits fall most."""
+    """The same for the tokens whose logits decrease most."""
     max_activation: float
-    """Largest activation in the corpus, BOS apart; 0 where it never fires."""
+    """Largest activation in the corpus, BOS excluded; 0 if it never fires."""
 
 
 def contexts(
@@ -66,49 +91,52 @@ def contexts(
     corpus: Corpus,
     tokenizer: PreTrainedTokenizerBase,
     features: Sequence[int],
-    *,
-    top: int = 12,
-    window: int = 24,
-    max_blocks: int = 1024,
-    batch_blocks: int = BLOCKS_AT_ONCE,
+    config: ContextsConfig = ContextsConfig(),
 ) -> dict[int, FeatureContexts]:
     """Find the strongest contexts of some features in one pass over a text, at most one per block and feature.
 
     Args:
-        crosscoder: the crosscoder.
-        models: its checkpoints, in its order, with their upper parts.
-        corpus: the text to look through.
-        tokenizer: of the models.
-        features: indices of the features.
-        top: contexts per feature.
-        window: tokens in a context; fewer where blocks are shorter.
-        max_blocks: look at the first so many blocks at most.
-        batch_blocks: blocks run through the models and encoded at a time; what is found does not depend on it.
+        crosscoder: The crosscoder.
+        models: Its checkpoints, in its order, with their upper parts.
+        corpus: The text to search.
+        tokenizer: The models' tokenizer.
+        features: Indices of the features.
+        config: Settings; `top_k` isn't used here.
 
     Raises:
-        InputError: the models are not the crosscoder's, there is no such feature, the text holds no block, or an
-            activation is not finite.
+        InputError: The models aren't the crosscoder's, a feature doesn't exist, the text has no block, or an activation
+            isn't finite.
+
+    Example:
+        >>> import crosstime as ct, torch
+        >>> from crosstime import demo
+        >>> suite = ct.Suite.from_folder(demo.SUITE, ["step64", "step3786"])
+        >>> text = ct.Corpus.from_text(demo.HELDOUT_TEXT, suite.tokenizer, context=32, limit_tokens=500)
+        >>> models = [suite.load(name, layer=1) for name in suite.names]
+        >>> crosscoder = ct.Crosscoder(ct.CrosscoderConfig(tuple(suite.names), layer=1, width=suite.width, features=64))
+        >>> _ = torch.nn.init.normal_(crosscoder.W_enc, generator=torch.Generator().manual_seed(0))
+        >>> config = ct.ContextsConfig(per_feature=2, window=6)
+        >>> found = ct.contexts(crosscoder, models, text, suite.tokenizer, [3], config)
+        >>> len(found[3].contexts), len(found[3].contexts[0].tokens)
+        (2, 6)
     """
     check_models(crosscoder, models)
     crosscoder.config.positions.check(corpus.bos, "the text")
     chosen = sorted(set(features))
     if chosen and not 0 <= chosen[0] <= chosen[-1] < crosscoder.config.features:
         raise InputError(f"the crosscoder has features 0 to {crosscoder.config.features - 1}; got {chosen}")
-    if min(top, window, max_blocks, batch_blocks, len(corpus)) < 1:
-        raise InputError(
-            "top, window, max_blocks, batch_blocks and the number of blocks must be at least 1; got "
-            f"{top}, {window}, {max_blocks}, {batch_blocks} and {len(corpus)}"
-        )
+    if len(corpus) == 0:
+        raise InputError(f"the text {corpus.name!r} has no block to search for contexts: give more text")
     first_shown = 1 if crosscoder.config.positions.bos else 0
-    search = _Search(chosen, top, window, first_shown)
-    blocks = torch.from_numpy(corpus.blocks[:max_blocks].astype(np.int64))
+    search = _Search(chosen, config, first_shown)
+    blocks = torch.from_numpy(corpus.blocks[: config.blocks].astype(np.int64))
 
     @torch.inference_mode()
-    def codes(tokens: Tensor) -> tuple[Tensor, Tensor]:
+    def activations(tokens: Tensor) -> tuple[Tensor, Tensor]:
         return tokens, encode(crosscoder, residuals(crosscoder, models, tokens))[..., chosen].cpu()
 
-    for tokens, f in in_batches("contexts", blocks, batch_blocks, codes):
-        search.look(tokens.numpy(), f.numpy())
+    for tokens, f in in_batches("contexts", blocks, config.batch_blocks, activations):
+        search.add(tokens.numpy(), f.numpy())
     promoted, suppressed = _promotions(crosscoder, models, tokenizer, chosen, search.mean_activation)
     return {
         feature: FeatureContexts(
@@ -122,24 +150,25 @@ def contexts(
     }
 
 
-def save_contexts(path: Path, found: dict[int, FeatureContexts]) -> None:
+def save_contexts(path: Path, by_feature: dict[int, FeatureContexts]) -> None:
     """Write contexts to a JSON file."""
-    path.write_text(json.dumps([asdict(feature) for feature in found.values()], ensure_ascii=False), encoding="utf-8")
+    entries = [asdict(feature) for feature in by_feature.values()]
+    path.write_text(json.dumps(entries, ensure_ascii=False), encoding="utf-8")
 
 
 def load_contexts(path: Path) -> dict[int, FeatureContexts]:
     """Read what `save_contexts` wrote."""
-    found = {}
+    by_feature = {}
     for fields in json.loads(path.read_text(encoding="utf-8")):
         fields["contexts"] = [Context(**context) for context in fields["contexts"]]
         for end in ("promoted", "suppressed"):
             fields[end] = {name: [(token, change) for token, change in row] for name, row in fields[end].items()}
-        found[fields["feature"]] = FeatureContexts(**fields)
-    return found
+        by_feature[fields["feature"]] = FeatureContexts(**fields)
+    return by_feature
 
 
 def token_texts(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str]:
-    """The text that each token adds to those before it: joined, the pieces are the text up to its last whole character.
+    """Return the text that each token adds; joined, they are the text up to its last complete character.
 
     A token that ends within a character adds nothing; the one that completes the character adds all of it. The rest of
     a character that began before the first token is left out.
@@ -155,62 +184,62 @@ def token_texts(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[
 
 @dataclass(frozen=True)
 class _Window:
-    """A candidate for a context, before its tokens are decoded."""
+    """A candidate context, before its tokens are decoded."""
 
     ids: tuple[int, ...]
     lead: tuple[int, ...]
-    """Ids just before it."""
+    """Token ids just before it."""
     activations: list[float]
     peak: int
+
+    @property
+    def height(self) -> float:
+        return self.activations[self.peak]
 
 
 class _Search:
     """The strongest windows of K features so far, with their activation statistics."""
 
-    def __init__(self, features: Sequence[int], top: int, window: int, first_shown: int) -> None:
-        self.top, self.window, self.first_shown = top, window, first_shown
+    def __init__(self, features: Sequence[int], config: ContextsConfig, first_shown: int) -> None:
+        self.config, self.first_shown = config, first_shown
         self.windows: list[list[_Window]] = [[] for _ in features]
         self.max_activation = np.zeros(len(features))
         self._sum, self._count = np.zeros(len(features)), np.zeros(len(features), dtype=np.int64)
 
     @property
     def mean_activation(self) -> Float[np.ndarray, " K"]:
-        """Mean over the tokens on which a feature fires; 0 where it never does."""
+        """Mean over the tokens on which a feature fires; 0 if it never does."""
         return self._sum / np.maximum(self._count, 1)
 
-    def look(self, tokens: Int[np.ndarray, "B S"], f: Float[np.ndarray, "B S K"]) -> None:
-        """Take in a batch of blocks."""
-        text = f[:, self.first_shown :]
-        self._sum += text.sum(axis=(0, 1), dtype=np.float64)
-        self._count += (text > 0).sum(axis=(0, 1))
-        self.max_activation = np.maximum(self.max_activation, text.max(axis=(0, 1)))
-        peaks = text.argmax(axis=1) + self.first_shown
+    def add(self, tokens: Int[np.ndarray, "B S"], f: Float[np.ndarray, "B S K"]) -> None:
+        """Add a batch of blocks."""
+        shown = f[:, self.first_shown :]
+        self._sum += shown.sum(axis=(0, 1), dtype=np.float64)
+        self._count += (shown > 0).sum(axis=(0, 1))
+        self.max_activation = np.maximum(self.max_activation, shown.max(axis=(0, 1)))
+        peaks = shown.argmax(axis=1) + self.first_shown
         heights = np.take_along_axis(f, peaks[:, None], axis=1)[:, 0]
         for k, kept in enumerate(self.windows):
-            least = _height(kept[-1]) if len(kept) == self.top else 0.0
-            rows = np.flatnonzero(heights[:, k] > least)
+            lowest = kept[-1].height if len(kept) == self.config.per_feature else 0.0
+            rows = np.flatnonzero(heights[:, k] > lowest)
             if len(rows):
-                found = [self._cut(tokens[b], f[b, :, k], int(peaks[b, k])) for b in rows]
-                self.windows[k] = self._best(kept + found)
+                candidates = [self._cut(tokens[b], f[b, :, k], int(peaks[b, k])) for b in rows]
+                self.windows[k] = self._best(kept + candidates)
 
     def _cut(self, ids: Int[np.ndarray, " S"], f: Float[np.ndarray, " S"], peak: int) -> _Window:
-        """The window around a peak, within its block."""
-        latest_start = max(len(ids) - self.window, self.first_shown)
-        start = min(max(peak - int(self.window * BEFORE), self.first_shown), latest_start)
-        end = start + self.window
+        """Cut the window around a peak from its block."""
+        latest_start = max(len(ids) - self.config.window, self.first_shown)
+        start = min(max(peak - int(self.config.window * BEFORE_PEAK), self.first_shown), latest_start)
+        end = start + self.config.window
         lead = ids[max(start - LEAD, self.first_shown) : start]
         return _Window(tuple(ids[start:end].tolist()), tuple(lead.tolist()), f[start:end].tolist(), peak - start)
 
     def _best(self, candidates: list[_Window]) -> list[_Window]:
-        """The highest candidates with different texts; of equals the first found (the sort is stable)."""
+        """The highest candidates with different texts; among equals the first found (the sort is stable)."""
         by_text: dict[tuple[int, ...], _Window] = {}
-        for candidate in sorted(candidates, key=_height, reverse=True):
+        for candidate in sorted(candidates, key=lambda window: window.height, reverse=True):
             by_text.setdefault(candidate.ids, candidate)
-        return list(by_text.values())[: self.top]
-
-
-def _height(window: _Window) -> float:
-    return window.activations[window.peak]
+        return list(by_text.values())[: self.config.per_feature]
 
 
 def _context(tokenizer: PreTrainedTokenizerBase, window: _Window) -> Context:
@@ -229,7 +258,7 @@ def _promotions(
     features: Sequence[int],
     activation: Float[np.ndarray, " K"],
 ) -> tuple[Promotions, Promotions]:
-    """For each feature and checkpoint, the tokens whose logits grow most and those whose logits fall most."""
+    """For each feature and checkpoint, the tokens whose logits increase most and those whose logits decrease most."""
     promoted: Promotions = [{} for _ in features]
     suppressed: Promotions = [{} for _ in features]
     mean = torch.zeros_like(crosscoder.b_enc)
@@ -237,22 +266,22 @@ def _promotions(
     for m, (name, model) in enumerate(zip(crosscoder.config.checkpoints, models, strict=True)):
         bias = crosscoder.raw_bias()[m].to(model.device)
         sizes = crosscoder.at(mean, m)[features]
-        moves = (sizes[:, None] * crosscoder.raw_decoder(m)[features]).to(model.device)
-        written = (sizes > 0).tolist()
-        for start in range(0, len(features), FEATURES_AT_ONCE):
-            change = model.head(bias + moves[start : start + FEATURES_AT_ONCE]).float() - model.head(bias).float()
+        written = (sizes[:, None] * crosscoder.raw_decoder(m)[features]).to(model.device)
+        is_written = (sizes > 0).tolist()
+        for start in range(0, len(features), LENS_CHUNK):
+            change = model.head(bias + written[start : start + LENS_CHUNK]).float() - model.head(bias).float()
             change = change[:, : len(tokenizer)]  # embeddings may be padded beyond the vocabulary
             for end, sign in ((promoted, 1), (suppressed, -1)):
                 values, ids = (sign * change).topk(min(PROMOTED, change.shape[1]))
                 for k, row in enumerate(zip(ids.tolist(), (sign * values).tolist(), strict=True), start):
-                    tokens = zip(*row, strict=True) if written[k] else ()
+                    tokens = zip(*row, strict=True) if is_written[k] else ()
                     end[k][name] = [(token_text(tokenizer, token), value) for token, value in tokens]
     return promoted, suppressed
 
 
 def token_text(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
-    """The text of one token within a text: with its leading space, or its raw form where it is part of a character."""
-    # Some tokenizers take the space off the first token of a text, so another one has to stand before it.
+    """Return a token's text within a text: with its leading space, or its raw form if it is part of a character."""
+    # Some tokenizers strip the space from the first token of a text, so another token must precede it.
     before = tokenizer.encode(".", add_special_tokens=False)
     text = _decode(tokenizer, [*before, token])[len(_decode(tokenizer, before)) :]
     return str(tokenizer.convert_ids_to_tokens(token)) if "\ufffd" in text else text

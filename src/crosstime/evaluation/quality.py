@@ -1,10 +1,10 @@
-"""How well a crosscoder stands for its checkpoints, on text that it was not trained on."""
+"""The quality of a crosscoder's reconstructions on held-out text, and the cross-entropy of spliced models."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,52 +17,80 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from crosstime.attribution.activations import encode, heldout_blocks, in_batches, residuals
+from crosstime.base.settings import ASIDE, check_at_least
 from crosstime.base.units import jsonable
 from crosstime.crosscoder.crosscoder import Crosscoder
-from crosstime.evaluation.cross_entropy import cross_entropy
 from crosstime.models.split import SplitLM
 from crosstime.text.corpus import Corpus
+
+MAX_LOGITS = 2**25
+"""Logits held in memory at a time (128 MiB in float32), but at least those of one sequence."""
+
+_PER_CHECKPOINT = ("explained_variance", "ce_clean", "ce_spliced", "ce_zero")
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """[evaluation]: measuring a crosscoder on held-out text."""
+
+    blocks: int = 512
+    """Held-out blocks to read, from the beginning of the text."""
+    batch_blocks: int = field(default=16, metadata=ASIDE)
+    """Blocks per forward pass."""
+
+    def __post_init__(self) -> None:
+        check_at_least(1, blocks=self.blocks, batch_blocks=self.batch_blocks)
 
 
 @dataclass(frozen=True)
 class Quality:
-    """Quality of a crosscoder on held-out text (arXiv 2509.05291, where it evaluates its crosscoders).
+    """Quality of a crosscoder on held-out text (arXiv 2509.05291, evaluation of the crosscoders).
 
-    Per-checkpoint values (length M) stand in the order of `checkpoints`; cross-entropies are in nats per token,
-    over the predictions made at encoded positions.
+    Arrays [M] follow the order of `checkpoints`. Cross-entropies are in nats per token, over the predictions made at
+    encoded positions.
+
+    Example:
+        >>> import numpy as np
+        >>> quality = Quality(
+        ...     checkpoints=["step64", "step3786"], n_tokens=1000, l0=1.5, dead=1, frequency=np.array([0.0, 1.0, 0.5]),
+        ...     explained_variance=np.array([0.9, 0.8]), ce_clean=np.array([5.0, 3.0]),
+        ...     ce_spliced=np.array([5.1, 3.5]), ce_zero=np.array([9.0, 8.0]),
+        ... )
+        >>> quality.delta_ce.round(2), quality.loss_recovered.round(3)
+        (array([0.1, 0.5]), array([0.975, 0.9  ]))
     """
 
     checkpoints: list[str]
     n_tokens: int
-    """Encoded tokens looked at; `dead`, `l0` and `frequency` are over these."""
+    """Encoded tokens read; `dead`, `l0` and `frequency` are measured on them."""
     l0: float
-    """Mean number of features above zero per encoded token."""
+    """Mean number of active features per encoded token."""
     dead: int
-    """Features that fired on none of the tokens."""
+    """Number of features that never fire."""
     frequency: np.ndarray
     """[F] share of the tokens on which each feature fires."""
     explained_variance: np.ndarray
     """[M] 1 - sum ||x - xhat||^2 / sum ||x - mean||^2: a ratio of sums, so no token near the mean dominates."""
     ce_clean: np.ndarray
-    """[M] cross-entropy of the model as it is."""
+    """[M] cross-entropy of the unchanged model."""
     ce_spliced: np.ndarray
-    """[M] with the reconstruction in place of the activation at encoded positions."""
+    """[M] cross-entropy with the activations at encoded positions replaced by their reconstructions."""
     ce_zero: np.ndarray
-    """[M] with zeros in place of the activation at encoded positions."""
+    """[M] cross-entropy with the activations at encoded positions replaced by zeros."""
 
     @property
     def dead_fraction(self) -> float:
-        """Share of the features that fired on none of the tokens."""
+        """Share of the features that never fire."""
         return self.dead / len(self.frequency)
 
     @property
     def delta_ce(self) -> np.ndarray:
-        """[M] nats per token that the reconstruction costs."""
+        """[M] increase in cross-entropy caused by the reconstruction, in nats per token."""
         return self.ce_spliced - self.ce_clean
 
     @property
     def loss_recovered(self) -> np.ndarray:
-        """[M] share of the cost of zero ablation that the reconstruction saves; NaN where zeros cost nothing."""
+        """[M] 1 - the reconstruction's increase in cross-entropy over zero ablation's; NaN if the latter is 0."""
         cost = self.ce_zero - self.ce_clean
         return 1 - np.divide(self.delta_ce, cost, out=np.full_like(cost, np.nan), where=cost != 0)
 
@@ -95,47 +123,57 @@ class Quality:
         )
 
 
-_PER_CHECKPOINT = ("explained_variance", "ce_clean", "ce_spliced", "ce_zero")
-
-
 @torch.inference_mode()
 def evaluate(
     crosscoder: Crosscoder,
     models: Sequence[SplitLM],
     heldout: Corpus,
-    *,
-    max_blocks: int = 256,
-    batch_blocks: int = 16,
+    config: EvaluationConfig = EvaluationConfig(),
 ) -> Quality:
-    """Measure a crosscoder on held-out text. Changes nothing: neither the crosscoder, nor the models, nor any seed.
+    """Measure a crosscoder on held-out text, without changing the crosscoder, the models or any random state.
 
     Args:
-        crosscoder: the crosscoder.
-        models: its checkpoints, in its order.
-        heldout: text that it was not trained on.
-        max_blocks: look at the first so many blocks of the text at most.
-        batch_blocks: blocks run through the models and encoded at a time; the numbers do not depend on it.
+        crosscoder: The crosscoder.
+        models: Its checkpoints, in its order.
+        heldout: Text that it wasn't trained on.
+        config: Settings.
 
     Raises:
-        InputError: the models are not the crosscoder's, the text holds no block, or an activation is not finite.
+        InputError: The models aren't the crosscoder's, the text has no block, or an activation isn't finite.
+
+    Example:
+        >>> import crosstime as ct
+        >>> from crosstime import demo
+        >>> suite = ct.Suite.from_folder(demo.SUITE, ["step64", "step3786"])
+        >>> heldout = ct.Corpus.from_text(demo.HELDOUT_TEXT, suite.tokenizer, context=32, limit_tokens=500)
+        >>> models = [suite.load(name, layer=1) for name in suite.names]
+        >>> untrained = ct.Crosscoder(ct.CrosscoderConfig(tuple(suite.names), layer=1, width=suite.width, features=64))
+        >>> quality = ct.evaluate(untrained, models, heldout, ct.EvaluationConfig(blocks=4))
+        >>> quality.n_tokens, quality.dead, quality.loss_recovered.tolist()
+        (124, 64, [0.0, 0.0])
     """
     blocks = heldout_blocks(
-        crosscoder, models, heldout, max_blocks=max_blocks, batch_blocks=batch_blocks, wanted="predicted"
+        crosscoder,
+        models,
+        heldout,
+        max_blocks=config.blocks,
+        batch_blocks=config.batch_blocks,
+        wanted="predicted",
     )
     first = crosscoder.config.positions.first_encoded
     fired = np.zeros(crosscoder.config.features, dtype=np.int64)
     errors = np.zeros(len(models))
-    spread = _Spread()
+    moments = _Moments(0, np.zeros(()), np.zeros(()))
     nats = np.zeros((3, len(models)))
-    for batch in in_batches("evaluate", blocks, batch_blocks, partial(_measure, crosscoder, models)):
+    for batch in in_batches("evaluate", blocks, config.batch_blocks, partial(_measure, crosscoder, models)):
         fired += batch.fired
         errors += batch.errors
-        spread.add(batch.moments)
+        moments = moments.joined(batch.moments)
         nats += batch.nats
     n_blocks, context = blocks.shape
     n_tokens = n_blocks * (context - first)
     clean, spliced, zero = nats / (n_blocks * (context - first - 1))
-    total = spread.squares
+    total = moments.squares
     return Quality(
         checkpoints=list(crosscoder.config.checkpoints),
         n_tokens=n_tokens,
@@ -150,7 +188,7 @@ def evaluate(
 
 
 class _Batch(NamedTuple):
-    """What a batch of blocks adds."""
+    """Measurements on a batch of blocks."""
 
     fired: np.ndarray
     """[F] tokens on which each feature fires."""
@@ -166,22 +204,26 @@ def _measure(crosscoder: Crosscoder, models: Sequence[SplitLM], tokens: Int[Tens
     x = residuals(crosscoder, models, tokens)
     f = encode(crosscoder, x)[:, first:]
     xhat = crosscoder.decode(f)
-    rows = x[:, first:]
+    encoded = x[:, first:]
     nats = np.zeros((3, len(models)))
     for m, model in enumerate(models):
-        for kind, encoded in enumerate((rows[:, :, m], xhat[:, :, m], torch.zeros_like(xhat[:, :, m]))):
-            spliced = torch.cat([x[:, :first, m], encoded], dim=1)
+        for kind, inserted in enumerate((encoded[:, :, m], xhat[:, :, m], torch.zeros_like(xhat[:, :, m]))):
+            spliced = torch.cat([x[:, :first, m], inserted], dim=1)
             nats[kind, m] = cross_entropy(model, spliced, tokens, first).double().sum().item()
     return _Batch(
         fired=(f > 0).sum(dim=(0, 1)).cpu().numpy(),
-        errors=(rows - xhat).square().sum(dim=(0, 1, 3)).cpu().numpy(),
-        moments=_moments(rows.flatten(0, 1)),
+        errors=(encoded - xhat).square().sum(dim=(0, 1, 3)).cpu().numpy(),
+        moments=_moments(encoded.flatten(0, 1)),
         nats=nats,
     )
 
 
 class _Moments(NamedTuple):
-    """Of N rows."""
+    """Mean and spread of n activations.
+
+    Batches are joined as in Chan, Golub, LeVeque 1979: unlike sum ||x||^2 - n ||mean||^2, that loses no precision if
+    the mean is large compared with the spread, and it needs float64 only on the CPU, since not every device has it.
+    """
 
     n: int
     mean: np.ndarray
@@ -189,28 +231,45 @@ class _Moments(NamedTuple):
     squares: np.ndarray
     """[M] sum ||x - mean||^2"""
 
+    def joined(self, batch: _Moments) -> _Moments:
+        shift, n = batch.mean - self.mean, self.n + batch.n
+        squares = self.squares + batch.squares + (shift**2).sum(axis=1) * (self.n * batch.n / n)
+        return _Moments(n, self.mean + shift * (batch.n / n), squares)
 
-def _moments(rows: Float[Tensor, "N M D"]) -> _Moments:
-    mean = rows.mean(dim=0)
-    squares = (rows - mean).square().sum(dim=(0, 2)).cpu().double().numpy()
-    return _Moments(len(rows), mean.cpu().double().numpy(), squares)
+
+def _moments(x: Float[Tensor, "N M D"]) -> _Moments:
+    mean = x.mean(dim=0)
+    squares = (x - mean).square().sum(dim=(0, 2)).cpu().double().numpy()
+    return _Moments(len(x), mean.cpu().double().numpy(), squares)
 
 
-class _Spread:
-    """sum ||x - mean||^2 per checkpoint, in one pass: batches are joined as in Chan, Golub, LeVeque 1979.
+def logit_chunks(model: SplitLM, residual: Float[Tensor, "B S D"]) -> Iterator[tuple[slice, Float[Tensor, "rows S V"]]]:
+    """Yield the logits of a batch a few rows at a time: the slice of rows, and their logits in the model's dtype.
 
-    Unlike sum ||x||^2 - n ||mean||^2 this loses nothing where the mean is large beside the spread, and it needs
-    float64 only for the sums on the CPU, so that it works on devices without float64.
+    Args:
+        model: A checkpoint with its upper blocks.
+        residual: The output of its `lower`, or a replacement for it; on any device.
     """
+    size = max(1, MAX_LOGITS // (residual.shape[1] * model.vocab_size))
+    for start in range(0, len(residual), size):
+        rows = slice(start, start + size)
+        yield rows, model.upper(residual[rows].to(model.device))
 
-    def __init__(self) -> None:
-        self.n = 0
-        self.mean: np.ndarray = np.zeros(())
-        self.squares: np.ndarray = np.zeros(())
 
-    def add(self, batch: _Moments) -> None:
-        shift = batch.mean - self.mean
-        joined = self.n + batch.n
-        self.squares = self.squares + batch.squares + (shift**2).sum(axis=1) * (self.n * batch.n / joined)
-        self.mean = self.mean + shift * (batch.n / joined)
-        self.n = joined
+def cross_entropy(
+    model: SplitLM, residual: Float[Tensor, "B S D"], tokens: Int[Tensor, "B S"], first: int
+) -> Float[Tensor, "B n"]:
+    """Return the nats of each token given those before it, for predictions at positions `first` to S-2; on the CPU.
+
+    Args:
+        model: A checkpoint with its upper blocks.
+        residual: As for `logit_chunks`.
+        tokens: The text.
+        first: First position whose prediction counts; n = S - 1 - first.
+    """
+    nats = []
+    for rows, logits in logit_chunks(model, residual):
+        predicted = logits[:, first:-1].float()
+        targets = tokens[rows, first + 1 :].to(predicted.device)
+        nats.append(torch.nn.functional.cross_entropy(predicted.flatten(0, 1), targets.flatten(), reduction="none"))
+    return torch.cat(nats).cpu().reshape(len(tokens), -1)

@@ -31,9 +31,9 @@ def export_sheet(run: Run, out: Path, *, top: int, blind: bool, seed: int) -> No
     """
     if out.exists():
         raise InputError(f"{out} is already there, and may have been filled in: choose another name")
-    known = run.config.report.top_k
+    known = run.config.contexts.top_k
     if top > known:
-        raise InputError(f"--top {top} asks for more features than have contexts: make report.top_k ({known}) larger")
+        raise InputError(f"--top {top} asks for more features than have contexts: make contexts.top_k ({known}) larger")
     found = rows(
         FeatureTable.load(_finished(run, "effects", "features.parquet").parent),
         load_contexts(_finished(run, "contexts", "contexts.json")),

@@ -14,8 +14,6 @@ from crosstime.attribution.effects import POSITIONS_AT_ONCE
 from crosstime.base.errors import InputError
 from crosstime.base.memory import limit_bytes, used_bytes
 from crosstime.base.units import format_bytes
-from crosstime.evaluation.contexts import BLOCKS_AT_ONCE
-from crosstime.evaluation.survey import TOKENS_AT_ONCE
 from crosstime.models.shape import ModelShape
 from crosstime.pipeline import cost
 from crosstime.pipeline.config import RunConfig
@@ -108,7 +106,11 @@ class Batches:
 
         alone = {"a checkpoint (compute.dtype)": held["checkpoints (compute.dtype)"] // config.selection.size, **logits}
         survey = budget.fitting(
-            "the survey", TOKENS_AT_ONCE // context, block, cost.pass_bytes(config, shape, config.compute.dtype), alone
+            "the survey",
+            config.survey.batch_tokens // context,
+            block,
+            cost.pass_bytes(config, shape, config.compute.dtype),
+            alone,
         )
         return cls(
             collection=_collection(configs, shape, budget) if train else 0,
@@ -122,7 +124,7 @@ class Batches:
                 cost.gradient_bytes(config, shape),
                 held,
             ),
-            contexts=analysed("the search for contexts", BLOCKS_AT_ONCE, cost.EVALUATED, held),
+            contexts=analysed("the search for contexts", config.contexts.batch_blocks, cost.EVALUATED, held),
         )
 
 

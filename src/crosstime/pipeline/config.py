@@ -16,6 +16,10 @@ from crosstime.attribution.relative import NoEffect
 from crosstime.base.device import ComputeConfig
 from crosstime.base.errors import InputError, nearest
 from crosstime.crosscoder.sparsity.rules import L1, Sparsity
+from crosstime.evaluation.contexts import ContextsConfig
+from crosstime.evaluation.diagnostics import DiagnosticsConfig
+from crosstime.evaluation.quality import EvaluationConfig
+from crosstime.evaluation.survey import SelectionConfig, SurveyConfig
 from crosstime.models.suite import SuiteConfig
 from crosstime.pipeline import toml
 from crosstime.tasks.task_config import TaskConfig
@@ -135,43 +139,6 @@ class TextConfig:
 
 
 @dataclass(frozen=True)
-class SurveyConfig:
-    """[survey]: every checkpoint on every task."""
-
-    max_pairs: int | None = None
-    """Look at no more than the first so many pairs of each set or file."""
-    blocks: int = 64
-    """Held-out blocks for the perplexity."""
-
-    def __post_init__(self) -> None:
-        _at_least(1, "survey", blocks=self.blocks)
-        if self.max_pairs is not None:
-            _at_least(1, "survey", max_pairs=self.max_pairs)
-
-
-@dataclass(frozen=True)
-class SelectionConfig:
-    """[selection]: which checkpoints the crosscoder reads."""
-
-    checkpoints: tuple[str, ...] = ()
-    """Their names; without them the survey proposes `number`."""
-    number: int = 3
-    """How many the survey is to propose."""
-
-    def __post_init__(self) -> None:
-        if len(set(self.checkpoints)) != len(self.checkpoints):
-            raise InputError("selection.checkpoints names a checkpoint twice")
-        if len(self.checkpoints) == 1:
-            raise InputError("selection.checkpoints names one checkpoint; a crosscoder compares at least 2")
-        _at_least(2, "selection", number=self.number)
-
-    @property
-    def size(self) -> int:
-        """M: how many checkpoints the crosscoder reads."""
-        return len(self.checkpoints) or self.number
-
-
-@dataclass(frozen=True)
 class CrosscoderSettings:
     """[crosscoder]: its place in the model and its size; or one that exists."""
 
@@ -218,32 +185,6 @@ class CrosscoderEntry(CrosscoderSettings):
 
     sparsity: Sparsity | None = None
     """What keeps its code sparse; without it the [sparsity] of all."""
-
-
-@dataclass(frozen=True)
-class EvaluationConfig:
-    """[evaluation]: the crosscoder on held-out text."""
-
-    blocks: int = 512
-    """Held-out blocks to read."""
-    batch_blocks: int = field(default=16, metadata={"matters": False})
-    """Blocks of one forward pass."""
-
-    def __post_init__(self) -> None:
-        _at_least(1, "evaluation", blocks=self.blocks, batch_blocks=self.batch_blocks)
-
-
-@dataclass(frozen=True)
-class DiagnosticsConfig:
-    """[diagnostics]: each feature's decoder, held against held-out text."""
-
-    blocks: int = 512
-    """Held-out blocks to read."""
-    batch_blocks: int = field(default=16, metadata={"matters": False})
-    """Blocks of one forward pass."""
-
-    def __post_init__(self) -> None:
-        _at_least(1, "diagnostics", blocks=self.blocks, batch_blocks=self.batch_blocks)
 
 
 @dataclass(frozen=True)
@@ -307,15 +248,6 @@ class ReportConfig:
 
     title: str = ""
     """Heading of the report; without it the folder's name."""
-    top_k: int = 20
-    """Features of each checkpoint and task that get a card."""
-    contexts: int = 12
-    """Contexts on a card."""
-    blocks: int = 512
-    """Blocks of the held-out text in which contexts are looked for."""
-
-    def __post_init__(self) -> None:
-        _at_least(1, "report", top_k=self.top_k, contexts=self.contexts, blocks=self.blocks)
 
 
 @dataclass(frozen=True)
@@ -327,14 +259,15 @@ class CommonConfig:
     task: tuple[TaskConfig, ...]
     compute: ComputeConfig = field(default_factory=ComputeConfig)
     positions: Positions = field(default_factory=Positions)
-    survey: SurveyConfig = SurveyConfig()
-    selection: SelectionConfig = SelectionConfig()
+    survey: SurveyConfig = field(default_factory=SurveyConfig)
+    selection: SelectionConfig = field(default_factory=SelectionConfig)
     sparsity: Sparsity = field(default_factory=L1)
     training: TrainConfig = field(default_factory=TrainConfig)
-    evaluation: EvaluationConfig = EvaluationConfig()
-    diagnostics: DiagnosticsConfig = DiagnosticsConfig()
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    diagnostics: DiagnosticsConfig = field(default_factory=DiagnosticsConfig)
     effects: EffectsConfig = EffectsConfig()
     ablation: AblationConfig = AblationConfig()
+    contexts: ContextsConfig = field(default_factory=ContextsConfig)
     report: ReportConfig = ReportConfig()
 
     def __post_init__(self) -> None:

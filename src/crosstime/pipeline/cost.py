@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from crosstime.evaluation.cross_entropy import LOGITS_AT_ONCE
+from crosstime.evaluation.quality import MAX_LOGITS
 from crosstime.models.shape import ModelShape
 from crosstime.pipeline.config import RunConfig
 
@@ -184,7 +184,7 @@ def gradient_bytes(config: RunConfig, shape: ModelShape) -> int:
 
 def logit_bytes(config: RunConfig, shape: ModelShape) -> int:
     """Bytes that the logits of a part of a batch hold besides: twice, and their loss."""
-    return 3 * 4 * max(LOGITS_AT_ONCE, config.text.context * shape.vocabulary)
+    return 3 * 4 * max(MAX_LOGITS, config.text.context * shape.vocabulary)
 
 
 def free_bytes(folder: Path) -> int:

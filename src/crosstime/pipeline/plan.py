@@ -28,7 +28,7 @@ _SHORTER = {
     "diagnose": "fewer diagnostics.blocks",
     "attribute": "fewer effects.steps or a task's max_pairs",
     "ablate": "a smaller ablation.exact",
-    "contexts": "fewer report.blocks",
+    "contexts": "fewer contexts.blocks",
 }
 """What makes a stage shorter."""
 
@@ -152,7 +152,7 @@ def plan(runs: Sequence[Run], seconds: float = SECONDS) -> Plan:
         shared.sets,
         shared.tokenizer,
         shared.config.positions,
-        max_tokens_per_batch=shared.batches.survey,
+        batch_tokens=shared.batches.survey,
         sample=SIMILARITY_TOKENS,
     )
     texts = sum(batch.tokens.numel() for batch in reader.batches)
@@ -289,7 +289,7 @@ class _Planner:
         return self._analysis("diagnose", blocks, at_once, self.speeds.diagnosed, cost.DIAGNOSED)
 
     def _search(self) -> StagePlan:
-        blocks, at_once = self.config.report.blocks, self.shared.batches.contexts
+        blocks, at_once = self.config.contexts.blocks, self.shared.batches.contexts
         return self._analysis("contexts", blocks, at_once, self.speeds.searched, cost.EVALUATED)
 
     def _attribute(self) -> StagePlan:

@@ -24,10 +24,9 @@ from crosstime.attribution.effects import attribute, path_of
 from crosstime.attribution.intervention import intervene
 from crosstime.base.device import peak_matmul_flops, synchronise
 from crosstime.crosscoder.crosscoder import Crosscoder, CrosscoderConfig
-from crosstime.evaluation.contexts import contexts
-from crosstime.evaluation.cross_entropy import cross_entropy, logits_in_parts
-from crosstime.evaluation.latent_scaling import latent_scaling
-from crosstime.evaluation.quality import evaluate
+from crosstime.evaluation.contexts import ContextsConfig, contexts
+from crosstime.evaluation.diagnostics import DiagnosticsConfig, latent_scaling
+from crosstime.evaluation.quality import EvaluationConfig, cross_entropy, evaluate, logit_chunks
 from crosstime.models.split import SplitLM, finite_residual
 from crosstime.pipeline import cost
 from crosstime.pipeline.config import RunConfig
@@ -386,19 +385,18 @@ class _Bench:
     def _ask(self, blocks: int) -> None:
         """Of all logits few are looked at."""
         with torch.inference_mode():
-            for _ in logits_in_parts(
-                self.models[0], finite_residual(self.models[0], self._tokens(blocks, self.context))
-            ):
+            for _ in logit_chunks(self.models[0], finite_residual(self.models[0], self._tokens(blocks, self.context))):
                 pass
 
     def _evaluate(self, blocks: int) -> None:
-        evaluate(self.crosscoder, self.models, self._text(blocks), max_blocks=blocks, batch_blocks=blocks)
+        evaluate(self.crosscoder, self.models, self._text(blocks), EvaluationConfig(blocks, blocks))
 
     def _diagnose(self, blocks: int) -> None:
-        latent_scaling(self.crosscoder, self.models, self._text(blocks), max_blocks=blocks, batch_blocks=blocks)
+        latent_scaling(self.crosscoder, self.models, self._text(blocks), DiagnosticsConfig(blocks, blocks))
 
     def _search(self, blocks: int) -> None:
-        contexts(self.crosscoder, self.models, self._text(blocks), self.shared.tokenizer, [], batch_blocks=blocks)
+        config = ContextsConfig(batch_blocks=blocks)
+        contexts(self.crosscoder, self.models, self._text(blocks), self.shared.tokenizer, [], config)
 
     def _effects(self) -> tuple[float, float]:
         """Seconds of a task and of each of its prompts."""

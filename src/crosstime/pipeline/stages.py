@@ -58,12 +58,11 @@ def write_survey(run: Run, draft: Path) -> None:
         run.shared.suite,
         run.shared.sets,
         run.shared.heldout_text,
+        replace(run.config.survey, batch_tokens=run.shared.batches.survey),
         layer=run.shared.layer,
         positions=run.config.positions,
         dtype=run.shared.dtype,
         device=run.shared.device,
-        max_tokens_per_batch=run.shared.batches.survey,
-        max_blocks=run.config.survey.blocks,
     )
     for name, why in found.broken.items():
         warnings.warn(f"checkpoint {name!r} looks broken: {why}", stacklevel=1)
@@ -134,26 +133,14 @@ def _training_log(run: Run) -> list[Record]:
 
 def write_evaluation(run: Run, draft: Path) -> None:
     """The crosscoder on held-out text."""
-    config = run.config.evaluation
-    evaluate(
-        run.crosscoder,
-        run.shared.models,
-        run.shared.heldout_text,
-        max_blocks=config.blocks,
-        batch_blocks=run.shared.batches.evaluation,
-    ).save(draft)
+    config = replace(run.config.evaluation, batch_blocks=run.shared.batches.evaluation)
+    evaluate(run.crosscoder, run.shared.models, run.shared.heldout_text, config).save(draft)
 
 
 def write_diagnostics(run: Run, draft: Path) -> None:
     """What the data say of every feature's decoder."""
-    config = run.config.diagnostics
-    diagnose(
-        run.crosscoder,
-        run.shared.models,
-        run.shared.heldout_text,
-        max_blocks=config.blocks,
-        batch_blocks=run.shared.batches.diagnosis,
-    ).save(draft)
+    config = replace(run.config.diagnostics, batch_blocks=run.shared.batches.diagnosis)
+    diagnose(run.crosscoder, run.shared.models, run.shared.heldout_text, config).save(draft)
 
 
 def write_effects(run: Run, draft: Path) -> None:
@@ -229,7 +216,7 @@ def write_ablation(run: Run, draft: Path) -> None:
 
 def write_contexts(run: Run, draft: Path) -> None:
     """Where the strongest features fire, and which tokens they promote."""
-    config = run.config.report
+    config = replace(run.config.contexts, batch_blocks=run.shared.batches.contexts)
     features: set[int] = set()
     for n in range(1, len(run.shared.prompts) + 1):
         effects = Effects.load(run.folder_of("effects") / f"task-{n}")
@@ -240,9 +227,7 @@ def write_contexts(run: Run, draft: Path) -> None:
         run.shared.heldout_text,
         run.shared.tokenizer,
         sorted(features),
-        top=config.contexts,
-        max_blocks=config.blocks,
-        batch_blocks=run.shared.batches.contexts,
+        config,
     )
     save_contexts(draft / "contexts.json", found)
 
@@ -422,7 +407,7 @@ _STAGES: tuple[Stage[Run], ...] = (
         "contexts",
         "contexts",
         "where the strongest features fire",
-        settings=(*_MODELS, "report.top_k", "report.contexts", "report.blocks"),
+        settings=(*_MODELS, "contexts"),
         inputs=("selection/checkpoints.json", "tokens/heldout.npy", "crosscoder", "effects"),
         work=write_contexts,
     ),

@@ -117,7 +117,7 @@ class _Parts:
             return None
         features = next(iter(self.tasks.values()))
         there = present(features.rel_dec) & (features.frequency > 0)
-        return mean_similarity(self.data.diagnostics.cosine[features.feature], there)
+        return mean_similarity(self.data.diagnostics.cosine[..., features.feature].transpose(2, 0, 1), there)
 
     @cached_property
     def decoder_labels(self) -> dict[int, str]:

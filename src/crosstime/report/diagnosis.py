@@ -22,8 +22,8 @@ def against_absence(
     found: Diagnostics,
 ) -> tuple[Int[np.ndarray, " N"], Float[np.ndarray, " N"], Float[np.ndarray, " N"]]:
     """(features whose decoder is absent somewhere, the largest nu_error, and the largest nu_reconstruction there)."""
-    absent = found.strength < PRESENT
+    absent = found.relative_norm < PRESENT
     measured = (found.nu_error, found.nu_reconstruction)
-    error, reconstruction = (np.where(absent & np.isfinite(nu), nu, -np.inf).max(axis=1) for nu in measured)
+    error, reconstruction = (np.where(absent & np.isfinite(nu), nu, -np.inf).max(axis=0) for nu in measured)
     kept = np.flatnonzero(np.isfinite(error) & np.isfinite(reconstruction))
     return kept, error[kept], reconstruction[kept]

@@ -185,10 +185,10 @@ def _honesty(feature: int, extras: Extras) -> dict[str, Any]:
             "label": found.label[feature],
             "reference": found.checkpoints[found.reference[feature]],
             "complement": complement if complement >= 0 else None,
-            "nu_error": rounded(found.nu_error[feature], 3),
-            "nu_reconstruction": rounded(found.nu_reconstruction[feature], 3),
+            "nu_error": rounded(found.nu_error[:, feature], 3),
+            "nu_reconstruction": rounded(found.nu_reconstruction[:, feature], 3),
         }
-        hundredths = 100 * found.cosine[feature].astype(float)[np.tril_indices(len(found.checkpoints), -1)]
+        hundredths = 100 * found.cosine[..., feature].astype(float)[np.tril_indices(len(found.checkpoints), -1)]
         # Row after row of the lower triangle.
         said["cosine"] = [round(value) if math.isfinite(value) else None for value in hundredths.tolist()]
     if feature in extras.remarks:
