@@ -15,9 +15,9 @@ def test_every_label_has_words():
 def test_only_checkpoints_at_which_the_decoder_is_absent_speak_against_it(synthetic):
     found = dataclasses.replace(
         synthetic.diagnostics(2, ["a", "b", "c"], np.random.default_rng(0)),
-        strength=np.array([[1.0, 0.1, 0.05], [1.0, 0.9, 0.8]]),
-        nu_error=np.array([[1.0, 0.3, np.nan], [1.0, 1.0, 1.0]]),
-        nu_reconstruction=np.array([[1.0, 0.1, 0.2], [1.0, 1.0, 1.0]]),
+        relative_norm=np.array([[1.0, 0.1, 0.05], [1.0, 0.9, 0.8]]).T,
+        nu_error=np.array([[1.0, 0.3, np.nan], [1.0, 1.0, 1.0]]).T,
+        nu_reconstruction=np.array([[1.0, 0.1, 0.2], [1.0, 1.0, 1.0]]).T,
     )
     features, error, reconstruction = against_absence(found)
     assert (features.tolist(), error.tolist(), reconstruction.tolist()) == ([0], [0.3], [0.2])
