@@ -16,8 +16,8 @@ import numpy as np
 from jaxtyping import Float
 from scipy import stats
 
+import bundled
 import crosstime as ct
-import embedded
 from crosstime.attribution.ablation import strongest
 from crosstime.attribution.effects import CompletenessWarning
 from crosstime.attribution.intervention import intervene
@@ -134,10 +134,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/studies"), help="where crosscoders and numbers lie")
     parser.add_argument("--most", type=int, help="take the first so many pairs of each set")
     arguments = parser.parse_args()
-    crosscoder = embedded.crosscoder(CHECKPOINTS, arguments.out)
-    models = embedded.models(crosscoder)
+    crosscoder = bundled.crosscoder(CHECKPOINTS, arguments.out)
+    models = bundled.models(crosscoder)
     groups = {
-        group: [study(crosscoder, models, prompts) for prompts in embedded.prompts(group, arguments.most)]
+        group: [study(crosscoder, models, prompts) for prompts in bundled.prompts(group, arguments.most)]
         for group in ("subject-verb", "determiner-noun")
     }
     (arguments.out / "attribution.json").write_text(json.dumps(groups, indent=1), encoding="utf-8")

@@ -15,8 +15,8 @@ import numpy as np
 from jaxtyping import Float
 from scipy import stats
 
+import bundled
 import crosstime as ct
-import embedded
 from crosstime.attribution.ablation import strongest
 from crosstime.attribution.effects import CompletenessWarning
 
@@ -99,9 +99,9 @@ def main() -> None:
     parser.add_argument("--figure", type=Path, default=Path("docs/relie-methods.svg"))
     parser.add_argument("--most", type=int, help="take the first so many pairs of each set")
     arguments = parser.parse_args()
-    crosscoder = embedded.crosscoder(CHECKPOINTS, arguments.out)
-    models = embedded.models(crosscoder)
-    tasks = embedded.prompts("subject-verb", arguments.most)
+    crosscoder = bundled.crosscoder(CHECKPOINTS, arguments.out)
+    models = bundled.models(crosscoder)
+    tasks = bundled.prompts("subject-verb", arguments.most)
     values = np.concatenate([shares(crosscoder, models, prompts) for prompts in tasks])
     arguments.figure.write_text(drawing(values), encoding="utf-8")
     for column, method in enumerate(METHODS, 1):

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
+import bundled
 import crosstime as ct
-import embedded
 from crosstime import demo
 
 CHECKPOINTS = ["step256", "step1000", "step3786"]
@@ -31,7 +31,7 @@ def batch_topk(k: int) -> ct.BatchTopK:
         k_steps=300,
         threshold_start=400,
         threshold_decay=0.99,
-        dead_tokens=embedded.CONFIG.tokens // 10,
+        dead_tokens=bundled.CONFIG.tokens // 10,
     )
 
 
@@ -71,11 +71,11 @@ def main() -> None:
     heldout = ct.Corpus.from_text(demo.HELDOUT_TEXT, suite.tokenizer, context=128)
     found: dict[str, list[dict[str, float]]] = {"L1": [], "BatchTopK": []}
     for seed in arguments.seeds:
-        config = dataclasses.replace(embedded.CONFIG, seed=seed)
-        one = embedded.crosscoder(CHECKPOINTS, arguments.out, L1, config)
-        models = embedded.models(one)
+        config = dataclasses.replace(bundled.CONFIG, seed=seed)
+        one = bundled.crosscoder(CHECKPOINTS, arguments.out, L1, config)
+        models = bundled.models(one)
         found["L1"].append(study(one, models, heldout))
-        other = embedded.crosscoder(CHECKPOINTS, arguments.out, batch_topk(round(found["L1"][-1]["L0"])), config)
+        other = bundled.crosscoder(CHECKPOINTS, arguments.out, batch_topk(round(found["L1"][-1]["L0"])), config)
         found["BatchTopK"].append(study(other, models, heldout))
     (arguments.out / "sparsity.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
     print(f"| mean ± standard deviation over {len(arguments.seeds)} seeds | {' | '.join(found)} |\n|---|---|---|")

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
+import bundled
 import crosstime as ct
-import embedded
 from crosstime.attribution.effects import CompletenessWarning
 
 CHECKPOINTS = ["step256", "step1000", "step3786"]
@@ -26,8 +26,8 @@ METHODS = {
 
 def study(checkpoints: Sequence[str], tasks: Sequence[ct.Prompts], folder: Path) -> list[dict[str, object]]:
     """The correlations for a crosscoder over these checkpoints, with the RelIE of each method."""
-    crosscoder = embedded.crosscoder(list(checkpoints), folder)
-    models = embedded.models(crosscoder)
+    crosscoder = bundled.crosscoder(list(checkpoints), folder)
+    models = bundled.models(crosscoder)
     rows = []
     for method, how in METHODS.items():
         exacts = []
@@ -52,7 +52,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/studies"), help="where crosscoders and numbers lie")
     parser.add_argument("--most", type=int, help="take the first so many pairs of each set")
     arguments = parser.parse_args()
-    tasks = embedded.prompts("subject-verb", arguments.most)
+    tasks = bundled.prompts("subject-verb", arguments.most)
     rows = [row for names in (*pairwise(CHECKPOINTS), CHECKPOINTS) for row in study(names, tasks, arguments.out)]
     (arguments.out / "validation.json").write_text(json.dumps(rows, indent=1), encoding="utf-8")
     print("| crosscoder | RelIE by | pair | task | top | features | RelIE | RelDec | difference |\n|" + "---|" * 9)
