@@ -1,0 +1,117 @@
+"""Write docs/run-toml.md, the reference of run.toml, from the dataclasses that are its sections.
+
+    python docs/run_toml.py
+
+A key's description is the string under its field, so this page can't drift from the code; a test compares the two.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import json
+import sys
+import textwrap
+from dataclasses import MISSING, Field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
+
+from crosstime.base.registry import Family
+from crosstime.pipeline.config import RunFile
+
+PAGE = Path(__file__).with_name("run-toml.md")
+HEAD = """# run.toml
+
+Every section and key, with its default. Paths are relative to run.toml. An unknown key is an error that names the nearest
+valid one; `resolved.toml`, which a run writes, holds every value. This page is made from the code by `docs/run_toml.py`.
+"""
+
+
+seen: dict[type[Any], str] = {}
+"""Families of variants that the page has described, and under which section."""
+
+
+def page() -> str:
+    """Return the whole page."""
+    seen.clear()
+    sections = [section for name, hint in get_type_hints(RunFile).items() for section in _sections(name, hint)]
+    return "\n".join([HEAD, *sections])
+
+
+def _sections(name: str, hint: Any) -> list[str]:
+    """One key of the file as sections of the page: one per dataclass that it may hold, and theirs."""
+    parts = []
+    for kind in _dataclasses(hint):
+        if not issubclass(kind, Family):
+            parts += _section(f"[{name}]", kind)
+            continue
+        if kind in seen:
+            parts += [f"## `[{name}]`", "", f"As `[{seen[kind]}]`.", ""]
+            continue
+        seen[kind] = name
+        for variant, member in kind.variants().items():
+            parts += _section(f"[{name}] {kind.variant_key} = {json.dumps(variant)}", member)
+    return parts
+
+
+def _section(title: str, kind: type[Any]) -> list[str]:
+    path = title.strip("[]").split("]")[0]
+    described = _descriptions(kind)
+    hints = get_type_hints(kind)
+    rows, inner = [], []
+    for field in fields(kind):
+        if not field.init:
+            continue
+        nested = _dataclasses(hints[field.name])
+        inner += _sections(f"{path}.{_key(field)}", hints[field.name]) if nested else []
+        rows.append(f"| `{_key(field)}` | {_default(field)} | {described.get(field.name, '')} |")
+    table = ["| key | default | meaning |", "|---|---|---|", *rows, ""] if rows else []
+    return [f"## `{title}`", "", _first_paragraph(kind), "", *table, *inner]
+
+
+def _dataclasses(hint: Any) -> list[type[Any]]:
+    """The dataclasses among the alternatives of an annotation, those of lists included."""
+    if is_dataclass(hint) and isinstance(hint, type):
+        return [hint]
+    found = [kind for inner in get_args(hint) for kind in _dataclasses(inner)] if get_origin(hint) else []
+    return list(dict.fromkeys(found))
+
+
+def _key(field: Field[Any]) -> str:
+    return field.name.removesuffix("_")
+
+
+def _default(field: Field[Any]) -> str:
+    value = field.default if field.default is not MISSING else None
+    if field.default is MISSING and field.default_factory is MISSING:
+        return "required"
+    if value is None or is_dataclass(value) or field.default_factory is not MISSING:
+        return "-"
+    return f"`{json.dumps(value)}`"
+
+
+def _first_paragraph(kind: type[Any]) -> str:
+    return " ".join(inspect.cleandoc(kind.__doc__ or "").split("\n\n")[0].split())
+
+
+def _descriptions(kind: type[Any]) -> dict[str, str]:
+    """The strings under the fields of a dataclass and of its bases, by field."""
+    found: dict[str, str] = {}
+    for base in reversed(kind.__mro__):
+        if not is_dataclass(base):
+            continue
+        body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0].body  # type: ignore[attr-defined]
+        for statement, after in zip(body, body[1:], strict=False):
+            if (
+                isinstance(statement, ast.AnnAssign)
+                and isinstance(after, ast.Expr)
+                and isinstance(after.value, ast.Constant)
+            ):
+                text = " ".join(str(after.value.value).split())
+                found[statement.target.id] = text.replace("|", "\\|")  # type: ignore[union-attr]
+    return found
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")
+    sys.stdout.write(f"{PAGE}\n")
