@@ -13,6 +13,7 @@ import json
 import sys
 import textwrap
 from dataclasses import MISSING, Field, fields, is_dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -22,8 +23,8 @@ from crosstime.pipeline.config import RunFile
 PAGE = Path(__file__).with_name("run-toml.md")
 HEAD = """# run.toml
 
-Every section and key, with its default. Paths are relative to run.toml. An unknown key is an error that names the nearest
-valid one; `resolved.toml`, which a run writes, holds every value. This page is made from the code by `docs/run_toml.py`.
+Every section and key, with its default. Paths are relative to run.toml. An unknown key is an error that names the
+nearest valid one; `resolved.toml`, which a run writes, holds every value. `docs/run_toml.py` writes this page.
 """
 
 
@@ -101,7 +102,7 @@ def _descriptions(kind: type[Any]) -> dict[str, str]:
         if not is_dataclass(base):
             continue
         body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0].body  # type: ignore[attr-defined]
-        for statement, after in zip(body, body[1:], strict=False):
+        for statement, after in pairwise(body):
             if (
                 isinstance(statement, ast.AnnAssign)
                 and isinstance(after, ast.Expr)
