@@ -1,4 +1,4 @@
-"""Annotations of a run: a sheet out of its artifacts, and people's words back into it."""
+"""Annotations of a run: the sheet made from its artifacts, and the import of filled-in sheets."""
 
 import csv
 import json
@@ -73,7 +73,7 @@ def test_out_and_back_with_agreement(run_dir, tmp_path, capfd):
     assert annotations_hash(Workspace(run_dir, None)) != before  # the report is stale now
 
 
-def test_a_second_import_stands_in_place_of_the_first(run_dir, tmp_path):
+def test_a_second_import_replaces_the_first(run_dir, tmp_path):
     sheet = tmp_path / "sheet.json"
     assert cli.main(["annotate", "export", str(run_dir), str(sheet), "--top", "1"]) == 0
     for word in ("first", "second"):
@@ -86,25 +86,25 @@ def test_a_second_import_stands_in_place_of_the_first(run_dir, tmp_path):
 def test_mistakes_are_one_line(run_dir, tmp_path, capfd):
     sheet = tmp_path / "sheet.csv"
     assert cli.main(["annotate", "export", str(run_dir), str(sheet), "--top", "1000"]) == 2
-    assert "make contexts.top_k (20) larger" in capfd.readouterr().err
+    assert "the top 20 features: raise contexts.top_k" in capfd.readouterr().err
     assert cli.main(["annotate", "export", str(run_dir), str(sheet)]) == 0
     assert cli.main(["annotate", "import", str(run_dir), str(sheet)]) == 2
-    assert "nobody has written anything into" in capfd.readouterr().err
+    assert "no annotations found in" in capfd.readouterr().err
     assert cli.main(["annotate", "import", str(run_dir)]) == 2
     assert "name the sheets" in capfd.readouterr().err
     assert cli.main(["annotate", "import", str(run_dir), str(tmp_path / "no.csv")]) == 2
     assert "no.csv: No such file" in capfd.readouterr().err
     sheet.write_text("filled in")
     assert cli.main(["annotate", "export", str(run_dir), str(sheet)]) == 2
-    assert "is already there, and may have been filled in" in capfd.readouterr().err
+    assert "already exists and may have been filled in" in capfd.readouterr().err
     assert sheet.read_text() == "filled in"
     assert read_annotations(Workspace(run_dir, None)) == []
 
 
-def test_a_run_that_is_not_so_far(run_dir, tmp_path, capfd):
+def test_a_run_that_has_not_reached_the_stage(run_dir, tmp_path, capfd):
     artifact.discard(run_dir / "effects", run_dir)
     assert cli.main(["annotate", "export", str(run_dir), str(tmp_path / "x.csv")]) == 2
-    assert f"has no effects yet: `crosstime run {run_dir}` computes it" in capfd.readouterr().err
+    assert f"has no effects yet: run `crosstime run {run_dir}` first" in capfd.readouterr().err
 
 
 def test_the_commands_within_annotate(capfd):
@@ -116,4 +116,4 @@ def test_the_commands_within_annotate(capfd):
         assert arguments[-2] in shown
         assert "annotators" in shown
     assert cli.main(["annotate", "exprt"]) == 2
-    assert "there is no command `exprt`; the nearest is 'export'" in capfd.readouterr().err
+    assert "unknown command `exprt`; the nearest is 'export'" in capfd.readouterr().err

@@ -54,7 +54,7 @@ def test_import_and_run_and_export(inputs, foreign, tmp_path, capfd):
     assert len(made.config.weights) == 3
     assert made.config.sources[0].endswith("step0")
     assert not (inputs / "training").exists()
-    assert "Tokens trained on" not in (inputs / "report" / "index.html").read_text(encoding="utf-8")
+    assert "Training tokens" not in (inputs / "report" / "index.html").read_text(encoding="utf-8")
 
     # It is up to date until other weights lie there.
     assert cli.main(["run", str(inputs), "--until", "train"]) == 0

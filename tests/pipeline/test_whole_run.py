@@ -179,7 +179,7 @@ def test_corrected_tokens_reach_the_report_and_train_nothing(copy, capfd):
     assert cli.main(["show", str(copy), "--json"]) == 0
     shown = json.loads(capfd.readouterr().out)
     assert [checkpoint["tokens"] for checkpoint in shown["checkpoints"]] == [0, 2000, 30_000_000]
-    assert "30M tokens" in (copy / "report" / "data" / "figures.js").read_text(encoding="utf-8")
+    assert "30M tokens" in (copy / "report" / "data" / "figures-accuracy.js").read_text(encoding="utf-8")
 
 
 def test_checkpoints_may_move(copy, capfd):

@@ -81,7 +81,7 @@ def report_data(
             seconds=(("survey", 41.2), ("train", 192.4), ("evaluate", 18.0), ("attribute", 64.9), ("ablate", 33.1)),
             version="0.1.0",
         ),
-        chosen=list(chosen),
+        checkpoints=list(chosen),
         survey=survey(rng) if set(chosen) <= set(NAMES) else long_survey(list(chosen), rng),
         proposal=Proposal(
             checkpoints=list(chosen),
@@ -95,7 +95,7 @@ def report_data(
         ),
         quality=quality(list(chosen), features, rng),
         features=features,
-        tasks=tuple(tasks),
+        totals=tuple(tasks),
         ablation=ablation(features, tasks, rng),
         contexts={feature: contexts(feature, list(chosen), rng) for feature in listed},
         training=tuple(
@@ -117,9 +117,9 @@ def whole_data(
     assert data.features is not None
     return dataclasses.replace(
         data,
-        diagnostics=diagnostics(n_features, data.chosen, rng),
-        exact=exact(data.features, data.chosen, rng),
-        validation=validation(data.chosen),
+        diagnostics=diagnostics(n_features, data.checkpoints, rng),
+        exact=exact(data.features, data.checkpoints, rng),
+        validation=validation(data.checkpoints),
         annotations=tuple(annotations(sorted(data.contexts))),
     )
 

@@ -3,11 +3,8 @@
 import dataclasses
 import os
 import shutil
-from pathlib import Path
 
 import pytest
-
-from crosstime.report.build import build_report
 
 CHROMIUM = os.environ.get("CROSSTIME_CHROMIUM") or next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
@@ -29,14 +26,14 @@ def browser():
 class Visit:
     """A page, and everything that went wrong on it."""
 
-    def __init__(self, browser, folder: Path, fragment: str = "", width: int = 1280) -> None:
+    def __init__(self, browser, report, fragment: str = "", width: int = 1280) -> None:
         self.page = browser.new_page(viewport={"width": width, "height": 900})
         self.wrong: list[str] = []
         self.page.on("console", lambda message: self._keep(message) if message.type in ("error", "warning") else None)
         self.page.on("pageerror", lambda error: self.wrong.append(str(error)))
         self.page.on("dialog", lambda dialog: (self.wrong.append("a token ran as a script"), dialog.dismiss()))
         self.page.on("request", lambda request: self._check(request.url))
-        self.page.goto((folder / "index.html").as_uri() + fragment)
+        self.page.goto(report.index.as_uri() + fragment)
 
     def _keep(self, message) -> None:
         self.wrong.append(message.text)
@@ -57,8 +54,8 @@ class Visit:
 def visit(browser):
     visits = []
 
-    def open_page(folder: Path, fragment: str = "", width: int = 1280) -> Visit:
-        visits.append(Visit(browser, folder, fragment, width))
+    def open_page(report, fragment: str = "", width: int = 1280) -> Visit:
+        visits.append(Visit(browser, report, fragment, width))
         return visits[-1]
 
     yield open_page
@@ -110,9 +107,9 @@ def test_a_row_opens_its_card_and_the_address_keeps_it(visit, reports):
     assert page.inner_text("#card-title") == f"Feature {feature}"
     assert page.evaluate("location.hash") == f"#feature-{feature}"
     assert page.locator("#card .gauges tbody tr").count() == 3
-    assert "with at least .10 of RelIE" in page.inner_text("#card .card-words")
+    assert "has a RelIE of at least .10" in page.inner_text("#card .card-words")
     assert page.locator("#card .contexts .peak").count() == 12
-    page.click('#card [aria-label="Next feature of the table"]')
+    page.click('#card [aria-label="Next feature in the table"]')
     page.wait_for_function(f"document.querySelector('#card-title').textContent === 'Feature {one.ids()[3]}'")
     page.keyboard.press("Escape")
     page.wait_for_selector("#card:not([open])", state="attached")
@@ -130,10 +127,10 @@ def test_a_card_opens_from_its_address_and_hostile_tokens_stay_text(visit, repor
     assert "</script>" in page.inner_text("#card")
 
 
-def test_an_unknown_feature_is_said_to_be_unknown(visit, reports):
+def test_an_unknown_feature_has_a_message(visit, reports):
     page = visit(reports[3], "#feature-999999").page
     page.wait_for_selector("#card[open]", timeout=SETTLE)
-    assert "not among the features listed" in page.inner_text("#card")
+    assert "isn't listed for any task" in page.inner_text("#card")
 
 
 def test_the_task_switch_changes_table_and_figure(visit, reports):
@@ -183,7 +180,7 @@ def test_the_card_of_a_feature_over_many_checkpoints(visit, whole_reports):
     assert maps[1][5][2] == pytest.approx(cosine[5 * 4 // 2 + 2] / 100)
     page.click("#card summary")
     assert page.locator("#card .gauges tbody tr").count() == 8
-    assert "by its decoder" in page.inner_text("#card .card-words").lower()
+    assert "Decoder label" in page.inner_text("#card .card-words")
 
 
 def test_the_card_of_few_checkpoints_has_their_pairs(visit, whole_reports):
@@ -248,7 +245,7 @@ def test_a_switch_of_many_checkpoints_is_a_list(visit, whole_reports):
     page.locator("#plot-overlap-10").scroll_into_view_if_needed()
     page.locator("#plot-overlap-10 .main-svg").first.wait_for(state="attached", timeout=SETTLE)
     page.select_option('[data-switch="overlap-10 overlap-100"] select', "31")
-    wanted = page.evaluate("JSON.stringify(crosstime.figures['overlap-10'].variants[31].data[0].z)")
+    wanted = page.evaluate("JSON.stringify(crosstime.figures.effects['overlap-10'].variants[31].data[0].z)")
     page.wait_for_function(f"JSON.stringify(document.getElementById('plot-overlap-10').data[0].z) === {wanted!r}")
 
 
@@ -258,8 +255,7 @@ def test_a_page_of_everything_is_never_wider_than_the_screen(visit, whole_report
     assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
-def test_a_report_without_effects_still_works(visit, synthetic, tmp_path):
+def test_a_report_without_effects_still_works(visit, synthetic, build):
     data = synthetic.report_data(n_features=64)
-    build_report(dataclasses.replace(data, features=None, tasks=(), contexts={}, ablation=None), tmp_path)
-    page = visit(tmp_path).page
+    page = visit(build(dataclasses.replace(data, features=None, totals=(), contexts={}, ablation=None))).page
     page.wait_for_selector("#plot-accuracy-0 .main-svg", timeout=SETTLE, state="attached")

@@ -1,4 +1,4 @@
-"""The annotations of a run: a sheet for annotators out of it, and what they wrote into it."""
+"""Export the annotation sheet of a run, and import the filled-in sheets."""
 
 from __future__ import annotations
 
@@ -13,59 +13,65 @@ from crosstime.base.errors import InputError
 from crosstime.evaluation.contexts import load_contexts
 from crosstime.pipeline.engine import Workspace
 from crosstime.pipeline.run import Run
-from crosstime.report.agreement import Agreement, agreements
-from crosstime.report.annotation import Annotation, load_annotations, save_annotations
-from crosstime.report.annotation_choice import rows
-from crosstime.report.sheet import read_sheets, write_sheet
+from crosstime.report.annotation import (
+    Agreement,
+    Annotation,
+    agreements,
+    features_to_annotate,
+    load_annotations,
+    read_sheets,
+    save_annotations,
+    write_sheet,
+)
 
 FOLDER = "annotations"
-"""The artifact: annotations.json, and agreement.json, the pairs of annotators."""
+"""The artifact: annotations.json and agreement.json."""
 
 
 def export_sheet(run: Run, out: Path, *, top: int, blind: bool, seed: int) -> None:
-    """Write the sheet that annotators fill in (see `annotation.choice.rows`).
+    """Write the sheet for the annotators (see `features_to_annotate`).
 
     Raises:
-        InputError: the run is not so far, `top` exceeds the features that have contexts, or the sheet is there already:
-            it may hold somebody's work.
+        InputError: the run hasn't reached that stage, `top` exceeds the number of features that have contexts, or the
+            sheet already exists and may have been filled in.
     """
     if out.exists():
-        raise InputError(f"{out} is already there, and may have been filled in: choose another name")
-    known = run.config.contexts.top_k
-    if top > known:
-        raise InputError(f"--top {top} asks for more features than have contexts: make contexts.top_k ({known}) larger")
-    found = rows(
-        FeatureTable.load(_finished(run, "effects", "features.parquet").parent),
-        load_contexts(_finished(run, "contexts", "contexts.json")),
+        raise InputError(f"{out} already exists and may have been filled in: choose another name")
+    limit = run.config.contexts.top_k
+    if top > limit:
+        raise InputError(f"--top {top}: contexts were collected for the top {limit} features: raise contexts.top_k")
+    rows = features_to_annotate(
+        FeatureTable.load(_file(run, "effects", "features.parquet").parent),
+        load_contexts(_file(run, "contexts", "contexts.json")),
         top=top,
         blind=blind,
         seed=seed,
     )
-    write_sheet(out, found)
+    write_sheet(out, rows)
 
 
 def import_sheets(run: Run, files: Sequence[Path]) -> list[Agreement]:
-    """Put what annotators wrote into the run folder, in place of what was there; returns how far they agree.
+    """Replace the annotations of a run by those in the sheets, and return the agreement of the annotators.
 
     Raises:
-        InputError: the run is not so far, or a file is wrong (see `annotation.sheet.read_sheets`).
+        InputError: the run hasn't reached that stage, or a file is invalid (see `read_sheets`).
     """
-    crosscoder = json.loads(_finished(run, "crosscoder", "config.json").read_text(encoding="utf-8"))
-    found = read_sheets(files, crosscoder["features"])
-    if not found:
-        raise InputError(f"nobody has written anything into {', '.join(map(str, files))}")
-    agreed = agreements(found)
+    crosscoder = json.loads(_file(run, "crosscoder", "config.json").read_text(encoding="utf-8"))
+    annotations = read_sheets(files, crosscoder["features"])
+    if not annotations:
+        raise InputError(f"no annotations found in {', '.join(map(str, files))}")
+    agreed = agreements(annotations)
     with artifact.writing(run.folder_of(FOLDER), settings={"files": [str(file) for file in files]}, inputs={}) as draft:
-        save_annotations(draft / "annotations.json", found)
+        save_annotations(draft / "annotations.json", annotations)
         (draft / "agreement.json").write_text(json.dumps([asdict(pair) for pair in agreed], indent=1) + "\n")
     return agreed
 
 
 def read_annotations(run: Workspace) -> list[Annotation]:
-    """The annotations of a run; none where there are none yet.
+    """Return the annotations of a run, or an empty list.
 
     Raises:
-        InputError: they were altered or damaged.
+        DamagedArtifact: they were altered or damaged.
     """
     if artifact.read_manifest(run.folder_of(FOLDER)) is None:
         return []
@@ -74,14 +80,14 @@ def read_annotations(run: Workspace) -> list[Annotation]:
 
 
 def annotations_hash(run: Workspace) -> str:
-    """One hash of a run's annotations; empty where there are none."""
+    """Return one hash of a run's annotations, or an empty string."""
     manifest = artifact.read_manifest(run.folder_of(FOLDER))
     return manifest.content if manifest else ""
 
 
-def _finished(run: Run, folder: str, name: str) -> Path:
-    """A file of an artifact, whose hash was right."""
+def _file(run: Run, folder: str, name: str) -> Path:
+    """The path of a file of an artifact, after its hash was checked."""
     if artifact.read_manifest(run.folder_of(folder)) is None:
-        raise InputError(f"{run.own_folder} has no {folder} yet: `crosstime run {run.folder}` computes it")
+        raise InputError(f"{run.own_folder} has no {folder} yet: run `crosstime run {run.folder}` first")
     artifact.verify(run.folder_of(folder))
     return run.folder_of(folder) / name

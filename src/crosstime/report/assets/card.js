@@ -1,12 +1,12 @@
-/* The card of one feature: opened by #feature-123, wherever the link stands. */
+/* The card of one feature, opened by any link to #feature-123. */
 "use strict";
 
 (function () {
   const { element } = crosstime;
-  const MANY = 5; // checkpoints up to which every number is shown at once
+  const MANY = 5; // up to this number of checkpoints, all numbers are shown at once
   const state = { card: null, task: 0, drawings: [] };
 
-  /** A bar from zero, with the interval on it. `low` and `high` span the scale. */
+  /** A bar from zero with its interval, on a scale from `low` to `high`. */
   function gauge(value, interval, scale, colour, digits, note) {
     const place = (x) => (100 * (x - scale.low)) / (scale.high - scale.low);
     const zero = place(0);
@@ -38,10 +38,10 @@
     const ie = effects && span(["ie", "ie_low", "ie_high", ...(exact ? ["exact", "exact_low", "exact_high"] : [])].flatMap((name) => effects[name]));
     const norm = span(card.norm);
     const share = { low: 0, high: 1 };
-    /** The gauge of a measure at a checkpoint, with its interval; the exact one is said to be so. */
+    /** The gauge of a measure at a checkpoint, with its interval; `word` marks exact values. */
     const measured = (name, m, scale, digits, word) =>
       gauge(effects[name][m], [effects[`${name}_low`][m], effects[`${name}_high`][m]], scale, checkpoints[m].colour, digits, word);
-    const below = exact ? ", below it the exact one" : "";
+    const below = exact ? ", exact effect below" : "";
     const columns = [
       ["Checkpoint", (m) => element("th", { scope: "row" }, crosstime.checkpoint(checkpoints[m]))],
       effects && [`IE (95 % interval)${below}`, (m) => element("td", {}, measured("ie", m, ie, 3), exact && measured("exact", m, ie, 3, "exact"))],
@@ -59,13 +59,13 @@
     return checkpoints.length > MANY ? element("details", {}, element("summary", {}, "All numbers, by checkpoint"), table) : table;
   }
 
-  /** The later one's part of two checkpoints' values. */
+  /** The share of the later of two checkpoints. */
   function part(values, earlier, later) {
     const [a, b] = [values[earlier], values[later]];
     return a === null || b === null || a === 0 && b === 0 ? null : Math.abs(b) / (Math.abs(a) + Math.abs(b));
   }
 
-  /** RelIE and RelDec of every two checkpoints alone, where they are few. */
+  /** Pairwise RelIE and RelDec of every two checkpoints, if there are few. */
   function pairs(card, effects) {
     const { checkpoints, pairs: compared, frames } = crosstime.report;
     if (frames.tile) return null;
@@ -79,13 +79,13 @@
         ...compared.map(([a, b]) => element("td", { class: "number" }, crosstime.number(cosine(card, b, a), 2)))) : null)));
   }
 
-  /** Of two checkpoints' decoder vectors; the card has the lower triangle, in hundredths. */
+  /** The cosine of two checkpoints' decoder vectors; the card has the lower triangle, in hundredths. */
   function cosine(card, row, column) {
     const value = card.cosine[(row * (row - 1)) / 2 + column];
     return value === null ? null : value / 100;
   }
 
-  /** What people say of the feature. */
+  /** The annotations of the feature. */
   function remarks(card) {
     if (!card.remarks) return null;
     return element("ul", { class: "remarks" }, ...card.remarks.map((remark) => element("li", {},
@@ -94,7 +94,7 @@
       remark.languages.length ? element("span", { class: "quiet" }, ` ${remark.languages.join(", ")}`) : null)));
   }
 
-  /** Where there are many checkpoints: the feature over training, and its maps of every two of them. */
+  /** With many checkpoints: the feature over training, and its maps of every two checkpoints. */
   function courses(card, effects) {
     if (!crosstime.report.frames.tile) return null;
     const figure = (title, caption, height, draw) => {
@@ -106,13 +106,13 @@
     const course = { norm: card.norm, ie: effects ? effects.ie : none, ie_low: effects ? effects.ie_low : none, ie_high: effects ? effects.ie_high : none };
     return element("div", { class: "courses" },
       figure("Over training", "Above: IE with its 95 % interval. Below: norm of the decoder vector.", 280, (place) => crosstime.drawTile(place, course)),
-      effects ? figure("Pairwise RelIE", "Of two checkpoints alone: the part of |IE| that the later one (row) holds against the earlier one (column).", 280,
+      effects ? figure("Pairwise RelIE", "|IE| at the later checkpoint (row) over the sum of |IE| at both; column: the earlier checkpoint.", 280,
         (place) => crosstime.drawMap(place, "pairwise", (later, earlier) => part(effects.ie, earlier, later))) : null,
-      card.cosine ? figure("Direction", "Cosine of the decoder vectors at two checkpoints; empty where one of them is next to nothing.", 280,
+      card.cosine ? figure("Direction", "Cosine of the decoder vectors at two checkpoints; empty where one of them is almost zero.", 280,
         (place) => crosstime.drawMap(place, "directions", (row, column) => cosine(card, row, column))) : null);
   }
 
-  /** A feature's part of all effects: at each of a few checkpoints, or where it is largest. */
+  /** A feature's share of the sum of |IE|: at each of a few checkpoints, or the largest. */
   function shares(values) {
     const { checkpoints } = crosstime.report;
     const at = (m) => `${crosstime.percent(values[m])} at ${checkpoints[m].name}`;
@@ -129,15 +129,15 @@
       parts.push("On ", element("b", {}, tasks[state.task]), ": ", element("b", {}, effects.class), "; ", element("b", {}, life),
         meaning ? ` (${meaning}). ` : ". ");
       if (!["negligible", "undefined"].includes(life)) {
-        parts.push("These are two measures: the class says where most of the effect lies, the lifecycle whether the feature is present at the first and at the last checkpoint, ",
-          `with at least ${crosstime.share(0.3 / checkpoints.length)} of RelIE. `);
+        parts.push("The class gives the checkpoints with most of the effect, the lifecycle whether the feature is present at the first and at the last checkpoint, ",
+          `that is, has a RelIE of at least ${crosstime.share(0.3 / checkpoints.length)}. `);
       }
-      parts.push(`Its part of all features’ effect: ${at}. `);
+      parts.push(`Share of the sum of |IE| over all features: ${at}. `);
     }
     parts.push(`It fires on ${crosstime.percent(card.frequency)} of held-out tokens.`);
     if (card.label) {
-      parts.push(" By its decoder: ", element("b", {}, card.label), ` (${crosstime.report.labels[card.label]}); its norm is largest at ${card.reference}.`);
-      if (card.complement !== null) parts.push(" Its complement at other checkpoints is ", element("a", { class: "feature-link", href: `#feature-${card.complement}` }, `feature ${card.complement}`), ".");
+      parts.push(" Decoder label: ", element("b", {}, card.label), ` (${crosstime.report.labels[card.label]}); its norm is largest at ${card.reference}.`);
+      if (card.complement !== null) parts.push(" Its complementary feature at other checkpoints is ", element("a", { class: "feature-link", href: `#feature-${card.complement}` }, `feature ${card.complement}`), ".");
     }
     return element("p", { class: "card-words" }, ...parts);
   }
@@ -158,7 +158,7 @@
       const attributes = { class: i === item.p ? "peak" : null, title: item.a[i] > 0 ? crosstime.number(item.a[i], 2) : null };
       if (part > 0) attributes.style = { "--a": (0.1 + 0.75 * Math.min(part, 1)).toFixed(3) };
       const node = element("bdi", attributes);
-      // A leading space belongs to the line, not to the shade; line breaks and tabs would not be seen.
+      // A leading space isn't shaded; line breaks and tabs are made visible.
       const word = /^ \S/.test(token) ? token.slice(1) : token;
       if (word !== token && i > 0) text.append(" ");
       for (const piece of word.split(/(\r\n|\r|\n|\t)/)) {
@@ -190,10 +190,10 @@
         element("div", {}, element("dt", {}, "promotes"), element("dd", {}, list(card.promoted[m]))),
         element("div", {}, element("dt", {}, "suppresses"), element("dd", {}, list(card.suppressed[m]))))));
     return [
-      element("h3", {}, "What its decoder does to the next token"),
+      element("h3", {}, "Effect on the next token"),
       element("div", { class: "changes" }, ...columns),
-      element("p", { class: "caption" }, "Change of the logit through the final norm and the unembedding alone, when the feature is added to the mean activation.",
-        shown.length < crosstime.report.checkpoints.length ? ` Shown are ${shown.length} of the ${crosstime.report.checkpoints.length} checkpoints.` : null),
+      element("p", { class: "caption" }, "Change of the logits when the feature is added to the mean activation, through the final norm and the unembedding alone.",
+        shown.length < crosstime.report.checkpoints.length ? ` ${shown.length} of the ${crosstime.report.checkpoints.length} checkpoints are shown.` : null),
     ];
   }
 
@@ -211,8 +211,8 @@
     };
     return element("div", { class: "card-bar" },
       element("h2", { id: "card-title", tabindex: "-1", autofocus: "" }, title),
-      move(-1, "Previous feature of the table", "←"),
-      move(1, "Next feature of the table", "→"),
+      move(-1, "Previous feature in the table", "←"),
+      move(1, "Next feature in the table", "→"),
       element("button", { type: "button", "data-close": "", onclick: close }, "Close"));
   }
 
@@ -226,7 +226,7 @@
     if (dialog.open) draw();
   }
 
-  /** The figures need a width, which a closed dialog has not. */
+  /** Draw the figures, which need the width of an open dialog. */
   function draw() {
     for (const drawing of state.drawings.splice(0)) drawing();
   }
@@ -239,7 +239,7 @@
     draw();
   }
 
-  /** Closes the card and takes it out of the address, without jumping to the top of the page. */
+  /** Close the card; `forget` then removes it from the address without jumping to the top of the page. */
   function close() {
     document.getElementById("card").close();
   }
@@ -264,7 +264,7 @@
         state.task = known.includes(crosstime.state.task) ? crosstime.state.task : known[0];
         show();
       } else {
-        const text = "It is not among the features listed for any task, and no contexts were collected for it.";
+        const text = "This feature isn't listed for any task, and no contexts were collected for it.";
         dialog.replaceChildren(bar(`Feature ${feature}`), element("div", { class: "card-body" }, element("p", {}, text)));
       }
     } catch (error) {

@@ -1,8 +1,11 @@
-/* Draws the figures when they come near the screen, switches their variants, and opens cards on a click. */
+/* Draw the figures when they come near the screen, switch their variants, and open cards on a click. */
 "use strict";
 
 (function () {
   const shown = new Map(); // key of a figure -> index of the variant shown
+
+  /** The data of a figure: each section has its own file. */
+  const dataOf = (div) => (crosstime.figures[div.closest("section").id] || {})[div.dataset.figure];
 
   function config(title) {
     const name = title.toLowerCase().replace(/[^a-z0-9]+/g, "-").replace(/^-|-$/g, "") || "figure";
@@ -14,7 +17,7 @@
     };
   }
 
-  /** The feature of a point: a map's traces name one a row. */
+  /** The feature of a point; the traces of a map name one feature per row. */
   function featureOf(point) {
     const { features } = point.data.meta || {};
     return features ? features[point.pointIndex[0]] : point.customdata;
@@ -32,7 +35,7 @@
     return Plotly.react(div, data, layout, config(title)).then(() => { if (first) openOnClick(div); });
   };
 
-  /** Draws one variant; plotly changes what it is given, so it gets a copy. */
+  /** Draw one variant, from a copy: plotly modifies its input. */
   function draw(div, figure, variant) {
     return crosstime.plot(div, structuredClone(figure.variants[variant]), div.dataset.title);
   }
@@ -44,13 +47,13 @@
   function render(div) {
     near.unobserve(div);
     if (div.dataset.taskFigure) return drawOfTask(div);
-    const key = div.dataset.figure;
-    if (div.dataset.drawn || !crosstime.figures[key]) return Promise.resolve();
+    const figure = dataOf(div);
+    if (div.dataset.drawn || !figure) return Promise.resolve();
     div.dataset.drawn = "yes";
-    return draw(div, crosstime.figures[key], shown.get(key) || 0);
+    return draw(div, figure, shown.get(div.dataset.figure) || 0);
   }
 
-  /** A figure of the task in view; drawn again for every other task. */
+  /** Draw a figure of the selected task; it is drawn again when the task changes. */
   async function drawOfTask(div) {
     try {
       const task = await crosstime.loadTask(crosstime.state.task);
@@ -66,7 +69,7 @@
     for (const key of container.dataset.switch.split(" ")) {
       shown.set(key, variant);
       const div = document.getElementById(`plot-${key}`);
-      if (div.dataset.drawn) div.dataset.taskFigure ? drawOfTask(div) : draw(div, crosstime.figures[key], variant);
+      if (div.dataset.drawn) div.dataset.taskFigure ? drawOfTask(div) : draw(div, dataOf(div), variant);
     }
   }
 
@@ -85,7 +88,7 @@
     document.addEventListener("crosstime:task", () => {
       for (const div of document.querySelectorAll("[data-task-figure][data-drawn]")) drawOfTask(div);
     });
-    // Paper has another width than the screen, and shows what was never scrolled to.
+    // Print has a different width from the screen, and includes figures that were never scrolled to.
     window.addEventListener("beforeprint", () => { for (const div of divs) render(div); });
     matchMedia("print").addEventListener("change", () => {
       for (const div of document.querySelectorAll(".js-plotly-plot")) Plotly.Plots.resize(div);

@@ -1,4 +1,4 @@
-/* Starts the parts of the page, and what joins them: the task in view, and the place in the page. */
+/* Start the parts of the page, the task switches, and the marks in the navigation. */
 "use strict";
 
 (function () {
@@ -15,8 +15,8 @@
     }
   }
 
-  /** Marks in the bar at the top which section is on the screen. */
-  function startPlaces() {
+  /** Mark in the navigation which section is on the screen. */
+  function startNavigation() {
     const links = [...document.querySelectorAll(".toc a")];
     const sections = links.map((link) => document.querySelector(link.getAttribute("href")));
     const mark = () => {
@@ -29,7 +29,7 @@
   }
 
   startTasks();
-  startPlaces();
+  startNavigation();
   crosstime.startFigures();
   crosstime.startTrajectories();
   crosstime.startTable();

@@ -1,4 +1,4 @@
-/* The one global of the page: the data that script files hand over, the state, and small helpers. */
+/* The only global of the page: the data from the script files, the state, and small helpers. */
 "use strict";
 
 const crosstime = { report: null, figures: {}, tasks: [], cards: [], state: { task: 0, checkpoint: -1 } };
@@ -16,7 +16,7 @@ crosstime.element = function (tag, attributes, ...children) {
   return node;
 };
 
-/** Loads a script file of data once. A page from the file system may not fetch, but it may add scripts. */
+/** Load a script file of data once: a page from the file system can't fetch data, but it can add scripts. */
 crosstime.load = (function () {
   const loading = new Map();
   return function (path) {
@@ -25,7 +25,7 @@ crosstime.load = (function () {
         const script = document.createElement("script");
         script.src = path;
         script.onload = resolve;
-        script.onerror = () => reject(new Error(`${path} is missing: the report's folder is not complete`));
+        script.onerror = () => reject(new Error(`${path} is missing: the folder of the report is incomplete`));
         document.head.append(script);
       }));
     }
@@ -38,7 +38,7 @@ crosstime.loadTask = async function (index) {
   return crosstime.tasks[index];
 };
 
-/** The card of a feature, or undefined where the report has none. */
+/** The card of a feature, or undefined if the report has none. */
 crosstime.loadCard = async function (feature) {
   const starts = crosstime.report.chunks;
   let chunk = -1;
@@ -64,7 +64,7 @@ crosstime.percent = function (value) {
   return `${(100 * value).toFixed(value < 0.01 ? 2 : 1)}\u202f%`;
 };
 
-/** A token with its invisible characters shown: spaces at the edges, line breaks, tabs; alone in its direction. */
+/** A token with visible spaces at its edges, line breaks and tabs, isolated in its text direction. */
 crosstime.token = function (text, attributes) {
   const node = crosstime.element("bdi", attributes);
   const edges = /^(\s*)([\s\S]*?)(\s*)$/.exec(text);
@@ -82,12 +82,12 @@ crosstime.dot = (colour) => crosstime.element("i", { class: "dot", style: { "--c
 crosstime.checkpoint = (checkpoint) =>
   crosstime.element("span", { class: "checkpoint" }, crosstime.dot(checkpoint.colour), checkpoint.name);
 
-/** Sets which button of a switch is the pressed one. */
+/** Mark one button of a switch as pressed. */
 crosstime.press = function (container, button) {
   for (const other of container.querySelectorAll("button")) other.setAttribute("aria-pressed", String(other === button));
 };
 
-/** Says in the page that something went wrong, where the reader looks for it. */
+/** Show an error in the place where the reader expects the content. */
 crosstime.complain = function (container, error) {
   container.replaceChildren(crosstime.element("p", { class: "notice" }, error.message));
 };

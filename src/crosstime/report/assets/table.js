@@ -1,4 +1,4 @@
-/* The table of features: sorts, filters, and shows a screenful at a time. */
+/* The feature table: sort, filter, and show one screenful at a time. */
 "use strict";
 
 (function () {
@@ -7,7 +7,7 @@
   const view = { sort: "rank", down: true, limit: STEP, task: null, order: [] };
   const { element } = crosstime;
 
-  /** The columns after the feature's own. Many effects come last, where they may run out of the screen. */
+  /** The columns. The effects of many checkpoints come last, where they may extend beyond the screen. */
   function columns() {
     const { checkpoints } = crosstime.report;
     const { rows } = view.task;
@@ -18,25 +18,25 @@
     }));
     return [
       { key: "id", title: "Feature", value: (rows, i) => rows.id[i], cell: name },
-      ...(many ? [{ key: "rank", title: "Largest IE", value: strength, number: true, cell: largest }] : effects),
+      ...(many ? [{ key: "rank", title: "Largest |IE|", value: strength, number: true, cell: largest }] : effects),
       { key: "relie", title: "RelIE", value: centre, cell: (rows, i) => element("td", {}, stack(rows.rel.map((column) => column[i]), "RelIE")) },
       rows.exact ? { key: null, title: "Exact RelIE", cell: (rows, i) => element("td", {}, stack(rows.exact[i] || [null], "Exact RelIE")) } : null,
       { key: "class", title: "Class, lifecycle", value: (rows, i) => crosstime.report.classes[rows.class[i]].words, cell: kind },
-      rows.sign ? { key: "sign", title: "Sign", value: (rows, i) => rows.sign[strongest(rows, i)][i], number: true, cell: sign } : null,
+      rows.sign ? { key: "sign", title: "Sign consistency", value: (rows, i) => rows.sign[strongest(rows, i)][i], number: true, cell: sign } : null,
       { key: "frequency", title: "Frequency", value: (rows, i) => rows.frequency[i], number: true, cell: (rows, i) => element("td", { class: "number" }, crosstime.percent(rows.frequency[i])) },
-      rows.remarks ? { key: null, title: "Described as", cell: (rows, i) => element("td", { class: "said" }, rows.remarks[i].join(" / ") || "–") } : null,
+      rows.remarks ? { key: null, title: "Annotation", cell: (rows, i) => element("td", { class: "said" }, rows.remarks[i].join(" / ") || "–") } : null,
       { key: null, title: "Peaks on", cell: (rows, i) => tokens(rows.fires[i]) },
       { key: null, title: "Promotes", cell: (rows, i) => tokens(promoted(rows, i)) },
       ...(many ? effects : []),
     ].filter(Boolean);
   }
 
-  /** Where in training the effect lies: the mean checkpoint, weighted by RelIE. */
+  /** The mean checkpoint, weighted by RelIE. */
   function centre(rows, i) {
     return rows.rel.reduce((sum, column, m) => sum + m * (column[i] ?? 0), 0);
   }
 
-  /** Size of the effect at the checkpoint of the switch, or the largest at any. */
+  /** |IE| at the selected checkpoint, or the largest at any. */
   function strength(rows, i) {
     const m = crosstime.state.checkpoint;
     if (m >= 0) return Math.abs(rows.ie[m][i] ?? 0);
@@ -77,7 +77,7 @@
     document.querySelector("#feature-table thead").replaceChildren(element("tr", {}, ...cells));
   }
 
-  /** A bar to the right of the middle for a positive effect, to the left for a negative one; a root brings up the small. */
+  /** A bar to the right for a positive effect, to the left for a negative one; the root makes small effects visible. */
   function signed(value, largest, colour) {
     const half = 50 * Math.sqrt(Math.abs(value ?? 0) / largest);
     const style = { "--c": colour, width: `${half}%`, left: value < 0 ? `${50 - half}%` : "50%" };
@@ -105,7 +105,7 @@
     return element("td", { class: "tokens" }, ...(list.length ? nodes : [element("span", { class: "quiet" }, "–")]));
   }
 
-  /** The checkpoint of the selection, or the one at which the feature's effect is largest. */
+  /** The selected checkpoint, or the one with the feature's largest |IE|. */
   function strongest(rows, i) {
     const m = crosstime.state.checkpoint;
     if (m >= 0) return m;
@@ -126,14 +126,14 @@
     const { words, colour } = crosstime.report.classes[rows.class[i]];
     const life = rows.lifecycle[i];
     return element("td", { class: "class" }, crosstime.dot(colour), words, element("small", { title: crosstime.report.lifecycles[life] }, life),
-      rows.label ? element("small", { title: crosstime.report.labels[rows.label[i]] }, `by its decoder ${rows.label[i]}`) : null);
+      rows.label ? element("small", { title: crosstime.report.labels[rows.label[i]] }, `decoder label: ${rows.label[i]}`) : null);
   }
 
   function sign(rows, i) {
     return element("td", { class: "number" }, crosstime.share(rows.sign[strongest(rows, i)][i]));
   }
 
-  /** The largest effect, and where it is. */
+  /** The largest effect, and its checkpoint. */
   function largest(rows, i, top) {
     const m = strongest(rows, i);
     const checkpoint = crosstime.report.checkpoints[m];

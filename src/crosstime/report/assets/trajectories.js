@@ -1,17 +1,17 @@
-/* Single features over training: the tiles of the strongest ones, and the figures on a card. */
+/* Single features over training: the tiles of the top features, and the figures on a card. */
 "use strict";
 
 (function () {
   const { element } = crosstime;
 
-  /** Draws a frame of the report with the values of one feature in it; `values` has one object a trace. */
+  /** Draw a frame of the report with the values of one feature; `values` has one object per trace. */
   function fill(div, frame, values, title) {
     const { data, layout } = structuredClone(crosstime.report.frames[frame]);
     data.forEach((trace, i) => Object.assign(trace, values[i]));
     return crosstime.plot(div, { data, layout }, title);
   }
 
-  /** A figure to be drawn once it stands in the page, where it has a width. */
+  /** A figure, to be drawn once it is in the page, where it has a width. */
   function figure(title, height, label) {
     return element("div", { class: "plot", style: { height: `${height}px` }, role: "img", "aria-label": label || title, "data-title": title });
   }
@@ -23,7 +23,7 @@
     return fill(div, "tile", [{ y: band }, { y: feature.ie }, { y: feature.norm }], div.dataset.title);
   };
 
-  /** A map of every two checkpoints; `value(later, earlier)` gives the cell below the diagonal. */
+  /** A map of every two checkpoints; `value(later, earlier)` is the cell below the diagonal. */
   crosstime.drawMap = function (div, frame, value) {
     const n = crosstime.report.checkpoints.length;
     const z = Array.from({ length: n }, (_, i) => Array.from({ length: n }, (_, j) => (j < i ? value(i, j) : null)));

@@ -1,4 +1,7 @@
-"""Figures of the ablation: attributed against exact effects, and all top features together."""
+"""Figures of the ablation: attributed against exact effects, and all top features ablated together.
+
+Each function returns a list of figures, which is empty if the run has no data for them.
+"""
 
 from __future__ import annotations
 
@@ -9,99 +12,149 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from crosstime.attribution.ablation import Ablation
-from crosstime.report import words
-from crosstime.report.colour import FAINT, PALE, RULE, SOFT
-from crosstime.report.plots.figure import Figure, clipped, escaped, floats, padded, styled
+from crosstime.attribution.relative import relative
+from crosstime.report.data import ReportData, TaskFeatures
+from crosstime.report.format import format_fixed, readable, rounded, sentence_case
+from crosstime.report.plots.style import (
+    FAINT,
+    LEGEND_ABOVE,
+    PALE,
+    RULE,
+    SOFT,
+    Figure,
+    clipped,
+    escaped,
+    hover,
+    marker,
+    padded,
+    points_by_checkpoint,
+    rule,
+    styled,
+)
 
 POINTS = 2000
-"""Rows drawn at most."""
+"""Rows of the ablation drawn at most: an even sample of more."""
+EXACT_POINTS = 3000
+"""Exact effects drawn at most, over all checkpoints: the largest ones."""
 
 
-def ablation_scatter(ablation: Ablation, chosen: Mapping[str, str]) -> Figure:
-    """Attributed effect against the effect of ablating the feature: points on the line agree.
-
-    Of more than `POINTS` rows an even sample is drawn.
-    """
+def attribution_against_ablation(data: ReportData) -> list[Figure]:
+    """Draw attributed effects against the effects of ablating the features one by one; on the line they agree."""
+    ablation = data.ablation
+    if ablation is None:
+        return []
     every = math.ceil(len(ablation.table) / POINTS)
     table = {name: column[::every] for name, column in ablation.table.to_pydict().items()}
     members: dict[tuple[str, str], list[int]] = {}
     for i, (group, checkpoint) in enumerate(zip(table["group"], table["checkpoint"], strict=True)):
         members.setdefault((group, "" if group == "random" else checkpoint), []).append(i)
+    ie, delta = (np.asarray(table[name], dtype=float) for name in ("ie", "delta_lpd"))
     traces = []
     for (group, checkpoint), index in sorted(members.items(), key=lambda item: item[0][0] != "random"):
         top = group != "random"
-        hover = [
+        texts = [
             f"<b>Feature {table['feature'][i]}</b> ({escaped(group)})<br>{escaped(table['checkpoint'][i])}, "
-            f"{escaped(words.name(table['task'][i]))}"
+            f"{escaped(readable(table['task'][i]))}"
             for i in index
         ]
-        marker = {"size": 8 if top else 6, "color": chosen.get(checkpoint, PALE), "opacity": 0.85}
         traces.append(
             go.Scatter(
-                x=floats(np.asarray(table["ie"], dtype=float)[index]),
-                y=floats(np.asarray(table["delta_lpd"], dtype=float)[index]),
+                x=rounded(ie[index], 5),
+                y=rounded(delta[index], 5),
                 mode="markers",
-                name=f"top features, at {escaped(checkpoint)}" if top else "random features",
+                name=f"top features at {escaped(checkpoint)}" if top else "random features",
                 customdata=[int(table["feature"][i]) for i in index],
-                text=hover,
-                hovertemplate="%{text}<br>IE %{x:.3f}, ablated %{y:.3f}<extra></extra>",
-                marker=marker | {"line": {"color": "#fff", "width": 0.7}},
+                text=texts,
+                hovertemplate=hover("%{text}", "IE %{x:.3f}, ablated %{y:.3f}"),
+                marker=marker(data.colours.get(checkpoint, PALE), 8 if top else 6, 0.85, 0.7),
             )
         )
-    values = np.asarray([*table["ie"], *table["delta_lpd"]], dtype=float)
-    low, high = padded(values)
-    line = {"type": "line", "x0": low, "y0": low, "x1": high, "y1": high, "layer": "below"}
-    title = "change in log-probability difference when ablated"
+    low, high = padded(np.concatenate([ie, delta]))
+    zero = {"zeroline": True, "zerolinecolor": RULE}
     figure = styled(
         traces,
-        xaxis={"title": {"text": "indirect effect (IE)"}, "zeroline": True, "zerolinecolor": RULE},
-        yaxis={"title": {"text": title}, "zeroline": True, "zerolinecolor": RULE},
-        shapes=[line | {"line": {"color": FAINT, "width": 1, "dash": "dot"}}],
-        showlegend=len(chosen) <= 5,
+        xaxis=zero | {"title": {"text": "indirect effect (IE)"}},
+        yaxis=zero | {"title": {"text": "change in log-probability difference when ablated"}},
+        shapes=[rule(low, low, high, high)],
+        showlegend=len(data.checkpoints) <= 5,
         legend={"x": 0.02, "y": 1, "xanchor": "left", "yanchor": "top", "bgcolor": "rgba(255,255,255,.75)"},
         margin={"l": 62},
     )
-    n_tasks = len(set(table["task"]))
-    return Figure("ablation", "Attribution against ablation", {"": figure}, max(460, min(225 * n_tasks, 640)))
+    height = max(460, min(225 * len(set(table["task"])), 640))
+    return [Figure("ablation", "Attribution against ablation", {"": figure}, height)]
 
 
-def ablation_joint(ablation: Ablation, chosen: Mapping[str, str]) -> list[Figure]:
-    """Per task: what ablating all top features of a checkpoint together costs, against as many random ones."""
-    rows = ablation.joint.to_pylist()
+def joint_ablation(data: ReportData) -> list[Figure]:
+    """Draw for each task the effect of ablating all top features of a checkpoint together, and as many random ones."""
+    rows = data.ablation.joint.to_pylist() if data.ablation is not None else []
     figures = []
     for i, task in enumerate(dict.fromkeys(row["task"] for row in rows)):
-        variants = {}
-        for label, column in (("Log-probability difference", "delta_lpd"), ("Accuracy", "delta_accuracy")):
-            of_task = [row for row in rows if row["task"] == task]
-            variants[label] = _joint_bars(of_task, column, chosen)
-        figures.append(Figure(f"joint-{i}", words.sentence_case(words.name(task)), variants, 180))
+        of_task = [row for row in rows if row["task"] == task]
+        measures = {"Log-probability difference": "delta_lpd", "Accuracy": "delta_accuracy"}
+        variants = {label: _joint_bars(of_task, column, data.colours) for label, column in measures.items()}
+        figures.append(Figure(f"joint-{i}", sentence_case(readable(task)), variants, 180))
     return figures
 
 
-def _joint_bars(rows: Sequence[Mapping[str, Any]], column: str, chosen: Mapping[str, str]) -> go.Figure:
-    checkpoints = [name for name in chosen if any(row["checkpoint"] == name for row in rows)]
-    ticks = [escaped(clipped(name, 14)) for name in checkpoints]
+def _joint_bars(rows: Sequence[Mapping[str, Any]], column: str, colours: Mapping[str, str]) -> go.Figure:
+    ticks = {name: clipped(name, 14) for name in colours if any(row["checkpoint"] == name for row in rows)}
     bars = []
     for group in ("top", "random"):
         by_name = {row["checkpoint"]: row for row in rows if row["group"] == group}
-        kept = [(tick, by_name[name], name) for tick, name in zip(ticks, checkpoints, strict=True) if name in by_name]
-        colours = [chosen[name] if group == "top" else PALE for _, _, name in kept]
-        hover = [f"{row['n_features']} {group} features, {tick}" for tick, row, _ in kept]
+        names = [name for name in ticks if name in by_name]
+        values = [by_name[name][column] for name in names]
         bars.append(
             go.Bar(
-                x=[tick for tick, _, _ in kept],
-                y=[row[column] for _, row, _ in kept],
-                marker={"color": colours},
-                text=[words.fixed(row[column]) for _, row, _ in kept] if len(ticks) <= 8 else None,
+                x=[ticks[name] for name in names],
+                y=values,
+                marker={"color": [colours[name] if group == "top" else PALE for name in names]},
+                text=[format_fixed(value) for value in values] if len(ticks) <= 8 else None,
                 textposition="outside",
                 textfont={"size": 10.5, "color": SOFT},
                 cliponaxis=False,
-                hovertext=hover,
-                hovertemplate="%{hovertext}<br><b>%{y:.3f}</b><extra></extra>",
+                hovertext=[f"{by_name[name]['n_features']} {group} features, {ticks[name]}" for name in names],
+                hovertemplate=hover("%{hovertext}", "<b>%{y:.3f}</b>"),
             )
         )
-    yaxis = {"nticks": 5, "zeroline": True, "zerolinecolor": FAINT}
-    shown = {"tickvals": ticks[:: math.ceil(len(ticks) / 8)]} if ticks else {}
-    xaxis = {"showgrid": False, "type": "category"} | shown
-    return styled(bars, barmode="group", bargap=0.35, bargroupgap=0.08, yaxis=yaxis, xaxis=xaxis)
+    shown = {"tickvals": list(ticks.values())[:: math.ceil(len(ticks) / 8)]} if ticks else {}
+    return styled(
+        bars,
+        barmode="group",
+        bargap=0.35,
+        bargroupgap=0.08,
+        xaxis={"showgrid": False, "type": "category"} | shown,
+        yaxis={"nticks": 5, "zeroline": True, "zerolinecolor": FAINT},
+    )
+
+
+def exact_effects(features: TaskFeatures) -> list[Figure]:
+    """Draw exact effects against their estimates, one point per feature and checkpoint: RelIE, and IE."""
+    exact = features.data.exact
+    if exact is None:
+        return []
+    if features.task not in exact.tasks:
+        hidden = {"visible": False}
+        empty = styled([], "no feature was ablated one by one on this task", xaxis=hidden, yaxis=hidden)
+        return [Figure("exact", "Exact RelIE", {"RelIE": empty, "IE": empty}, 420)]
+    task, colours = features.task, features.data.colours
+    ie, true = exact.array(task, "ie"), exact.array(task, "exact")
+    rows = np.argsort(-np.abs(true).max(axis=0), kind="stable")[: EXACT_POINTS // len(colours)]
+    measures = {
+        "RelIE": (relative(ie), exact.array(task, "rel_exact"), (-0.02, 1.02)),
+        "IE": (ie, true, padded(np.stack([ie, true]))),
+    }
+    ids, few = exact.features(task)[rows].tolist(), len(colours) <= 4
+    variants = {}
+    for name, (estimate, value, span) in measures.items():
+        axis = {"range": list(span), "nticks": 6, "zeroline": True, "zerolinecolor": RULE}
+        text = f"{name} %{{x:.3f}}, exact %{{y:.3f}}"
+        variants[name] = styled(
+            points_by_checkpoint(ids, estimate[:, rows], value[:, rows], colours, text),
+            xaxis=axis | {"title": {"text": f"{name}, estimated"}},
+            yaxis=axis | {"title": {"text": f"{name}, exact"}},
+            shapes=[rule(span[0], span[0], span[1], span[1])],
+            showlegend=few,
+            legend=LEGEND_ABOVE,
+            margin={"l": 62, "t": 30 if few else 12},
+        )
+    return [Figure("exact", "Exact RelIE", variants, 420)]

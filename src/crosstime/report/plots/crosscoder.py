@@ -1,42 +1,58 @@
-"""Figures of the crosscoder: how often features fire, its training, and where its decoder writes."""
+"""Figures of the crosscoder: how often features fire, its training, and how decoder norms are spread.
+
+Each function returns a list of figures, which is empty if the run has no data for them.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
 import plotly.graph_objects as go
 from jaxtyping import Float
 
-from crosstime.evaluation.quality import Quality
-from crosstime.report import words
-from crosstime.report.colour import INK, SEQUENTIAL, SOFT, mix
-from crosstime.report.data import TrainingPoint
-from crosstime.report.features import TaskFeatures
-from crosstime.report.plots.axis import log_axis
-from crosstime.report.plots.figure import Figure, clipped, escaped, floats, histogram, styled
+from crosstime.report.data import ReportData
+from crosstime.report.format import format_percent, rounded
+from crosstime.report.plots.style import (
+    INK,
+    SOFT,
+    Figure,
+    clipped,
+    escaped,
+    heatmap,
+    histogram,
+    hover,
+    log_axis,
+    mix,
+    styled,
+)
 
 TRAINING_POINTS = 400
+_AT_RELDEC = "%{y} features at RelDec %{x:.2f}"
 
 
-def frequency(quality: Quality) -> Figure:
-    """Histogram of how often features fire, on a log scale."""
-    live = np.asarray(quality.frequency, dtype=float)
+def frequency(data: ReportData) -> list[Figure]:
+    """Draw a histogram of how often features fire, on a log scale."""
+    if data.quality is None:
+        return []
+    live = np.asarray(data.quality.frequency, dtype=float)
     live = live[live > 0]
-    figure = histogram(np.log10(live), 40, SOFT, None, "%{y} features fire on 10<sup>%{x:.1f}</sup> of the tokens")
+    figure = histogram(np.log10(live), SOFT, None, "%{y} features fire on 10<sup>%{x:.1f}</sup> of the tokens")
     low, high = (math.floor(np.log10(live.min())), 0) if live.size else (-4, 0)
     ticks = list(range(low, high + 1))
-    text = [words.percent(10.0**t, max(0, -t - 2)) for t in ticks]
+    text = [format_percent(10.0**t, max(0, -t - 2)) for t in ticks]
     figure.update_xaxes(tickvals=ticks, ticktext=text, title_text="share of tokens on which a feature fires (log)")
-    return Figure("frequency", "How often features fire", {"": figure}, 240)
+    return [Figure("frequency", "How often features fire", {"": figure}, 240)]
 
 
-def training_curves(points: Sequence[TrainingPoint]) -> list[Figure]:
-    """Loss, L0 and explained variance over the tokens trained on."""
-    every = max(1, math.ceil(len(points) / TRAINING_POINTS))
-    kept = [*points[::every], points[-1]]
+def training_curves(data: ReportData) -> list[Figure]:
+    """Draw loss, L0 and explained variance over the tokens trained on."""
+    if not data.training:
+        return []
+    every = max(1, math.ceil(len(data.training) / TRAINING_POINTS))
+    kept = [*data.training[::every], data.training[-1]]
     curves = (
         ("loss", "Loss", [p.loss for p in kept], "%{y:,.1f}"),
         ("l0", "L0", [p.l0 for p in kept], "%{y:.1f}"),
@@ -45,8 +61,8 @@ def training_curves(points: Sequence[TrainingPoint]) -> list[Figure]:
     figures = []
     for key, title, column, form in curves:
         values = np.asarray(column, dtype=float)
-        line = go.Scatter(x=[p.tokens for p in kept], y=floats(values), mode="lines")
-        line.update(line={"color": INK, "width": 1.5}, hovertemplate=f"{form} at %{{x:.3s}} tokens<extra></extra>")
+        line = go.Scatter(x=[p.tokens for p in kept], y=rounded(values, 5), mode="lines")
+        line.update(line={"color": INK, "width": 1.5}, hovertemplate=hover(f"{form} at %{{x:.3s}} tokens"))
         figure = styled([line], xaxis={"tickformat": "~s", "nticks": 5, "rangemode": "tozero"}, yaxis={"nticks": 5})
         settled = values[len(values) // 20 :]
         if key == "explained":
@@ -59,69 +75,73 @@ def training_curves(points: Sequence[TrainingPoint]) -> list[Figure]:
     return figures
 
 
-def decoder_histograms(features: TaskFeatures, chosen: Mapping[str, str]) -> tuple[list[Figure], list[Figure]]:
-    """RelDec of live features: (each checkpoint against all, each pair of neighbours); the first empty for two."""
-    names = features.checkpoints
-    live = features.rel_dec[:, features.frequency > 0]
-    norms = features.decoder_norm[:, features.frequency > 0]
-    alone = []
-    if len(names) > 2:
-        for m, name in enumerate(names):
-            figure = histogram(live[m], 40, chosen[name], (0.0, 1.0), "%{y} features at RelDec %{x:.2f}")
-            figure.add_vline(
-                x=1 / len(names),
-                line={"color": SOFT, "width": 1, "dash": "dot"},
-            )
-            figure.update_xaxes(title_text=f"share of the decoder norm at {escaped(clipped(name, 22))}")
-            alone.append(Figure(f"reldec-{m}", f"{name} against all", {"": figure}, 210))
-    pairs = []
-    for m, (before, after) in enumerate(pairwise(names)):
-        both = norms[m] + norms[m + 1]
-        relative = norms[m + 1, both > 0] / both[both > 0]
-        tint = mix((chosen[before], chosen[after]), (1.0, 1.0))
-        figure = histogram(relative, 40, tint, (0.0, 1.0), "%{y} features at RelDec %{x:.2f}")
-        figure.update_xaxes(
-            tickvals=[0, 0.5, 1],
-            ticktext=[f"only {escaped(clipped(before, 14))}", "shared", f"only {escaped(clipped(after, 14))}"],
-        )
-        figure.update_layout(margin={"r": 44})
-        pairs.append(Figure(f"reldec-pair-{m}", f"{before} and {after}", {"": figure}, 210))
-    return alone, pairs
+def decoder_norms(data: ReportData) -> list[Figure]:
+    """Draw the RelDec of live features: of each checkpoint against all, and of each pair of neighbours alone.
 
-
-def decoder_maps(features: TaskFeatures) -> tuple[list[Figure], list[Figure]]:
-    """RelDec of live features as `decoder_histograms`, for many checkpoints: one map each, a column a histogram."""
-    names = features.checkpoints
+    Few checkpoints have one histogram each; many have a map whose columns are histograms. Two checkpoints have no
+    figure against all, since it would be that of their pair.
+    """
+    if not data.tasks:
+        return []
+    features = next(iter(data.tasks.values()))
     live = features.frequency > 0
-    norms = features.decoder_norm[:, live]
-    both = norms[1:] + norms[:-1]
+    shares, norms = features.rel_dec[:, live], features.decoder_norm[:, live]
     with np.errstate(invalid="ignore", divide="ignore"):
-        relative = norms[1:] / both
-    top = float(np.nanmax(features.rel_dec[:, live], initial=1 / len(names)))
-    alone = _columns(features.rel_dec[:, live], (0.0, top), [escaped(name) for name in names])
+        of_pairs = norms[1:] / (norms[1:] + norms[:-1])
+    if data.many:
+        return _decoder_maps(data, shares, of_pairs)
+    return [*(_alone(data, shares) if len(shares) > 2 else []), *_pairs(data, of_pairs)]
+
+
+def _alone(data: ReportData, shares: Float[np.ndarray, "M F"]) -> list[Figure]:
+    figures = []
+    for m, (name, colour) in enumerate(data.colours.items()):
+        figure = histogram(shares[m], colour, (0.0, 1.0), _AT_RELDEC)
+        figure.add_vline(x=1 / len(shares), line={"color": SOFT, "width": 1, "dash": "dot"})
+        figure.update_xaxes(title_text=f"share of the decoder norm at {clipped(name, 22)}")
+        figures.append(Figure(f"reldec-{m}", f"{name} against all", {"": figure}, 210))
+    return figures
+
+
+def _pairs(data: ReportData, of_pairs: Float[np.ndarray, "K F"]) -> list[Figure]:
+    figures = []
+    for m, (before, after) in enumerate(pairwise(data.checkpoints)):
+        colour = mix([data.colours[before], data.colours[after]])
+        figure = histogram(of_pairs[m], colour, (0.0, 1.0), _AT_RELDEC)
+        ends = [f"only {clipped(before, 14)}", "shared", f"only {clipped(after, 14)}"]
+        figure.update_xaxes(tickvals=[0, 0.5, 1], ticktext=ends)
+        figure.update_layout(margin={"r": 44})
+        figures.append(Figure(f"reldec-pair-{m}", f"{before} and {after}", {"": figure}, 210))
+    return figures
+
+
+def _decoder_maps(
+    data: ReportData, shares: Float[np.ndarray, "M F"], of_pairs: Float[np.ndarray, "K F"]
+) -> list[Figure]:
+    names = [escaped(name) for name in data.checkpoints]
+    top = float(np.nanmax(shares, initial=1 / len(names)))
+    alone = _columns(shares, (0.0, top), names)
     alone.update_yaxes(title_text="RelDec")
-    steps = [f"{escaped(before)} → {escaped(after)}" for before, after in pairwise(names)]
-    pairs = _columns(relative, (0.0, 1.0), steps)
+    pairs = _columns(of_pairs, (0.0, 1.0), [f"{before} → {after}" for before, after in pairwise(names)])
     pairs.update_yaxes(tickvals=[0, 0.5, 1], ticktext=["earlier only", "shared", "later only"])
-    return (
-        [Figure("reldec", "Each checkpoint against all", {"": alone}, 280)],
-        [Figure("reldec-pairs", "Each checkpoint and the one before", {"": pairs}, 280)],
-    )
+    return [
+        Figure("reldec", "Each checkpoint against all", {"": alone}, 280),
+        Figure("reldec-pairs", "Each checkpoint and the previous one", {"": pairs}, 280),
+    ]
 
 
 def _columns(values: Float[np.ndarray, "K F"], span: tuple[float, float], names: Sequence[str]) -> go.Figure:
-    """A map with one histogram of `values` a column; the colour is the root of the count, which brings up the rare."""
+    """Draw one histogram per column; the colour is the root of the count, which makes rare values visible."""
     bins = np.linspace(*span, 31)
-    counts = np.stack([np.histogram(column[np.isfinite(column)], bins)[0] for column in values], axis=1)
-    heat = go.Heatmap(
-        z=_rounded_rows(np.sqrt(counts)),
+    counts = np.stack([np.histogram(row[np.isfinite(row)], bins)[0] for row in values], axis=1)
+    heat = heatmap(
+        z=np.sqrt(counts).round(2).tolist(),
         x=list(names),
-        y=floats((bins[:-1] + bins[1:]) / 2),
+        y=rounded((bins[:-1] + bins[1:]) / 2, 5),
         text=counts.tolist(),
-        colorscale=[list(stop) for stop in SEQUENTIAL],
         xgap=1,
         showscale=False,
-        hovertemplate="%{x}<br>%{text} features at %{y:.2f}<extra></extra>",
+        hovertemplate=hover("%{x}", "%{text} features at %{y:.2f}"),
     )
     every = math.ceil(len(names) / 9)
     return styled(
@@ -129,7 +149,3 @@ def _columns(values: Float[np.ndarray, "K F"], span: tuple[float, float], names:
         xaxis={"type": "category", "tickvals": list(names)[::every], "showgrid": False, "automargin": True},
         yaxis={"range": list(span), "showgrid": False, "automargin": True},
     )
-
-
-def _rounded_rows(values: Float[np.ndarray, "N K"]) -> list[list[float]]:
-    return [[round(value, 2) for value in row] for row in values.tolist()]

@@ -1,14 +1,16 @@
-"""Where a decoder says that its feature is absent: what the data say of that."""
+"""Latent scaling: whether the activations contain a feature where its decoder is absent."""
 
 from __future__ import annotations
 
 import numpy as np
 import plotly.graph_objects as go
+from jaxtyping import Float, Int
 
-from crosstime.evaluation.diagnostics import DECOUPLED, SHRUNK, Diagnostics
-from crosstime.report.colour import FAINT, SOFT
-from crosstime.report.diagnosis import LABEL_WORDS, against_absence
-from crosstime.report.plots.figure import CENTRE, Figure, floats, note, styled
+from crosstime.evaluation.diagnostics import DECOUPLED, PRESENT, SHRUNK, Diagnostics
+from crosstime.report.classes import LABEL_WORDS
+from crosstime.report.data import ReportData
+from crosstime.report.format import rounded
+from crosstime.report.plots.style import LEGEND_ABOVE, SOFT, Figure, hover, marker, note, rule, styled
 
 POINTS = 1500
 """Features drawn at most: an even sample of more."""
@@ -22,12 +24,26 @@ LABEL_COLOURS = {
 }
 NU_ERROR, NU_RECONSTRUCTION = "\u03bd<sub>ε</sub>", "\u03bd<sub>r</sub>"
 LOW, HIGH = -0.25, 1.5
-"""Ends of both axes: what lies further out is drawn at the edge, since only the bounds matter."""
+"""Ends of both axes; points outside are drawn at the edge, since only the bounds matter."""
 
 
-def latent_scaling(found: Diagnostics) -> Figure:
-    """Each feature whose decoder is absent somewhere: the largest nu_error there, and the largest nu_reconstruction."""
-    features, error, reconstruction = against_absence(found)
+def absent_decoders(
+    found: Diagnostics,
+) -> tuple[Int[np.ndarray, " N"], Float[np.ndarray, " N"], Float[np.ndarray, " N"]]:
+    """Return the features whose decoder is absent somewhere, with the largest nu_error and nu_reconstruction there."""
+    absent = found.relative_norm < PRESENT
+    measured = (found.nu_error, found.nu_reconstruction)
+    error, reconstruction = (np.where(absent & np.isfinite(nu), nu, -np.inf).max(axis=0) for nu in measured)
+    kept = np.flatnonzero(np.isfinite(error) & np.isfinite(reconstruction))
+    return kept, error[kept], reconstruction[kept]
+
+
+def latent_scaling(data: ReportData) -> list[Figure]:
+    """Draw the features whose decoder is absent somewhere: the largest nu_error there, and nu_reconstruction."""
+    found = data.diagnostics
+    if found is None:
+        return []
+    features, error, reconstruction = absent_decoders(found)
     kept = np.linspace(0, len(features) - 1, min(POINTS, len(features))).astype(int)
     features, error, reconstruction = features[kept], error[kept], reconstruction[kept]
     labels = np.array([found.label[feature] for feature in features.tolist()], dtype=object)
@@ -36,43 +52,36 @@ def latent_scaling(found: Diagnostics) -> Figure:
         index = np.flatnonzero(labels == label)
         if not len(index):
             continue
+        pairs = zip(error[index], reconstruction[index], strict=True)
         traces.append(
             go.Scatter(
-                x=floats(error[index].clip(LOW, HIGH), 3),
-                y=floats(reconstruction[index].clip(LOW, HIGH), 3),
+                x=rounded(error[index].clip(LOW, HIGH), 3),
+                y=rounded(reconstruction[index].clip(LOW, HIGH), 3),
                 mode="markers",
                 name=f"{label} ({len(index):,})",
                 customdata=features[index].tolist(),
-                text=[
-                    f"{NU_ERROR} {e:.2f}, {NU_RECONSTRUCTION} {r:.2f}"
-                    for e, r in zip(error[index], reconstruction[index], strict=True)
-                ],
-                hovertemplate=f"<b>Feature %{{customdata}}</b>, {label}<br>%{{text}}<extra></extra>",
-                marker={"size": 6.5, "opacity": 0.75, "color": LABEL_COLOURS[label]}
-                | {"line": {"color": "#fff", "width": 0.5}},
+                text=[f"{NU_ERROR} {e:.2f}, {NU_RECONSTRUCTION} {r:.2f}" for e, r in pairs],
+                hovertemplate=hover(f"<b>Feature %{{customdata}}</b>, {label}", "%{text}"),
+                marker=marker(LABEL_COLOURS[label], 6.5, 0.75),
                 cliponaxis=False,
             )
         )
-    bound = {"type": "line", "layer": "below", "line": {"color": FAINT, "width": 1, "dash": "dot"}}
-    corner = {"x0": LOW, "x1": SHRUNK, "y0": LOW, "y1": DECOUPLED, "type": "rect", "layer": "below"}
+    corner = {"type": "rect", "x0": LOW, "x1": SHRUNK, "y0": LOW, "y1": DECOUPLED, "layer": "below"}
+    axis = {"range": [LOW - 0.04, HIGH + 0.04], "nticks": 6}
+    font = {"size": 11, "color": SOFT}
     figure = styled(
         traces,
-        xaxis={"range": [LOW - 0.04, HIGH + 0.04], "nticks": 6}
-        | {"title": {"text": f"{NU_ERROR}: the feature in what all others leave unexplained"}},
-        yaxis={"range": [LOW - 0.04, HIGH + 0.04], "nticks": 6}
-        | {"title": {"text": f"{NU_RECONSTRUCTION}: the feature in what the crosscoder reconstructs"}},
+        None if len(features) else "every decoder is present at every checkpoint",
+        xaxis=axis | {"title": {"text": f"{NU_ERROR}: the feature in what all others leave unexplained"}},
+        yaxis=axis | {"title": {"text": f"{NU_RECONSTRUCTION}: the feature in what the crosscoder reconstructs"}},
         shapes=[
             corner | {"line": {"width": 0}, "fillcolor": "rgba(42,148,137,.08)"},
-            bound | {"x0": SHRUNK, "x1": SHRUNK, "y0": LOW, "y1": DECOUPLED},
-            bound | {"x0": LOW, "x1": SHRUNK, "y0": DECOUPLED, "y1": DECOUPLED},
+            rule(SHRUNK, LOW, SHRUNK, DECOUPLED),
+            rule(LOW, DECOUPLED, SHRUNK, DECOUPLED),
         ],
-        annotations=[
-            note(LOW, DECOUPLED, "truly absent", xanchor="left", yanchor="bottom", font={"size": 11, "color": SOFT})
-        ],
+        annotations=[note(LOW, DECOUPLED, "truly absent", xanchor="left", yanchor="bottom", font=font)],
         showlegend=True,
-        legend={"orientation": "h", "y": 1, "yanchor": "bottom", "x": 0},
+        legend=LEGEND_ABOVE,
         margin={"l": 58, "t": 44},
     )
-    if not len(features):
-        figure.add_annotation(text="every decoder is present at every checkpoint", **CENTRE)
-    return Figure("scaling", "Latent scaling", {"": figure}, 440)
+    return [Figure("scaling", "Latent scaling", {"": figure}, 440)]

@@ -1,171 +1,353 @@
-"""Where in training the effect of each feature lies: RelIE, one checkpoint against all."""
+"""Figures of the effects on a task: RelIE, pair by pair, over training and against RelDec; overlap of tasks."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
 
-from crosstime.report import words
-from crosstime.report.colour import FAINT, RULE, SEQUENTIAL, mix
-from crosstime.report.features import TaskFeatures, class_group, class_members, class_words
-from crosstime.report.plots.figure import CENTRE, Figure, clipped, escaped, floats, styled
+from crosstime.attribution.evolution import evolution
+from crosstime.attribution.overlap import Overlap, overlap
+from crosstime.report.classes import class_group, class_members, class_words, pairs
+from crosstime.report.data import ReportData, TaskFeatures
+from crosstime.report.format import (
+    format_fixed,
+    format_number,
+    format_p_value,
+    format_share,
+    readable,
+    rounded,
+    sentence_case,
+)
+from crosstime.report.plots.style import (
+    FAINT,
+    INK,
+    LEGEND_ABOVE,
+    NO_CLASS,
+    NO_EFFECT,
+    RULE,
+    SOFT,
+    Figure,
+    clipped,
+    end_notes,
+    escaped,
+    heatmap,
+    hover,
+    marker,
+    mix,
+    note,
+    padded,
+    points_by_checkpoint,
+    rule,
+    styled,
+)
 
 POINTS = 800
-"""Features drawn at most in one figure: beyond the strongest, points are too small to see."""
+"""Features drawn at most by RelIE: points of weaker ones are too small to see."""
 HEATMAP_ROWS = 160
+MANY_POINTS = 2400
+"""Points drawn at most, over all pairs or checkpoints."""
+GOLDEN = 0.6180339887
+EXTREMES = 5
+"""Features of the largest and of the smallest IE, at the first checkpoint and at the last."""
+TOPS = (10, 100)
+"""Top features of each task whose overlap is shown, as in arXiv 2509.05291."""
+NUMBERED = 12
+"""Up to this number of tasks, the cells of the overlap contain numbers."""
+SIGNIFICANCE = 0.05
+
+# --------------------------------------------------------------------------------- one checkpoint against all
 
 
-def relative_effects(features: TaskFeatures, chosen: Mapping[str, str], notes: Mapping[int, str]) -> Figure:
-    """RelIE of the strongest features: a ternary plot for three checkpoints, a strip for two, a map for more.
-
-    Args:
-        chosen: checkpoint -> colour.
-        notes: feature -> a line of text on it.
-    """
-    n = len(features.checkpoints)
+def relative_effects(features: TaskFeatures) -> Figure:
+    """Draw RelIE of the top features: a ternary plot of three checkpoints, a strip of two, a map of more."""
+    n = len(features.data.checkpoints)
     rows = features.strongest(HEATMAP_ROWS if n > 3 else POINTS)
     rows = rows[np.isfinite(features.rel_ie[:, rows]).all(axis=0)]
-    if n == 3:
-        figure = _ternary(features, rows, chosen, notes)
-    elif n == 2:
-        figure = _strip(features, rows, chosen, notes)
-    elif n > 3:
-        figure = _map(features, rows, chosen, notes)
-    else:
-        figure = styled([])
-    if len(rows) == 0:
-        figure.add_annotation(text="no feature has an effect on this task", **CENTRE)
-    return Figure("relative", "Where the effect lies", {"": figure}, 600 if n == 3 else 460 if n == 2 else 620)
+    draw, height = {2: (_strip, 460), 3: (_ternary, 600)}.get(n, (_map, 620))
+    traces, layout = draw(features, rows) if n > 1 else ([], {})
+    figure = styled(traces, None if len(rows) else NO_EFFECT, **layout)
+    return Figure("relative", "Where the effect lies", {"": figure}, height)
 
 
-def class_colour(label: str, chosen: Mapping[str, str]) -> str:
-    """Colour of a class: its checkpoint's, or the mixture of those that share it, or grey."""
-    members = class_members(label, list(chosen))
-    return mix([chosen[name] for name in members], [1.0] * len(members)) if members else "#b3b0a8"
+def class_colour(label: str, data: ReportData) -> str:
+    """Return the colour of a class: its checkpoint's, the mixture of those that share it, or grey."""
+    members = class_members(label, data.checkpoints)
+    return mix([data.colours[name] for name in members]) if members else NO_CLASS
 
 
-def _by_class(features: TaskFeatures, rows: np.ndarray) -> list[tuple[str, np.ndarray]]:
-    """Rows of each class, in the order of the classes."""
-    labels = sorted({features.classes[row] for row in rows}, key=lambda label: class_group(label, features.checkpoints))
-    return [(label, np.asarray([row for row in rows if features.classes[row] == label])) for label in labels]
+_Drawn = tuple[list[Any], dict[str, Any]]
+"""Traces and layout."""
 
 
-def _points(
-    features: TaskFeatures, rows: np.ndarray, label: str, chosen: Mapping[str, str], notes: Mapping[int, str]
-) -> dict[str, Any]:
-    """What the traces of one class have in common: colour, ids for clicks, hover texts, sizes by the effect."""
-    largest = max(float(features.strength.max()), 1e-12)
-    hover = []
-    for row in rows:
-        feature = int(features.feature[row])
-        shares = " · ".join(
-            f"{escaped(name)} {words.share(float(value))}"
-            for name, value in zip(features.checkpoints, features.rel_ie[:, row], strict=True)
-        )
-        strength = f"max |IE| {words.number(float(features.strength[row]), 3)}"
-        lines = [f"<b>Feature {feature}</b>", escaped(class_words(label, features.checkpoints)), shares, strength]
-        if feature in notes:
-            lines.append(escaped(notes[feature]))
-        hover.append("<br>".join(lines))
-    size = [5 + 21 * math.sqrt(float(features.strength[row]) / largest) for row in rows]
-    return {
-        "mode": "markers",
-        "name": f"{escaped(class_words(label, features.checkpoints))} ({len(rows)})",
-        "customdata": [int(features.feature[row]) for row in rows],
-        "text": hover,
-        "hovertemplate": "%{text}<extra></extra>",
-        "marker": {
-            "size": size,
-            "opacity": 0.82,
-            "line": {"color": "#fff", "width": 0.8},
-            "color": class_colour(label, chosen),
-        },
-    }
-
-
-def _ternary(
-    features: TaskFeatures, rows: np.ndarray, chosen: Mapping[str, str], notes: Mapping[int, str]
-) -> go.Figure:
+def _ternary(features: TaskFeatures, rows: np.ndarray) -> _Drawn:
     traces = []
-    for label, members in _by_class(features, rows):
-        common = _points(features, members, label, chosen, notes)
-        # The first checkpoint stands bottom left, the last bottom right, so that training runs left to right.
-        b, a, c = features.rel_ie[:, members]
-        traces.append(go.Scatterternary(a=floats(a), b=floats(b), c=floats(c), cliponaxis=False, **common))
-    # The lower corners' names stand a line lower, clear of the points at the corner.
+    for members, common in _points_by_class(features, rows):
+        # The first checkpoint is bottom left, the last bottom right, so that training runs from left to right.
+        b, a, c = (rounded(share, 5) for share in features.rel_ie[:, members])
+        traces.append(go.Scatterternary(a=a, b=b, c=c, **common))
+    # The names at the lower corners are one line lower, clear of the points at the corner.
     corners = [
-        f"{line}<b>{escaped(clipped(name, 22))}</b>"
-        for line, name in zip(("<br>", "", "<br>"), features.checkpoints, strict=True)
+        f"{line}<b>{clipped(name, 22)}</b>"
+        for line, name in zip(("<br>", "", "<br>"), features.data.checkpoints, strict=True)
     ]
     axis = {"min": 0, "dtick": 0.2, "showticklabels": False, "ticks": "", "gridcolor": RULE, "linecolor": FAINT}
-    return styled(
-        traces,
-        ternary={"sum": 1, "bgcolor": "rgba(0,0,0,0)", "domain": {"x": [0, 1], "y": [0.02, 0.98]}}
-        | {"aaxis": axis | {"title": {"text": corners[1]}}}
-        | {"baxis": axis | {"title": {"text": corners[0]}}}
-        | {"caxis": axis | {"title": {"text": corners[2]}}},
-        margin={"l": 40, "r": 40, "t": 34, "b": 48},
-    )
+    ternary = {"sum": 1, "bgcolor": "rgba(0,0,0,0)", "domain": {"x": [0, 1], "y": [0.02, 0.98]}}
+    for name, corner in zip(("baxis", "aaxis", "caxis"), corners, strict=True):
+        ternary[name] = axis | {"title": {"text": corner}}
+    return traces, {"ternary": ternary, "margin": {"l": 40, "r": 40, "t": 34, "b": 48}}
 
 
-def _strip(features: TaskFeatures, rows: np.ndarray, chosen: Mapping[str, str], notes: Mapping[int, str]) -> go.Figure:
-    """Two checkpoints: RelIE of the second across, the strongest effect upwards."""
-    traces = []
-    for label, members in _by_class(features, rows):
-        common = _points(features, members, label, chosen, notes)
-        place = {"x": floats(features.rel_ie[1, members]), "y": floats(features.strength[members])}
-        traces.append(go.Scatter(**place, **common, cliponaxis=False))
-    first, second = (escaped(clipped(name, 22)) for name in features.checkpoints)
+def _strip(features: TaskFeatures, rows: np.ndarray) -> _Drawn:
+    """Draw two checkpoints: RelIE of the second across, the largest |IE| upwards."""
+    traces = [
+        go.Scatter(x=rounded(features.rel_ie[1, members], 5), y=rounded(features.strength[members], 5), **common)
+        for members, common in _points_by_class(features, rows)
+    ]
+    first, second = (clipped(name, 22) for name in features.data.checkpoints)
     ticks = {
         "tickvals": [0, 0.25, 0.5, 0.75, 1],
         "ticktext": [f"only {first}", ".25", "shared", ".75", f"only {second}"],
     }
-    return styled(
-        traces,
-        xaxis=ticks | {"range": [-0.02, 1.02], "title": {"text": "RelIE"}},
-        yaxis={"type": "log", "title": {"text": "max |IE| (log)"}, "dtick": 1, "exponentformat": "power"},
-        margin={"l": 64, "r": 48, "t": 16},
-    )
+    yaxis = {"type": "log", "title": {"text": "max |IE| (log)"}, "dtick": 1, "exponentformat": "power"}
+    return traces, {
+        "xaxis": ticks | {"range": [-0.02, 1.02], "title": {"text": "RelIE"}},
+        "yaxis": yaxis,
+        "margin": {"l": 64, "r": 48, "t": 16},
+    }
 
 
-def _map(features: TaskFeatures, rows: np.ndarray, chosen: Mapping[str, str], notes: Mapping[int, str]) -> go.Figure:
-    """Four or more checkpoints: RelIE of each feature as a row, sorted by where in training its effect lies."""
-    relative = features.rel_ie[:, rows].T
-    centre = relative @ np.arange(relative.shape[1])
-    rows = rows[np.argsort(centre, kind="stable")]
-    names = [
-        f'<span style="color:{chosen[name]}">●</span> {escaped(clipped(name, 16))}' for name in features.checkpoints
-    ]
-    ids = [int(features.feature[row]) for row in rows]
-    heat = go.Heatmap(
+def _map(features: TaskFeatures, rows: np.ndarray) -> _Drawn:
+    """Draw four or more checkpoints: RelIE of each feature as a row, sorted by its mean checkpoint."""
+    data, relative = features.data, features.rel_ie[:, rows].T
+    rows = rows[np.argsort(relative @ np.arange(relative.shape[1]), kind="stable")]
+    names = [f'<span style="color:{colour}">●</span> {clipped(name, 16)}' for name, colour in data.colours.items()]
+    ids = features.feature[rows].tolist()
+    heat = heatmap(
         z=[[round(value, 3) for value in row] for row in features.rel_ie[:, rows].T.tolist()],
         x=names,
-        # A label for each row, which the hover text shows: a text for each cell would be M times as much.
-        y=["<br>".join(filter(None, (f"<b>Feature {i}</b>", escaped(notes.get(i, ""))))) for i in ids],
+        # One label per row, which the hover text shows: one text per cell would be M times as much.
+        y=["<br>".join(filter(None, (f"<b>Feature {i}</b>", escaped(data.notes.get(i, ""))))) for i in ids],
         zmin=0,
-        # The few that hold the most would leave the others pale.
+        # The few largest values would leave the others pale.
         zmax=float(np.quantile(relative, 0.99)) if len(rows) else 1.0,
-        colorscale=[list(stop) for stop in SEQUENTIAL],
         meta={"features": ids},
-        hovertemplate="%{y}<br>%{x}: RelIE <b>%{z:.2f}</b><extra></extra>",
+        hovertemplate=hover("%{y}", "%{x}: RelIE <b>%{z:.2f}</b>"),
         colorbar={"thickness": 8, "len": 0.4, "y": 1, "yanchor": "top", "outlinewidth": 0, "title": {"text": "RelIE"}},
     )
+    plain = {"showticklabels": False, "ticks": "", "showline": False, "showgrid": False, "type": "category"}
+    title = {"text": f"{len(rows)} features, early effects first"}
     every = math.ceil(len(names) / 9)
-    yaxis = {
-        "range": [len(rows) - 0.5, -0.5],
-        "showticklabels": False,
-        "ticks": "",
-        "showline": False,
-        "showgrid": False,
+    return [heat], {
+        "xaxis": {"showgrid": False, "side": "top", "type": "category", "tickvals": names[::every]},
+        "yaxis": plain | {"range": [len(rows) - 0.5, -0.5], "title": title},
+        "margin": {"t": 40},
     }
-    title = f"{len(rows)} features, early effects first"
+
+
+def _points_by_class(features: TaskFeatures, rows: np.ndarray) -> list[tuple[np.ndarray, dict[str, Any]]]:
+    """Return the rows of each class, and what its trace needs besides the coordinates."""
+    data, largest = features.data, max(float(features.strength.max()), 1e-12)
+    labels = sorted({features.classes[row] for row in rows}, key=lambda label: class_group(label, data.checkpoints))
+    traces = []
+    for label in labels:
+        members = np.asarray([row for row in rows if features.classes[row] == label])
+        size = (5 + 21 * np.sqrt(features.strength[members] / largest)).tolist()
+        common = {
+            "mode": "markers",
+            "name": f"{escaped(class_words(label, data.checkpoints))} ({len(members)})",
+            "customdata": features.feature[members].tolist(),
+            "text": [_text(features, row) for row in members.tolist()],
+            "hovertemplate": hover("%{text}"),
+            "marker": marker(class_colour(label, data), size, 0.82, 0.8),
+            "cliponaxis": False,
+        }
+        traces.append((members, common))
+    return traces
+
+
+def _text(features: TaskFeatures, row: int) -> str:
+    """The hover text of a feature."""
+    data, feature = features.data, int(features.feature[row])
+    shares = zip(data.checkpoints, features.rel_ie[:, row].tolist(), strict=True)
+    lines = [
+        f"<b>Feature {feature}</b>",
+        escaped(class_words(features.classes[row], data.checkpoints)),
+        " · ".join(f"{escaped(name)} {format_share(share)}" for name, share in shares),
+        f"max |IE| {format_number(float(features.strength[row]), 3)}",
+        escaped(data.notes.get(feature, "")),
+    ]
+    return "<br>".join(filter(None, lines))
+
+
+# --------------------------------------------------------------------------------- pair by pair
+
+
+def pairwise_effects(features: TaskFeatures) -> Figure:
+    """Draw a row of points for each pair of checkpoints: across, pairwise RelIE."""
+    data, compared = features.data, pairs(len(features.data.checkpoints))
+    names, colours = data.checkpoints, list(data.colours.values())
+    traces = []
+    for row, (before, after) in enumerate(compared):
+        relative = features.pairwise(before, after)
+        strength = np.abs(features.ie[[before, after]]).max(axis=0)
+        order = np.argsort(-np.where(np.isfinite(relative), strength, -np.inf), kind="stable")
+        kept = order[: min(MANY_POINTS // len(compared), int(np.isfinite(relative).sum()))]
+        # Features of similar strength get different heights; the golden ratio spreads any number of them evenly.
+        height = row + 0.62 * (np.modf((1 + np.arange(len(kept))) * GOLDEN)[0] - 0.5)
+        size = 4 + 12 * np.sqrt(strength[kept] / max(float(features.strength.max()), 1e-12))
+        ids = features.feature[kept].tolist()
+        pair = f"{escaped(names[after])} against {escaped(names[before])}"
+        traces.append(
+            go.Scatter(
+                x=rounded(relative[kept], 3),
+                y=height.round(3).tolist(),
+                mode="markers",
+                marker=marker(mix([colours[before], colours[after]]), size.round(1).tolist(), edge=0.6),
+                customdata=ids,
+                text=[escaped(data.decoder_labels.get(feature, "")) for feature in ids],
+                hovertemplate=hover("<b>Feature %{customdata}</b>", f"{pair}: %{{x:.2f}}", "%{text}"),
+                cliponaxis=False,
+            )
+        )
+    ticks = [f"{clipped(names[a], 12)} → {clipped(names[b], 12)}" for a, b in compared]
+    every = math.ceil(len(compared) / 16)
+    figure = styled(
+        traces,
+        None if any(len(trace.x) for trace in traces) else NO_EFFECT,
+        xaxis={"range": [-0.02, 1.02], "tickvals": [0, 0.3, 0.5, 0.7, 1], "title": {"text": "pairwise RelIE"}}
+        | {"ticktext": ["earlier only", ".3", "shared", ".7", "later only"]},
+        yaxis={"range": [len(compared) - 0.5, -0.5], "tickvals": list(range(0, len(compared), every))}
+        | {"ticktext": ticks[::every], "showgrid": False, "automargin": True},
+        shapes=[rule(bound, 0, bound, 1, RULE, yref="paper") for bound in (0.3, 0.7)],
+        margin={"l": 20, "r": 40},
+    )
+    return Figure("pairwise", "RelIE, pair by pair", {"": figure}, min(150 + 74 * len(compared), 560))
+
+
+# --------------------------------------------------------------------------------- over training, and decoder norms
+
+
+def effects_over_training(features: TaskFeatures) -> Figure:
+    """Draw the extreme features over training, in the colour of the checkpoint, first or last, where they are so."""
+    data, axis = features.data, features.data.axis
+    extremes = evolution(features.ie, EXTREMES)
+    colours = {"first": data.colours[data.checkpoints[0]], "last": data.colours[data.checkpoints[-1]]}
+    lines, ends = [], []
+    for one in extremes:
+        feature = int(features.feature[one.feature])
+        places = {group.rsplit(" ", 1)[1] for group in one.chosen}
+        colour = FAINT if len(places) > 1 else colours[places.pop()]
+        text = hover(
+            f"<b>Feature {feature}</b>: {' and '.join(one.chosen)}",
+            "IE %{y:.4f} at %{text}",
+            escaped(data.notes.get(feature, "")),
+        )
+        ids = [feature] * len(axis.names)
+        dots = {"size": 5, "color": colour}
+        lines.append(axis.line(one.ie, colour, 1.5, "", 4, marker=dots, customdata=ids, hovertemplate=text))
+        ends.append((float(one.ie[-1]), str(feature)))
+    span = padded(features.ie[:, [one.feature for one in extremes]])
+    figure = styled(
+        lines,
+        None if extremes else NO_EFFECT,
+        xaxis=axis.xaxis(),
+        yaxis={"range": list(span), "nticks": 7, "zeroline": True, "zerolinecolor": FAINT}
+        | {"title": {"text": "indirect effect (IE)"}},
+        annotations=[one | {"font": {"size": 10.5, "color": SOFT}} for one in end_notes(ends, span, 0.043)],
+        margin={"l": 62, "r": 52},
+    )
+    return Figure("evolution", "The largest and the smallest effects over training", {"": figure}, 440)
+
+
+def decoder_against_effect(features: TaskFeatures) -> Figure:
+    """Draw RelDec against RelIE of the top features: one point per feature and checkpoint."""
+    data = features.data
+    few = len(data.checkpoints) <= 4
+    rows = [row for row in features.strongest(MANY_POINTS // len(data.checkpoints)) if features.has_class[row]]
+    ids = features.feature[rows].tolist()
+    traces = points_by_checkpoint(
+        ids,
+        features.rel_dec[:, rows],
+        features.rel_ie[:, rows],
+        data.colours,
+        "RelDec %{x:.2f}, RelIE %{y:.2f}",
+        "%{text}",
+        text=[escaped(data.decoder_labels.get(feature, "")) for feature in ids],
+    )
+    top = float(features.rel_dec[:, rows].max(initial=0.1))
+    figure = styled(
+        traces,
+        xaxis={"range": [0, min(1.0, 1.05 * top)], "title": {"text": "RelDec"}, "nticks": 6},
+        yaxis={"range": [-0.02, 1.02], "title": {"text": "RelIE"}, "nticks": 6},
+        shapes=[rule(0, 0, top, top, RULE)],
+        showlegend=few,
+        legend=LEGEND_ABOVE,
+        margin={"t": 30 if few else 12},
+    )
+    return Figure("decoder", "RelDec against RelIE", {"": figure}, 320)
+
+
+# --------------------------------------------------------------------------------- overlap of tasks
+
+
+def overlaps(data: ReportData) -> list[Figure]:
+    """Draw the top features that every two tasks share, by checkpoint, and the number by chance; none for one task."""
+    if len(data.tasks) < 2:
+        return []
+    ie = {task: features.ie for task, features in data.tasks.items()}
+    return [_overlap(overlap(ie, data.checkpoints, k), k) for k in TOPS]
+
+
+def _overlap(found: Overlap, k: int) -> Figure:
+    variants = {name: _overlap_map(found, m) for m, name in enumerate(found.checkpoints)}
+    return Figure(f"overlap-{k}", f"Of the top {k} features", variants, max(260, min(84 * len(found.tasks) + 110, 640)))
+
+
+def _overlap_map(found: Overlap, m: int) -> go.Figure:
+    n = len(found.tasks)
+    names = [sentence_case(readable(task)) for task in found.tasks]
+    cells = [(i, j) for i in range(n) for j in range(i)]
+    limit = SIGNIFICANCE / max(len(cells), 1)
+    z: list[list[float | None]] = [[None] * n for _ in range(n)]
+    text = [[""] * n for _ in range(n)]
+    numbers = []
+    for i, j in cells:
+        shared, expected, p = int(found.shared[m, i, j]), float(found.expected[m, i, j]), float(found.p_value[m, i, j])
+        most = min(found.size[m, i], found.size[m, j])
+        share = round(shared / most, 3) if most else None
+        z[i][j] = share
+        text[i][j] = (
+            f"{escaped(names[i])} and {escaped(names[j])}: <b>{shared}</b> shared<br>"
+            f"{format_fixed(expected, 1)} by chance, {format_p_value(p)}"
+        )
+        if n <= NUMBERED:
+            number = f"<b>{shared}</b>" if p < limit else f"{shared}"
+            number += f"<br><span style='font-size:10px'>{format_fixed(expected, 1)}</span>"
+            numbers.append(note(j, i, number, font={"size": 13, "color": "#fff" if (share or 0) > 0.6 else INK}))
+    grid = list(range(n))
+    heat = heatmap(
+        x=grid,
+        y=grid,
+        z=z,
+        zmin=0,
+        zmax=1,
+        xgap=2,
+        ygap=2,
+        hoverongaps=False,
+        showscale=False,
+        text=text,
+        hovertemplate=hover("%{text}"),
+    )
+    every = math.ceil(n / 24)
+    axis = {"tickvals": grid[::every], "ticktext": [clipped(name, 26) for name in names][::every]}
+    axis |= {"showgrid": False, "zeroline": False, "showline": False, "automargin": True}
     return styled(
         [heat],
-        xaxis={"showgrid": False, "side": "top", "type": "category", "tickvals": names[::every]},
-        yaxis=yaxis | {"type": "category", "title": {"text": title}},
-        margin={"t": 40},
+        xaxis=axis | {"range": [-0.5, max(n - 1.5, 0.5)], "autotickangles": [0, -30, -90]},
+        yaxis=axis | {"range": [n - 0.5, 0.5]},
+        annotations=numbers,
+        margin={"l": 20, "t": 8, "r": 8, "b": 20},
     )

@@ -1,8 +1,11 @@
-"""Figures of the survey: accuracy and perplexity over training, similarity of checkpoints."""
+"""Figures of the survey: accuracy and perplexity over training, similarity of checkpoints.
+
+Each function returns a list of figures, which is empty if the run has no data for them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,127 +13,135 @@ import plotly.graph_objects as go
 from jaxtyping import Float
 
 from crosstime.evaluation.survey import Survey
-from crosstime.report import words
-from crosstime.report.colour import FAINT, INK, PALE, SOFT
-from crosstime.report.data import TaskGroup
-from crosstime.report.plots.axis import LINED, TokenAxis, log_axis
-from crosstime.report.plots.figure import CENTRE, Figure, clipped, end_notes, escaped, floats, padded, styled
-from crosstime.report.plots.matrix import triangle
-from crosstime.report.trajectory import CHANCE, chance_band, pooled
+from crosstime.report.data import GroupShape, ReportData
+from crosstime.report.format import format_share, rounded, sentence_case, short_names
+from crosstime.report.plots.style import (
+    FAINT,
+    INK,
+    LINED,
+    PALE,
+    SOFT,
+    Figure,
+    TrainingAxis,
+    clipped,
+    end_notes,
+    escaped,
+    log_axis,
+    marker,
+    padded,
+    styled,
+    triangle,
+)
+from crosstime.report.trends import CHANCE, chance_band, pooled
+
+ALL_PAIRS = "all pairs"
 
 
-def accuracy(survey: Survey, group: TaskGroup, key: str, chosen: Mapping[str, str], lowest: float) -> Figure:
-    """Accuracy of a group's tasks over tokens seen, with chance and the chosen checkpoints marked.
-
-    Args:
-        chosen: checkpoint -> colour.
-        lowest: lower end of the accuracy axis; the panels share it.
-    """
-    columns = [survey.tasks.index(task) for task in group.tasks]
-    n_pairs = [survey.n_pairs[column] for column in columns]
-    forms = {
-        "Whole sentences": (np.asarray(survey.sentence_accuracy, dtype=float), n_pairs),
-        "Next word": (np.asarray(survey.token_accuracy, dtype=float), [survey.n_prompts[c] for c in columns]),
-    }
-    axis = TokenAxis.of(survey.checkpoints, survey.tokens)
-    variants = {
-        form: _accuracy_panel(values[:, columns], counts, group, axis, chosen, (lowest, 1.0))
-        for form, (values, counts) in forms.items()
-    }
-    difference = np.asarray(survey.logit_difference, dtype=float)[:, columns]
-    counts = [survey.n_prompts[c] for c in columns]
-    variants["Logit difference"] = _accuracy_panel(difference, counts, group, axis, chosen, None)
-    return Figure(key, words.sentence_case(words.name(group.name)), variants, 300)
+def accuracy(data: ReportData) -> list[Figure]:
+    """Draw one panel per group: accuracy over tokens seen, with chance and the crosscoder's checkpoints marked."""
+    survey = data.survey
+    if survey is None:
+        return []
+    lowest = np.nanmin([*np.asarray(survey.sentence_accuracy, dtype=float).ravel(), 0.45])
+    span = max(0.0, float(np.floor(10 * lowest)) / 10), 1.0
+    return [_accuracy(data, survey, group, f"accuracy-{i}", span) for i, group in enumerate(data.group_shapes)]
 
 
-def perplexity(survey: Survey, chosen: Mapping[str, str]) -> Figure:
-    """Perplexity on held-out text over tokens seen."""
-    axis = TokenAxis.of(survey.checkpoints, survey.tokens)
-    values = np.asarray(survey.perplexity, dtype=float)
-    figure = styled(
-        [_line(axis, values, "perplexity", INK, 2.0, "%{y:,.1f}"), *_chosen_points(axis, values, chosen)],
-        **axis.layout(chosen),
-    )
+def perplexity(data: ReportData) -> list[Figure]:
+    """Draw the perplexity on held-out text over tokens seen."""
+    if data.survey is None:
+        return []
+    axis = TrainingAxis.from_tokens(data.survey.checkpoints, data.survey.tokens)
+    values = np.asarray(data.survey.perplexity, dtype=float)
+    line = _line(axis, values, "perplexity", INK, 2.0, "%{y:,.1f}")
+    figure = styled([line, _marked(axis, values, data)], **axis.layout(data.colours))
     figure.update_yaxes(**log_axis(values))
-    return Figure("perplexity", "Perplexity on held-out text", {"": figure}, 300)
+    return [Figure("perplexity", "Perplexity on held-out text", {"": figure}, 300)]
 
 
-def similarity(survey: Survey, chosen: Mapping[str, str]) -> Figure:
-    """Lower-triangle map of the similarity of every two checkpoints' activations; chosen pairs are outlined."""
-    maps = {"Cosine": survey.cosine, "Pearson": survey.pearson}
-    n = len(survey.checkpoints)
-    height = max(380, min(58 * n + 90, 680))
-    return Figure(
-        "similarity",
-        "Similarity of activations",
-        {name: triangle(np.asarray(v, dtype=float), survey.checkpoints, chosen) for name, v in maps.items()},
-        height,
-    )
+def similarity(data: ReportData) -> list[Figure]:
+    """Draw the similarity of every two checkpoints' activations; pairs that the crosscoder compares are outlined."""
+    if data.survey is None:
+        return []
+    names = data.survey.checkpoints
+    maps = {"Cosine": data.survey.cosine, "Pearson": data.survey.pearson}
+    variants = {kind: triangle(np.asarray(values, float), names, data.colours) for kind, values in maps.items()}
+    return [Figure("similarity", "Similarity of activations", variants, max(380, min(58 * len(names) + 90, 680)))]
 
 
-def _accuracy_panel(
+def _accuracy(data: ReportData, survey: Survey, one: GroupShape, key: str, span: tuple[float, float]) -> Figure:
+    columns = [survey.tasks.index(task) for task in one.group.tasks]
+    labels = short_names(one.group.tasks)
+    axis = TrainingAxis.from_tokens(survey.checkpoints, survey.tokens)
+    variants = {
+        name: _panel(
+            np.asarray(values, dtype=float)[:, columns], [counts[c] for c in columns], labels, axis, data, ends
+        )
+        for name, values, counts, ends in (
+            ("Whole sentences", survey.sentence_accuracy, survey.n_pairs, span),
+            ("Next word", survey.token_accuracy, survey.n_prompts, span),
+            ("Logit difference", survey.logit_difference, survey.n_prompts, None),
+        )
+    }
+    return Figure(key, sentence_case(one.name), variants, 300)
+
+
+def _panel(
     values: Float[np.ndarray, "C T"],
     counts: Sequence[int],
-    group: TaskGroup,
-    axis: TokenAxis,
-    chosen: Mapping[str, str],
+    labels: Sequence[str],
+    axis: TrainingAxis,
+    data: ReportData,
     span: tuple[float, float] | None,
 ) -> go.Figure:
-    """One panel: thin lines for the tasks, a heavy one for all their pairs, labels at the lines' ends."""
-    labels = words.short_names(group.tasks)
+    """Draw thin lines for the tasks and a thick one for all their pairs, with labels at the ends.
+
+    Args:
+        values: Accuracy or logit difference by checkpoint and task.
+        counts: Pairs behind each task.
+        labels: Names of the tasks.
+        axis: With all surveyed checkpoints.
+        data: For the marked checkpoints.
+        span: Range of the accuracies; None for logit differences.
+    """
+    several = len(labels) > 1
     form = "%{y:.3f}" if span else "%{y:.2f}"
     whole = pooled(values, counts) if any(counts) else values.mean(axis=1)
-    lines = []
-    if len(labels) > 1:
-        lines = [_line(axis, values[:, i], label, PALE, 1.25, form) for i, label in enumerate(labels)]
-    lines.append(_line(axis, whole, "all pairs" if len(labels) > 1 else labels[0], INK, 2.25, form))
-    layout = axis.layout(chosen)
+    lines = [_line(axis, values[:, i], label, PALE, 1.25, form) for i, label in enumerate(labels) if several]
+    lines.append(_line(axis, whole, ALL_PAIRS if several else labels[0], INK, 2.25, form))
+    layout = axis.layout(data.colours)
     low, high = span or padded(values)
     layout["yaxis"] = _accuracy_axis(low, high) if span else {"range": [low, high], "nticks": 6}
     layout["shapes"] += _chance(CHANCE if span else 0.0, chance_band(max(sum(counts), 1)) if span else 0.0)
-    if len(labels) > 1:
-        ends = [*zip(values[-1], labels, strict=True), (whole[-1], "all pairs")]
+    if several:
+        ends = [*zip(values[-1], labels, strict=True), (whole[-1], ALL_PAIRS)]
         layout["annotations"] += _end_labels(ends, (low, high))
-        layout["margin"]["r"] = min(14 + 6.2 * max(len(label) for label in (*labels, "all pairs")), 150)
-    figure = styled([*lines, *_chosen_points(axis, whole, chosen)], **layout)
-    if not np.isfinite(values).any():
-        figure.add_annotation(text="no pair of this task gives a prompt", **CENTRE)
-    return figure
+        layout["margin"]["r"] = min(14 + 6.2 * max(len(label) for label in (*labels, ALL_PAIRS)), 150)
+    message = None if np.isfinite(values).any() else "no pair of this task gives a prompt"
+    return styled([*lines, _marked(axis, whole, data)], message, **layout)
 
 
 def _accuracy_axis(low: float, high: float) -> dict[str, Any]:
-    """Ticks every fifth or tenth, and chance among them by its name."""
+    """Ticks every tenth or fifth, with chance labelled as such."""
     step = 2 if high - low > 0.45 else 1
     values = [tick / 10 for tick in range(round(10 * low), 11) if (tick - 10) % step == 0 and tick != 5]
-    texts = [words.share(value).removesuffix("0") if value < 1 else "1" for value in values]
+    texts = [format_share(value).removesuffix("0") if value < 1 else "1" for value in values]
     return {"range": [low, high], "tickvals": [*values, CHANCE], "ticktext": [*texts, "chance"]}
 
 
-def _line(axis: TokenAxis, values: np.ndarray, name: str, colour: str, width: float, form: str) -> go.Scatter:
-    marker = {"size": 4.5 if width > 1.5 else 3, "color": colour}
-    return go.Scatter(
-        x=axis.positions,
-        y=floats(values),
-        mode="lines+markers",
-        name=escaped(name),
-        line={"color": colour, "width": width},
-        marker=marker,
-        text=axis.hover(),
-        hovertemplate=f"{escaped(name)}: <b>{form}</b><br>%{{text}}<extra></extra>",
-        connectgaps=False,
-    )
+def _line(axis: TrainingAxis, values: np.ndarray, name: str, colour: str, width: float, form: str) -> go.Scatter:
+    dots = {"size": 4.5 if width > 1.5 else 3, "color": colour}
+    text = f"{escaped(name)}: <b>{form}</b>"
+    return axis.line(values, colour, width, text, marker=dots, name=escaped(name), connectgaps=False)
 
 
-def _chosen_points(axis: TokenAxis, values: np.ndarray, chosen: Mapping[str, str]) -> list[go.Scatter]:
-    index = [i for i, name in enumerate(axis.names) if name in chosen]
+def _marked(axis: TrainingAxis, values: np.ndarray, data: ReportData) -> go.Scatter:
+    """Dots on the crosscoder's checkpoints."""
+    index = [i for i, name in enumerate(axis.names) if name in data.colours]
     size = 11 if len(index) <= LINED else 6
-    marker = {
-        "size": size,
-        "color": [chosen[axis.names[i]] for i in index],
-        "line": {"color": "#fff", "width": size / 6},
-    }
-    points = {"x": [axis.positions[i] for i in index], "y": floats(values[index])}
-    return [go.Scatter(**points, mode="markers", marker=marker, hoverinfo="skip")]
+    dots = marker([data.colours[axis.names[i]] for i in index], size, None, size / 6)
+    x, y = [axis.positions[i] for i in index], rounded(values[index], 5)
+    return go.Scatter(x=x, y=y, mode="markers", marker=dots, hoverinfo="skip")
 
 
 def _chance(base: float, band: float) -> list[dict[str, Any]]:
@@ -143,11 +154,11 @@ def _chance(base: float, band: float) -> list[dict[str, Any]]:
 
 
 def _end_labels(ends: Sequence[tuple[float, str]], span: tuple[float, float]) -> list[dict[str, Any]]:
-    """Labels beside the ends of the lines; that of all pairs is bold."""
+    """Labels at the ends of the lines; that of all pairs is bold."""
     notes = []
     for label in end_notes(ends, span, 0.062):
-        whole = label["text"] == "all pairs"
+        whole = label["text"] == ALL_PAIRS
         font = {"size": 11, "color": INK if whole else SOFT}
-        text = "<b>all pairs</b>" if whole else escaped(clipped(label["text"], 22))
+        text = f"<b>{ALL_PAIRS}</b>" if whole else clipped(label["text"], 22)
         notes.append(label | {"text": text, "font": font})
     return notes

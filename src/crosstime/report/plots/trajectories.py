@@ -1,79 +1,102 @@
-"""Over the tokens seen: features one by one, how many there are, and how their directions turn."""
+"""Figures over training: features one by one, how many there are, and how their directions turn.
+
+Each function for a figure returns a list, which is empty if the run has no data for it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
-from jaxtyping import Float
 
-from crosstime.report.colour import FAINT, INK, PALE, RULE, SOFT
-from crosstime.report.directions import Turn
-from crosstime.report.plots.axis import TokenAxis
-from crosstime.report.plots.figure import Figure, escaped, floats, styled
-from crosstime.report.plots.matrix import triangle
-from crosstime.report.population import Population
+from crosstime.report.data import ReportData
+from crosstime.report.format import readable
+from crosstime.report.plots.style import (
+    FAINT,
+    GRID,
+    INK,
+    LEGEND_ABOVE,
+    PALE,
+    RULE,
+    SOFT,
+    Figure,
+    empty_triangle,
+    escaped,
+    hover,
+    marker,
+    plain,
+    styled,
+    triangle,
+)
+from crosstime.report.trends import Population, find_turn, population, present
 
 
-def tile(axis: TokenAxis, colours: Mapping[str, str]) -> dict[str, Any]:
-    """Traces and layout, without values, of one feature over training: IE with its interval, decoder norm below.
+def feature_frames(data: ReportData) -> dict[str, Any]:
+    """Return the figures of single features without values, which the page's script fills in."""
+    names = data.checkpoints
+    later = [[f"{a} against {b}" for b in names] for a in names]
+    return {
+        "tile": _tile(data),
+        "directions": empty_triangle(names, data.colours),
+        "pairwise": empty_triangle(names, data.colours, later),
+    }
 
-    The page's script fills in the values (`y` of the three traces): every tile and every card has the same frame.
+
+def _tile(data: ReportData) -> dict[str, Any]:
+    """One feature over training: IE with its interval, and the decoder norm below.
+
+    The script fills in `y` of the three traces.
     """
-    dots = {"size": 6 if len(axis.names) <= 12 else 4, "color": [colours[name] for name in axis.names]}
-    line = {"x": axis.positions, "mode": "lines+markers", "text": axis.hover()}
-    line |= {"marker": dots | {"line": {"color": "#fff", "width": 0.5}}}
-    band = {"x": [*axis.positions, *axis.positions[::-1]], "fill": "toself", "fillcolor": "rgba(28,33,40,.11)"}
-    traces = [
-        band | {"mode": "lines", "line": {"width": 0}, "hoverinfo": "skip"},
-        line | {"line": {"color": INK, "width": 1.25}, "hovertemplate": "IE <b>%{y:.4f}</b><br>%{text}<extra></extra>"},
-        line
-        | {"yaxis": "y2", "line": {"color": SOFT, "width": 1.25}}
-        | {"hovertemplate": "decoder norm <b>%{y:.2f}</b><br>%{text}<extra></extra>"},
-    ]
+    axis, none = data.axis, np.empty(0)
+    dots = marker(list(data.colours.values()), 6 if len(data.checkpoints) <= 12 else 4, None)
+    band = go.Scatter(
+        x=[*axis.positions, *axis.positions[::-1]],
+        mode="lines",
+        fill="toself",
+        fillcolor="rgba(28,33,40,.11)",
+        line={"width": 0},
+        hoverinfo="skip",
+    )
+    effect = axis.line(none, INK, 1.25, "IE <b>%{y:.4f}</b>", marker=dots)
+    norm = axis.line(none, SOFT, 1.25, "decoder norm <b>%{y:.2f}</b>", marker=dots, yaxis="y2")
     small = {"tickfont": {"size": 10, "color": SOFT}}
-    layout = styled(
-        [],
+    figure = styled(
+        [band, effect, norm],
         xaxis=axis.xaxis() | small | {"anchor": "y2", "title": None, "nticks": 5},
         yaxis=small | {"domain": [0.42, 1], "nticks": 4, "zeroline": True, "zerolinecolor": FAINT},
-        yaxis2=small | {"domain": [0, 0.32], "nticks": 3, "rangemode": "tozero", "gridcolor": "#efede7"},
+        yaxis2=small | {"domain": [0, 0.32], "nticks": 3, "rangemode": "tozero", "gridcolor": GRID},
         margin={"l": 46, "r": 8, "t": 6, "b": 26},
-    ).to_plotly_json()["layout"]
-    return {"data": [{"type": "scatter"} | trace for trace in traces], "layout": layout}
+    )
+    return plain(figure)
 
 
-def directions(similarity: Float[np.ndarray, "M M"], turn: Turn | None, colours: Mapping[str, str]) -> Figure:
-    """Map of the mean cosine of the features' decoder vectors; a line cuts it where the directions turn."""
-    n = len(similarity)
-    figure = triangle(similarity, list(colours), colours)
+def directions(data: ReportData) -> list[Figure]:
+    """Draw the mean cosine of decoder vectors at every two checkpoints, cut by a line where the directions turn."""
+    similarity = data.directions
+    if similarity is None:
+        return []
+    n, turn = len(similarity), find_turn(similarity)
+    figure = triangle(similarity, data.checkpoints, data.colours)
     if turn is not None:
         at = turn.first_after - 0.5
         for x, y in (([at, at], [at, n - 0.5]), ([-0.5, at], [at, at])):
             figure.add_scatter(x=x, y=y, mode="lines", line={"color": INK, "width": 2.25}, hoverinfo="skip")
-    return Figure("directions", "Similarity of directions", {"": figure}, max(340, min(54 * n + 80, 560)))
+    return [Figure("directions", "Similarity of directions", {"": figure}, max(340, min(54 * n + 80, 560)))]
 
 
-def neighbours(similarity: Float[np.ndarray, "M M"], axis: TokenAxis, colours: Mapping[str, str]) -> Figure:
-    """Mean cosine of each checkpoint's directions with those of the one before, and with those of the last."""
-    before = np.array([np.nan, *np.diagonal(similarity, offset=1)])
-    hover = axis.hover()
-    marker = _dots(colours)
+def neighbours(data: ReportData) -> list[Figure]:
+    """Draw the mean cosine of each checkpoint's directions with those of the previous and of the last one."""
+    similarity = data.directions
+    if similarity is None:
+        return []
+    axis, previous = data.axis, np.array([np.nan, *np.diagonal(similarity, offset=1)])
+    last = escaped(f"the last, {data.checkpoints[-1]}")
     lines = [
-        go.Scatter(
-            x=axis.positions,
-            y=floats(values),
-            mode="lines+markers",
-            name=name,
-            text=hover,
-            line={"color": colour, "width": 1.75},
-            marker=marker if colour == INK else {"size": 4, "color": colour},
-            hovertemplate=f"with {name}: <b>%{{y:.2f}}</b><br>%{{text}}<extra></extra>",
-        )
-        for values, name, colour in (
-            (similarity[:, -1], escaped(f"the last, {axis.names[-1]}"), PALE),
-            (before, "the one before", INK),
+        axis.line(values, colour, 1.75, f"with {name}: <b>%{{y:.2f}}</b>", name=name, marker=dots)
+        for values, name, colour, dots in (
+            (similarity[:, -1], last, PALE, {"size": 4, "color": PALE}),
+            (previous, "the previous one", INK, _dots(data)),
         )
     ]
     figure = styled(
@@ -81,31 +104,34 @@ def neighbours(similarity: Float[np.ndarray, "M M"], axis: TokenAxis, colours: M
         xaxis=axis.xaxis(),
         yaxis={"range": [min(0.0, float(np.nanmin(similarity))), 1.02], "nticks": 6},
         showlegend=True,
-        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
+        legend=LEGEND_ABOVE | {"y": 1.02},
         margin={"t": 30},
     )
-    return Figure("neighbours", "Mean cosine of the directions at each checkpoint with those of", {"": figure}, 250)
+    return [Figure("neighbours", "Mean cosine of the directions at each checkpoint with those of", {"": figure}, 250)]
 
 
-def populations(counted: Mapping[str, Population], axis: TokenAxis, colours: Mapping[str, str]) -> Figure:
-    """Features present at each checkpoint (line), and those that are new (bars up) and gone (bars down) there."""
-    return Figure(
-        "population",
-        "Features present",
-        {name: _population(counts, axis, colours) for name, counts in counted.items()},
-        300,
-    )
+def populations(data: ReportData) -> list[Figure]:
+    """Draw the features present at each checkpoint (line), and those that are new (bars up) and gone (bars down).
+
+    By decoder norm, of the features that fire on held-out text; by IE, of those with a class on the task.
+    """
+    tasks = list(data.tasks.values())
+    counts = {"By decoder norm": population(present(tasks[0].rel_dec) & (tasks[0].frequency > 0))}
+    for features in tasks:
+        counts[f"By IE: {readable(features.task)}"] = population(present(features.rel_ie) & features.has_class)
+    variants = {name: _population(counted, data) for name, counted in counts.items()}
+    return [Figure("population", "Features present", variants, 300)]
 
 
-def _dots(colours: Mapping[str, str]) -> dict[str, Any]:
-    size = 8 if len(colours) <= 12 else 5
-    return {"size": size, "color": list(colours.values()), "line": {"color": "#fff", "width": size / 8}}
+def _dots(data: ReportData) -> dict[str, Any]:
+    size = 8 if len(data.checkpoints) <= 12 else 5
+    return marker(list(data.colours.values()), size, None, size / 8)
 
 
-def _population(counts: Population, axis: TokenAxis, colours: Mapping[str, str]) -> go.Figure:
+def _population(counts: Population, data: ReportData) -> go.Figure:
+    axis = data.axis
     steps = np.diff(axis.positions)
     width = 0.55 * float(steps.min()) if len(steps) else 0.5
-    hover = axis.hover()
     bars = [
         go.Bar(
             x=axis.positions,
@@ -113,27 +139,15 @@ def _population(counts: Population, axis: TokenAxis, colours: Mapping[str, str])
             width=width,
             marker={"color": colour},
             customdata=[[count] for count in values.tolist()],
-            text=hover,
+            text=axis.hover(),
             textposition="none",
-            hovertemplate=f"%{{customdata[0]}} {what}<br>%{{text}}<extra></extra>",
+            hovertemplate=hover(f"%{{customdata[0]}} {what}", "%{text}"),
         )
         for values, sign, colour, what in (
-            (counts.arrived, 1, "#9fbfb8", "not there at the checkpoint before"),
-            (counts.left, -1, "#dcb59a", "gone since the checkpoint before"),
+            (counts.new, 1, "#9fbfb8", "absent at the previous checkpoint"),
+            (counts.gone, -1, "#dcb59a", "present at the previous checkpoint, absent here"),
         )
     ]
-    line = go.Scatter(
-        x=axis.positions,
-        y=counts.present.tolist(),
-        mode="lines+markers",
-        text=hover,
-        line={"color": INK, "width": 1.75},
-        marker=_dots(colours),
-        hovertemplate="<b>%{y:,}</b> features present<br>%{text}<extra></extra>",
-    )
-    return styled(
-        [*bars, line],
-        barmode="relative",
-        xaxis=axis.xaxis(),
-        yaxis={"nticks": 6, "zeroline": True, "zerolinecolor": RULE},
-    )
+    line = axis.line(counts.present, INK, 1.75, "<b>%{y:,}</b> features present", digits=12, marker=_dots(data))
+    yaxis = {"nticks": 6, "zeroline": True, "zerolinecolor": RULE}
+    return styled([*bars, line], barmode="relative", xaxis=axis.xaxis(), yaxis=yaxis)

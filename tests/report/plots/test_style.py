@@ -2,7 +2,7 @@ import itertools
 
 import pytest
 
-from crosstime.report.colour import checkpoint_colours, mix
+from crosstime.report.plots.style import checkpoint_colours, mix
 
 
 def lightness(colour: str) -> float:

@@ -1,7 +1,18 @@
+"""The shapes of accuracies, the features present, and the turn of decoder directions."""
+
 import numpy as np
 import pytest
 
-from crosstime.report.trajectory import chance_band, pooled, positions, shape
+from crosstime.report.trends import (
+    chance_band,
+    find_turn,
+    mean_similarity,
+    pooled,
+    population,
+    positions,
+    present,
+    shape,
+)
 
 STEPS = [float(i) for i in range(12)]
 
@@ -71,3 +82,48 @@ def test_pooling_weighs_tasks_by_their_pairs():
 
 def test_the_chance_band_is_the_binomial_interval():
     assert chance_band(100) == pytest.approx(0.098)
+
+
+def test_new_and_gone_features_add_up():
+    is_present = np.random.default_rng(0).random((6, 200)) < 0.5
+    counts = population(is_present)
+    assert counts.present.tolist() == is_present.sum(axis=1).tolist()
+    assert (counts.new[0], counts.gone[0]) == (0, 0)
+    assert np.diff(counts.present).tolist() == (counts.new - counts.gone)[1:].tolist()
+    assert counts.new[1] == (~is_present[0] & is_present[1]).sum()
+
+
+def test_a_feature_is_present_from_three_tenths_of_an_equal_share_on():
+    relative = np.array([[0.1, 0.14, 0.76], [np.nan, np.nan, np.nan]]).T
+    assert present(relative).T.tolist() == [[True, True, True], [False, False, False]]
+    assert present(np.array([[0.09], [0.15], [0.76]])).tolist() == [[False], [True], [True]]
+
+
+def blocks(sizes, within=0.9, across=0.1):
+    group = np.repeat(np.arange(len(sizes)), sizes)
+    return np.where(group[:, None] == group[None, :], within, across)
+
+
+@pytest.mark.parametrize("first_after", [1, 2, 5])
+def test_the_turn_is_where_the_blocks_meet(first_after):
+    found = find_turn(blocks([first_after, 6 - first_after]))
+    assert found is not None
+    assert (found.first_after, found.within, found.across) == (first_after, pytest.approx(0.9), pytest.approx(0.1))
+
+
+def test_two_checkpoints_or_unknown_cosines_have_no_turn():
+    assert find_turn(np.eye(2)) is None
+    unknown = blocks([2, 2])
+    unknown[0, 1] = np.nan
+    assert find_turn(unknown) is None
+
+
+def test_the_mean_is_over_the_features_present_at_both():
+    similarity = np.array(
+        [[[1.0, 0.2], [0.2, 1.0]], [[1.0, 0.6], [0.6, 1.0]], [[1.0, np.nan], [np.nan, 1.0]]]
+    ).transpose(1, 2, 0)
+    is_present = np.array([[True, True, True], [True, False, True]])
+    mean = mean_similarity(similarity, is_present)
+    assert mean[0, 1] == mean[1, 0] == pytest.approx(0.2)
+    assert mean[0, 0] == 1.0
+    assert np.isnan(mean_similarity(similarity, np.zeros((2, 3), bool))).all()
