@@ -12,13 +12,14 @@ import inspect
 import json
 import sys
 import textwrap
+from collections.abc import Iterable
 from dataclasses import MISSING, Field, fields, is_dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 from crosstime.base.registry import Family
-from crosstime.pipeline.config import RunFile
+from crosstime.pipeline.config import RunConfig
 
 PAGE = Path(__file__).with_name("run-toml.md")
 HEAD = """# run.toml
@@ -35,8 +36,10 @@ seen: dict[type[Any], str] = {}
 def page() -> str:
     """Return the whole page."""
     seen.clear()
-    sections = [section for name, hint in get_type_hints(RunFile).items() for section in _sections(name, hint)]
-    return "\n".join([HEAD, *sections])
+    hints = get_type_hints(RunConfig)
+    sections = [section for name, hint in hints.items() for section in _sections(name, hint)]
+    plain = [field for field in fields(RunConfig) if not _dataclasses(hints[field.name])]
+    return "\n".join([HEAD, "Above all sections:", "", *_table(RunConfig, plain), *sections])
 
 
 def _sections(name: str, hint: Any) -> list[str]:
@@ -57,17 +60,20 @@ def _sections(name: str, hint: Any) -> list[str]:
 
 def _section(title: str, kind: type[Any]) -> list[str]:
     path = title.strip("[]").split("]")[0]
-    described = _descriptions(kind)
     hints = get_type_hints(kind)
-    rows, inner = [], []
+    inner = []
     for field in fields(kind):
-        if not field.init:
-            continue
-        nested = _dataclasses(hints[field.name])
-        inner += _sections(f"{path}.{_key(field)}", hints[field.name]) if nested else []
-        rows.append(f"| `{_key(field)}` | {_default(field)} | {described.get(field.name, '')} |")
-    table = ["| key | default | meaning |", "|---|---|---|", *rows, ""] if rows else []
-    return [f"## `{title}`", "", _first_paragraph(kind), "", *table, *inner]
+        if field.init and _dataclasses(hints[field.name]):
+            inner += _sections(f"{path}.{_key(field)}", hints[field.name])
+    return [f"## `{title}`", "", _first_paragraph(kind), "", *_table(kind, fields(kind)), *inner]
+
+
+def _table(kind: type[Any], keys: Iterable[Field[Any]]) -> list[str]:
+    described = _descriptions(kind)
+    rows = [
+        f"| `{_key(field)}` | {_default(field)} | {described.get(field.name, '')} |" for field in keys if field.init
+    ]
+    return ["| key | default | meaning |", "|---|---|---|", *rows, ""] if rows else []
 
 
 def _dataclasses(hint: Any) -> list[type[Any]]:

@@ -11,8 +11,7 @@ import pytest
 import crosstime
 from crosstime.cli import COMMANDS, GROUPS
 from crosstime.crosscoder.sparsity.rules import BatchTopK
-from crosstime.pipeline.config import RunFile
-from crosstime.pipeline.toml import build
+from crosstime.pipeline.config import interpret
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -42,12 +41,12 @@ def test_every_public_name_is_in_the_api_reference_once():
 )
 def test_every_example_of_run_toml_loads(page, example):
     table = tomllib.loads(example)
-    assert build(RunFile, {**COMMON, **table}).each(), page
+    assert interpret({**COMMON, **table}), page
 
 
 def test_the_sweep_over_several_crosscoders_is_a_run():
     (sweep,) = [block for block in _blocks("runs.md", "toml") if "[[crosscoder]]" in block]
-    found = build(RunFile, COMMON | tomllib.loads(sweep)).each()
+    found = interpret(COMMON | tomllib.loads(sweep))
     assert [each.crosscoder.name for each in found] == ["k64", "k64-153", "k64-6582", "k32"]
     assert [each.start_seed for each in found] == [124, 153, 6582, 124]
     assert [each.sparsity for each in found] == [BatchTopK(k=k) for k in (64, 64, 64, 32)]

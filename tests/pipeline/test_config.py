@@ -1,8 +1,10 @@
 import pytest
 
 from crosstime.crosscoder.sparsity.rules import L1, BatchTopK, JumpReLU, TopK
-from crosstime.pipeline import annotations, config, preset, stages
+from crosstime.pipeline import annotations, config, preset
 from crosstime.pipeline import tokenise as tokens
+from crosstime.pipeline.run import runs
+from crosstime.pipeline.stages import STAGES
 
 PAIRS = 'pairs = { source = "blimp", sets = ["subject-verb"] }'
 LEAST = f"""
@@ -127,7 +129,7 @@ def test_every_commented_key_of_the_demo_exists(tmp_path):
         ((PAIRS, f"{PAIRS}\nsample_seed = -1"), r"sample_seed must be at least 0"),
         ((PAIRS, f'{PAIRS}\nprefix = "tokens"'), r"`prefix` must be one of .*'token'"),
         (('name = "agreement"', 'name = " "'), r"task 1\.name must not be empty"),
-        (("[[task]]", f'[[task]]\nname = "agreement"\n{PAIRS}\n[[task]]'), r"two tasks are called 'agreement'"),
+        (("[[task]]", f'[[task]]\nname = "agreement"\n{PAIRS}\n[[task]]'), r"two tasks are called 'agreement': each"),
         (("[[task]]", "[selection]\nnumber = 1\n[[task]]"), r"selection\.number must be at least 2, not 1"),
         (("[[task]]", '[selection]\ncheckpoints = ["a"]\n[[task]]'), r"selection\.checkpoints names one checkpoint"),
         (
@@ -199,18 +201,17 @@ def test_a_single_crosscoder_may_be_written_either_way(tmp_path):
     [
         ('name = "again"\n', "", r"\[crosscoder 2\] needs a `name`, since there are several"),
         ('name = "again"', 'name = "l1"', r"two crosscoders are called 'l1'"),
-        ('name = "again"', 'name = "report"', r"crosscoder\.name is 'report', which is taken in a run folder"),
-        ('name = "again"', 'name = "a/b"', r"crosscoder\.name is 'a/b', and is to be that of a folder"),
-        ('name = "again"', 'name = ".."', r"crosscoder\.name is '\.\.', and is to be that of a folder"),
-        ('name = "again"', 'name = " a"', r"crosscoder\.name is ' a', and is to be that of a folder"),
+        ('name = "again"', 'name = "a/b"', r"crosscoder 2.*name 'a/b' isn't a valid folder name"),
+        ('name = "again"', 'name = ".."', r"crosscoder 2.*name '\.\.' isn't a valid folder name"),
+        ('name = "again"', 'name = " a"', r"crosscoder 2.*name ' a' isn't a valid folder name"),
         ('name = "again"', 'nam = "again"', r"\[crosscoder 2\] unknown key `nam`; the nearest is 'name'"),
         ("seed = 153", "seed = -1", r"crosscoder\.seed must not be negative"),
         (
             "seed = 153",
             "layer = 3",
-            r"crosscoder 'l1' has layer 2 and 'again' layer 3: all train on the same",
+            r"crosscoder 'l1' has layer 2 and 'again' layer 3, but several",
         ),
-        ("seed = 153", 'from = "theirs"', r"crosscoder 'again': `from` does not go with several"),
+        ("seed = 153", 'from = "theirs"', r"crosscoder 'again': `from` works only for a single crosscoder"),
         ("k = 7", "k = 99_999", r"crosscoder 'few': sparsity\.k is 99999: a dictionary of 16384 features has not so"),
         ('"topk"', '"topq"', r"\[crosscoder 3\.sparsity\] `rule` must be one of .*; the nearest is 'topk'"),
         ("weight", "wieght", r"\[sparsity\] unknown key `wieght`; the nearest is 'weight'"),
@@ -228,8 +229,14 @@ def test_an_empty_list_of_crosscoders_is_refused(tmp_path):
         load(tmp_path, f"crosscoder = []\n{LEAST}")
 
 
-def test_no_crosscoder_may_stand_where_an_artifact_does():
-    assert {stage.folder for stage in stages._STAGES} | {annotations.FOLDER, tokens.STATE} <= set(config._TAKEN)
+@pytest.mark.parametrize(
+    "name",
+    [*(stage.folder for stage in STAGES), annotations.FOLDER, tokens.STATE, "training", "run.toml", "resolved.toml"],
+)
+def test_no_crosscoder_may_have_the_name_of_what_a_run_folder_holds(tmp_path, name):
+    found = load(tmp_path, f'{LEAST}[crosscoder]\nname = "{name}"')
+    with pytest.raises(ValueError, match=rf"crosscoder\.name '{name}' is reserved"):
+        runs(tmp_path, [found])
 
 
 def test_one_crosscoder_of_a_run_is_named_by_its_folder(tmp_path):

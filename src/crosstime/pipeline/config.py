@@ -6,7 +6,7 @@ A new setting is a new field here; the loader, its error messages and what makes
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +14,8 @@ from typing import Any, Literal
 from crosstime.attribution.path_rules import Baseline, Method, PathRule
 from crosstime.attribution.relative import NoEffect
 from crosstime.base.device import ComputeConfig
-from crosstime.base.errors import InputError, nearest
+from crosstime.base.errors import InputError, SettingError, nearest
+from crosstime.base.settings import ASIDE, check_at_least
 from crosstime.crosscoder.sparsity.rules import L1, Sparsity
 from crosstime.evaluation.contexts import ContextsConfig
 from crosstime.evaluation.diagnostics import DiagnosticsConfig
@@ -22,28 +23,14 @@ from crosstime.evaluation.quality import EvaluationConfig
 from crosstime.evaluation.survey import SelectionConfig, SurveyConfig
 from crosstime.models.suite import SuiteConfig
 from crosstime.pipeline import toml
+from crosstime.pipeline.plugins import load_plugins
 from crosstime.tasks.task_config import TaskConfig
 from crosstime.text.positions import Positions
-from crosstime.training.config import TrainConfig, check_seed
+from crosstime.training.config import CrosscoderSpec, TrainConfig, check_seed
 
 FILE = "run.toml"
-
-_TAKEN = (
-    *(
-        FILE,
-        "resolved.toml",
-        "error.log",
-        "suite",
-        "tokenising",
-        "tokens",
-        "survey",
-        "selection",
-        "training",
-        "crosscoder",
-    ),
-    *("evaluation", "diagnostics", "effects", "ablation", "contexts", "annotations", "report"),
-)
-"""What a run folder holds: no crosscoder may have such a name, since its folder would stand there."""
+RESOLVED = "resolved.toml"
+ERROR_LOG = "error.log"
 
 
 def _at_least(least: int, section: str, **values: int) -> None:
@@ -139,52 +126,39 @@ class TextConfig:
 
 
 @dataclass(frozen=True)
-class CrosscoderSettings:
-    """[crosscoder]: its place in the model and its size; or one that exists."""
+class CrosscoderSection:
+    """[crosscoder], or one of several [[crosscoder]]: where it reads the models, its size; or an existing one."""
 
-    name: str = field(default="", metadata={"matters": False})
-    """What to call it, and the folder of its artifacts; needed where there are several. Without a name they stand in
-    the run folder itself."""
+    name: str = field(default="", metadata=ASIDE)
+    """Name of the crosscoder, and of the folder of its artifacts; required if there are several. Without a name its
+    artifacts lie in the run folder itself."""
     from_: str | None = None
-    """Take this crosscoder instead of training one: a folder, relative to run.toml, or a repository of the hub, in any
-    format that `crosstime import` reads. `features`, `seed`, [sparsity] and [training] then mean nothing."""
+    """Use this crosscoder instead of training one: a folder, relative to run.toml, or a repository of the hub, in any
+    format that `crosstime import` reads. `features`, `seed`, [sparsity] and [training] are ignored then."""
     layer: int | None = None
-    """Read the output of this block, counted from 0; without it the middle one."""
-    features: int = 16_384
-    """Size of the dictionary."""
+    """Read the output of this block, counted from 0; by default of the middle one."""
+    features: int = CrosscoderSpec.features
+    """F, the number of features."""
     seed: int | None = None
-    """Seed of the start values; without it training.seed."""
+    """Seed of the initial weights; by default training.seed."""
+    sparsity: Sparsity | None = None
+    """Its sparsity rule; by default that of [sparsity]."""
 
     def __post_init__(self) -> None:
-        _at_least(1, "crosscoder", features=self.features)
-        if self.layer is not None:
-            _at_least(0, "crosscoder", layer=self.layer)
+        check_at_least(1, features=self.features)
+        check_at_least(0, layer=self.layer)
         if self.seed is not None:
             check_seed("crosscoder.seed", self.seed)
-        if self.name:
-            self._check_name()
-
-    def _check_name(self) -> None:
-        if self.name in _TAKEN:
-            raise InputError(f"crosscoder.name is {self.name!r}, which is taken in a run folder: choose another name")
         plain = self.name.isprintable() and self.name == self.name.strip() and not set(self.name) & set("/\\")
         if not plain or self.name.startswith((".", "-")):
-            raise InputError(
-                f"crosscoder.name is {self.name!r}, and is to be that of a folder: without /, and with no dot, hyphen "
-                "or space first"
+            raise SettingError(
+                "name",
+                f"{self.name!r} isn't a valid folder name: it may not contain '/' or start with '.', '-' or a space",
             )
 
     def layer_of(self, n_layers: int) -> int:
-        """The block to read, of so many: as configured, or the middle one (8 of 16, as in arXiv 2509.05291)."""
+        """Return the block to read: the configured one, or the middle one (8 of 16, as in arXiv 2509.05291)."""
         return n_layers // 2 if self.layer is None else self.layer
-
-
-@dataclass(frozen=True)
-class CrosscoderEntry(CrosscoderSettings):
-    """[crosscoder], or one of several [[crosscoder]], as the file states it."""
-
-    sparsity: Sparsity | None = None
-    """What keeps its code sparse; without it the [sparsity] of all."""
 
 
 @dataclass(frozen=True)
@@ -251,17 +225,20 @@ class ReportConfig:
 
 
 @dataclass(frozen=True)
-class CommonConfig:
-    """What run.toml says of everything but the crosscoders."""
+class RunConfig:
+    """run.toml with one crosscoder. If it has several, each gets a RunConfig: what it would be with that one alone."""
 
     suite: SuiteConfig
     text: TextConfig
     task: tuple[TaskConfig, ...]
+    plugins: tuple[str, ...] = ()
+    """Python files (relative to run.toml) and modules that add rules, pair sources, stages ... (docs/extending.md)."""
     compute: ComputeConfig = field(default_factory=ComputeConfig)
     positions: Positions = field(default_factory=Positions)
     survey: SurveyConfig = field(default_factory=SurveyConfig)
     selection: SelectionConfig = field(default_factory=SelectionConfig)
     sparsity: Sparsity = field(default_factory=L1)
+    crosscoder: CrosscoderSection = CrosscoderSection()
     training: TrainConfig = field(default_factory=TrainConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     diagnostics: DiagnosticsConfig = field(default_factory=DiagnosticsConfig)
@@ -274,83 +251,78 @@ class CommonConfig:
         names = [task.name for task in self.task]
         for name in names:
             if names.count(name) > 1:
-                raise InputError(f"two tasks are called {name!r}: every [[task]] needs a name of its own")
+                raise InputError(f"two tasks are called {name!r}: each [[task]] needs its own name")
         if not any(task.attribute for task in self.task):
             raise InputError("at least one [[task]] must have `attribute = true` (which is the default)")
+        _ = self.spec
 
+    @property
+    def spec(self) -> CrosscoderSpec:
+        """What is trained.
 
-@dataclass(frozen=True)
-class RunConfig(CommonConfig):
-    """The whole configuration of one crosscoder; where run.toml has several, theirs differ in it and in [sparsity]."""
-
-    crosscoder: CrosscoderSettings = CrosscoderSettings()
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.sparsity.check(self.crosscoder.features)
-        self.sparsity.check_trainable()
+        Raises:
+            InputError: The sparsity rule doesn't fit the number of features, or can't be trained.
+        """
+        return CrosscoderSpec(self.crosscoder.features, self.sparsity, self.crosscoder.seed)
 
     @property
     def start_seed(self) -> int:
-        """Seed of the start values."""
+        """Seed of the initial weights."""
         return self.training.seed if self.crosscoder.seed is None else self.crosscoder.seed
 
 
-@dataclass(frozen=True)
-class RunFile(CommonConfig):
-    """run.toml as it is written: with one [crosscoder], or with several [[crosscoder]]."""
+def interpret(table: Mapping[str, Any]) -> tuple[RunConfig, ...]:
+    """Build the configuration of each crosscoder from the table of a run.toml.
 
-    crosscoder: CrosscoderEntry | tuple[CrosscoderEntry, ...] = CrosscoderEntry()
+    Raises:
+        InputError: A key, a value or a combination of them is wrong.
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.each()
-
-    def each(self) -> tuple[RunConfig, ...]:
-        """The configuration of each crosscoder: what a run.toml with it alone would say.
-
-        Raises:
-            InputError: two have one name, or one has none; they read different layers; one is to be taken from
-                elsewhere; or a sparsity rule asks for more features than there are.
-        """
-        entries = self.crosscoder if isinstance(self.crosscoder, tuple) else (self.crosscoder,)
-        _check_several(entries)
-        layer = next((entry.layer for entry in entries if entry.layer is not None), None)
-        return tuple(self._config(entry, layer) for entry in entries)
-
-    def _config(self, entry: CrosscoderEntry, layer: int | None) -> RunConfig:
-        common = {each.name: getattr(self, each.name) for each in fields(CommonConfig)}
-        stated = {each.name: getattr(entry, each.name) for each in fields(CrosscoderSettings)}
-        seed = None if entry.seed == self.training.seed else entry.seed
-        crosscoder = CrosscoderSettings(**{**stated, "layer": layer, "seed": seed})
-        try:
-            return RunConfig(**{**common, "sparsity": entry.sparsity or self.sparsity}, crosscoder=crosscoder)
-        except ValueError as error:
-            raise InputError(f"crosscoder {entry.name!r}: {error}" if entry.name else str(error)) from None
+    Example:
+        >>> task = {"name": "agreement", "pairs": {"source": "blimp", "sets": ["distractor"]}}
+        >>> table = {"suite": {"demo": True}, "text": {"demo": True}, "task": [task]}
+        >>> (config,) = interpret(table | {"crosscoder": {"features": 512}})
+        >>> config.crosscoder.features
+        512
+    """
+    common = toml.build(RunConfig, {key: value for key, value in table.items() if key != "crosscoder"})
+    hint = CrosscoderSection | tuple[CrosscoderSection, ...]
+    sections = toml.convert(hint, table.get("crosscoder", {}), "", "crosscoder")
+    sections = sections if isinstance(sections, tuple) else (sections,)
+    _check_several(sections)
+    layer = next((section.layer for section in sections if section.layer is not None), None)
+    return tuple(_config(common, section, layer) for section in sections)
 
 
-def _check_several(entries: Sequence[CrosscoderEntry]) -> None:
-    if not entries:
-        raise InputError("crosscoder is an empty list: leave it out, or write [[crosscoder]] over each")
-    if len(entries) == 1:
+def _config(common: RunConfig, section: CrosscoderSection, layer: int | None) -> RunConfig:
+    seed = None if section.seed == common.training.seed else section.seed
+    crosscoder = replace(section, layer=layer, seed=seed, sparsity=None)
+    try:
+        return replace(common, crosscoder=crosscoder, sparsity=section.sparsity or common.sparsity)
+    except InputError as error:
+        raise InputError(f"crosscoder {section.name!r}: {error}" if section.name else str(error)) from None
+
+
+def _check_several(sections: Sequence[CrosscoderSection]) -> None:
+    if not sections:
+        raise InputError("crosscoder is an empty list: leave it out, or write [[crosscoder]] above each")
+    if len(sections) == 1:
         return
-    names = [entry.name for entry in entries]
-    for n, entry in enumerate(entries, 1):
-        if not entry.name:
+    names = [section.name for section in sections]
+    for n, section in enumerate(sections, 1):
+        if not section.name:
             raise InputError(f"[crosscoder {n}] needs a `name`, since there are several")
-        if names.count(entry.name) > 1:
-            raise InputError(f"two crosscoders are called {entry.name!r}: every [[crosscoder]] needs a name of its own")
-        if entry.from_:
+        if names.count(section.name) > 1:
+            raise InputError(f"two crosscoders are called {section.name!r}: each [[crosscoder]] needs its own name")
+        if section.from_:
             raise InputError(
-                f"crosscoder {entry.name!r}: `from` does not go with several, which are trained together: give it a "
-                "run folder of its own"
+                f"crosscoder {section.name!r}: `from` works only for a single crosscoder; give it its own run folder"
             )
-    layers = {entry.layer: entry.name for entry in entries if entry.layer is not None}
+    layers = {section.layer: section.name for section in sections if section.layer is not None}
     if len(layers) > 1:
         (one, name), (other, other_name), *_ = layers.items()
         raise InputError(
-            f"crosscoder {name!r} has layer {one} and {other_name!r} layer {other}: all train on the same activations, "
-            "which is of one layer; give the other a run folder of its own"
+            f"crosscoder {name!r} has layer {one} and {other_name!r} layer {other}, but several are trained on the "
+            "activations of one layer; give the other its own run folder"
         )
 
 
@@ -363,7 +335,7 @@ def load(run_dir: Path, settings: Mapping[str, Any] | None = None) -> tuple[RunC
             `toml.override`).
 
     Raises:
-        InputError: there is no such folder, no run.toml in it, or the file is wrong (see `toml.read`).
+        InputError: There is no such folder, no run.toml in it, a plugin fails, or the file is wrong (see `toml.read`).
     """
     if not run_dir.is_dir():
         raise InputError(
@@ -373,7 +345,13 @@ def load(run_dir: Path, settings: Mapping[str, Any] | None = None) -> tuple[RunC
         if (run_dir.parent / FILE).is_file():
             raise InputError(f"{run_dir} is a part of a run, whose stages are done together: name {run_dir.parent}")
         raise InputError(f"{run_dir} holds no {FILE}: make one with `crosstime new demo {run_dir}`")
-    return toml.read(RunFile, run_dir / FILE, settings).each()
+
+    def make(table: Mapping[str, Any]) -> tuple[RunConfig, ...]:
+        names = table.get("plugins", ())
+        load_plugins(names if isinstance(names, list) else (), run_dir)
+        return interpret(table)
+
+    return toml.read(run_dir / FILE, make, settings)
 
 
 def find(place: Path, settings: Mapping[str, Any] | None = None) -> tuple[Path, tuple[RunConfig, ...]]:

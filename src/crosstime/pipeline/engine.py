@@ -1,16 +1,19 @@
-"""A stage of a run: what it reads, whether its artifact is still true, and doing it again where it is not."""
+"""Stages: what each reads, whether its artifact is up to date, and computing it again if it isn't."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
 from crosstime.base import artifact
+from crosstime.base.errors import InputError
 from crosstime.base.memory import release
+from crosstime.base.registry import Registry
 from crosstime.pipeline import toml
+from crosstime.pipeline.plugins import code_hashes
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,14 @@ W = TypeVar("W", bound=Workspace)
 
 def _nothing(_: Any) -> dict[str, Any]:
     return {}
+
+
+def _no_code(_: Any) -> tuple[Any, ...]:
+    return ()
+
+
+def _unchanged(stage: Stage[W], _: Any) -> Stage[W]:
+    return stage
 
 
 def _nothing_to_settle(_: Any) -> None:
@@ -89,6 +100,36 @@ class Stage(Generic[W]):
     """Wall time of the unfinished attempts that `work` would go on from."""
     workload: Workload[W] | None = None
     """How much work it is; None if `crosstime plan` can't predict it."""
+    code: Callable[[W], Iterable[Any]] = _no_code
+    """Values of registries that it uses; if a plugin defines one, the plugin's code counts as a setting."""
+    variant: Callable[[Stage[W], Any], Stage[W]] = _unchanged
+    """The stage as a configuration needs it: with other inputs, say."""
+    shared: bool = False
+    """Whether all crosscoders of a run folder share the artifact, because it doesn't depend on any."""
+    scratch: tuple[str, ...] = ()
+    """Other names that it uses in the run folder, for unfinished work."""
+
+
+STAGES: Registry[Stage[Any]] = Registry("stage")
+"""All stages. A plugin may add its own."""
+
+
+def stages_for(config: Any) -> tuple[Stage[Any], ...]:
+    """Return the registered stages as a configuration needs them, each after the stages whose artifacts it reads.
+
+    Raises:
+        InputError: Stages read each other's artifacts in a circle.
+    """
+    left = [stage.variant(stage, config) for stage in STAGES]
+    ordered: list[Stage[Any]] = []
+    while left:
+        waiting = {stage.folder for stage in left}
+        ready = [stage for stage in left if not waiting & {_folder_of(name) for name in stage.inputs}]
+        if not ready:
+            raise InputError(f"the stages {', '.join(stage.name for stage in left)} need each other's artifacts")
+        ordered.append(ready[0])
+        left.remove(ready[0])
+    return tuple(ordered)
 
 
 @dataclass(frozen=True)
@@ -125,7 +166,7 @@ def states(workspace: W, stages: Sequence[Stage[W]]) -> dict[str, State]:
     by_folder = {stage.folder: stage.name for stage in stages}
     for stage in stages:
         own = _state_or_reason(workspace, stage)
-        read = [by_folder[_folder_of(name)] for name in stage.inputs]
+        read = [by_folder[folder] for folder in map(_folder_of, stage.inputs) if folder in by_folder]
         undone = [name for name in read if found[name].status != "done"]
         if own.status == "done" and undone:
             own = State("stale", f"{undone[0]} comes first")
@@ -217,9 +258,12 @@ def _state_or_reason(workspace: W, stage: Stage[W]) -> State:
 
 def _settings(workspace: W, stage: Stage[W]) -> dict[str, Any]:
     found: dict[str, Any] = {}
+    values: list[Any] = [stage.work, *stage.code(workspace)]
     for name in stage.settings:
-        found |= toml.settings(workspace.config, name)
-    return found | dict(stage.facts(workspace))
+        value = toml.lookup(workspace.config, name)
+        values.append(value)
+        found |= toml.flatten(value, name)
+    return found | dict(stage.facts(workspace)) | code_hashes(values)
 
 
 def _inputs(workspace: W, stage: Stage[W]) -> dict[str, str]:

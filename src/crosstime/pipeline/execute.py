@@ -11,16 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from crosstime.base import artifact
-from crosstime.base.errors import InputError, describe, nearest
+from crosstime.base.errors import InputError, describe, first_line, nearest
 from crosstime.base.terminal import echo
 from crosstime.pipeline import config
 from crosstime.pipeline.engine import bring_up_to_date
+from crosstime.pipeline.plugins import blame
 
 if TYPE_CHECKING:
     from crosstime.pipeline.run import Run
-
-RESOLVED = "resolved.toml"
-ERROR_LOG = "error.log"
 
 
 def run(folder: str | Path, until: str | None = None, settings: Mapping[str, Any] | None = None) -> list[Run]:
@@ -68,7 +66,7 @@ def run(folder: str | Path, until: str | None = None, settings: Mapping[str, Any
         found = runs(folder, configs)
         for one in found:
             one.own_folder.mkdir(exist_ok=True)
-            artifact.write_text(one.own_folder / RESOLVED, config.resolved(one.config, settings))
+            artifact.write_text(one.own_folder / config.RESOLVED, config.resolved(one.config, settings))
         bring_up_to_date(found, todo, echo, last=until)
     return found
 
@@ -98,17 +96,21 @@ def locked(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def _error_log(folder: Path) -> Iterator[None]:
-    """Write the traceback of a bug into the run folder, with a note on the error; say how to resume."""
+    """Write the traceback of a bug into the run folder, and note on the error where; say how to resume."""
     try:
         yield
     except KeyboardInterrupt:
         raise KeyboardInterrupt("run the same command again to resume") from None
     except Exception as error:
-        if describe(error) is None:
-            path = folder / ERROR_LOG
-            try:
-                path.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
-                error.add_note(f"traceback in {path}")
-            except OSError:
-                pass
+        if describe(error) is not None:
+            raise
+        path = folder / config.ERROR_LOG
+        try:
+            path.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+        except OSError:
+            raise error from None
+        if (where := blame(error)) is not None:
+            what = f"{type(error).__name__}: {first_line(error)}"
+            raise InputError(f"plugin {where}: {what} (traceback in {path})") from error
+        error.add_note(f"traceback in {path}")
         raise

@@ -26,14 +26,11 @@ from crosstime.models.split import SplitLM
 from crosstime.models.suite import Suite
 from crosstime.pipeline.budget import Batches, Budget
 from crosstime.pipeline.config import RunConfig
-from crosstime.pipeline.engine import Workspace
+from crosstime.pipeline.engine import STAGES, Workspace
 from crosstime.pipeline.imported import fitted
 from crosstime.tasks.prompts import Prompts
 from crosstime.tasks.task import Task
 from crosstime.text.corpus import Corpus
-
-SHARED = ("suite", "tokens", "survey", "selection")
-"""The artifacts that all crosscoders of a run have in common."""
 
 
 @dataclass(frozen=True)
@@ -305,7 +302,8 @@ class Run(Workspace):
 
     def folder_of(self, artifact: str) -> Path:
         """Where an artifact is: in the run folder if it is shared, or else in the crosscoder's own."""
-        return (self.folder if artifact in SHARED else self.own_folder) / artifact
+        shared = any(stage.shared for stage in STAGES if stage.folder == artifact)
+        return (self.folder if shared else self.own_folder) / artifact
 
     @cached_property
     def crosscoder(self) -> Crosscoder:
@@ -357,7 +355,19 @@ class Run(Workspace):
 
 
 def runs(folder: Path, configs: Sequence[RunConfig]) -> list[Run]:
-    """A run for the configuration of each crosscoder in a run folder; what they share is read once."""
+    """Return a `Run` for each crosscoder of a run folder; what they share is read once.
+
+    Raises:
+        InputError: A crosscoder's name is that of another file or folder of a run.
+    """
+    from crosstime.pipeline.stages import RESERVED  # the stages import this module
+
+    reserved = {*RESERVED, *(name for stage in STAGES for name in (stage.folder, *stage.scratch))}
+    for config in configs:
+        if config.crosscoder.name in reserved:
+            raise InputError(
+                f"crosscoder.name {config.crosscoder.name!r} is reserved: runs keep other files under that name"
+            )
     shared = Shared(folder, configs[0], tuple(configs[1:]))
     return [Run(folder, config, shared) for config in configs]
 

@@ -27,19 +27,21 @@ from crosstime.evaluation.quality import Quality, evaluate
 from crosstime.evaluation.survey import survey
 from crosstime.models.tokenizer import fingerprint
 from crosstime.pipeline import tokenise as tokens
+from crosstime.pipeline.annotations import FOLDER as ANNOTATIONS
 from crosstime.pipeline.annotations import annotations_hash, read_annotations
-from crosstime.pipeline.config import RunConfig
-from crosstime.pipeline.engine import Stage
+from crosstime.pipeline.config import ERROR_LOG, FILE, RESOLVED, RunConfig
+from crosstime.pipeline.engine import STAGES, Stage, stages_for
 from crosstime.pipeline.run import Run
 from crosstime.pipeline.summary import seconds
 from crosstime.report.build import build_report
 from crosstime.report.data import ReportData, RunFacts, TaskGroup, TrainingPoint
-from crosstime.training.config import CrosscoderSpec
 from crosstime.training.log import Record, read_log
 from crosstime.training.train import train_several
 
 TRAINING_STATE = "training/state"
 TRAINING_LOG = "training/log.jsonl"
+RESERVED = (FILE, RESOLVED, ERROR_LOG, ANNOTATIONS)
+"""Names in a run folder that no stage owns."""
 
 
 def write_suite(run: Run, draft: Path) -> None:
@@ -88,10 +90,7 @@ def write_crosscoder(run: Run, draft: Path) -> None:
 def write_crosscoders(runs: Sequence[Run], drafts: Sequence[Path]) -> None:
     """Train several crosscoders on the same activations; each ends with the weights of a run of its own."""
     shared, config = runs[0].shared, runs[0].config
-    specs = {
-        run.name: CrosscoderSpec(run.config.crosscoder.features, run.config.sparsity, run.config.crosscoder.seed)
-        for run in runs
-    }
+    specs = {run.name: run.config.spec for run in runs}
     trained = train_several(
         shared.compared,
         shared.train_text,
@@ -316,6 +315,34 @@ def _write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(jsonable(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
 
 
+def _select_variant(stage: Stage[Run], config: RunConfig) -> Stage[Run]:
+    """If run.toml names the checkpoints, selecting them doesn't wait for the survey."""
+    return replace(stage, inputs=("suite",)) if config.selection.checkpoints else stage
+
+
+def _train_variant(stage: Stage[Run], config: RunConfig) -> Stage[Run]:
+    """If run.toml names a crosscoder, that is imported."""
+    if not config.crosscoder.from_:
+        return stage
+    return replace(
+        stage,
+        doing="importing the crosscoder",
+        settings=("positions", "crosscoder"),
+        inputs=("selection/checkpoints.json",),
+        facts=Run.imported_facts,
+        work=write_imported_crosscoder,
+        together=None,
+        seconds_before=lambda _: 0.0,
+    )
+
+
+def _attribute_variant(stage: Stage[Run], config: RunConfig) -> Stage[Run]:
+    """The mean activation, as a baseline, is measured on the held-out text."""
+    if config.effects.baseline != "mean":
+        return stage
+    return replace(stage, inputs=(*stage.inputs, "tokens/heldout.npy"))
+
+
 _MODELS = ("compute.dtype", "positions", "crosscoder.layer")
 _TEXT = ("context", "column", "limit_tokens", "heldout_share", "hub")
 _PACKING = ("packing", "min_tokens", "min_characters", "shuffle_seed")
@@ -329,6 +356,7 @@ _STAGES: tuple[Stage[Run], ...] = (
         inputs=(),
         work=write_suite,
         settle=Run.check_suite,
+        shared=True,
     ),
     Stage(
         "tokens",
@@ -340,6 +368,8 @@ _STAGES: tuple[Stage[Run], ...] = (
         work=tokens.write_tokens,
         settle=tokens.drop_state,
         seconds_before=tokens.unfinished_seconds,
+        shared=True,
+        scratch=(tokens.STATE,),
     ),
     Stage(
         "survey",
@@ -349,6 +379,7 @@ _STAGES: tuple[Stage[Run], ...] = (
         inputs=("suite/checkpoints.json", "tokens/heldout.npy"),
         facts=_surveyed,
         work=write_survey,
+        shared=True,
     ),
     Stage(
         "select",
@@ -357,6 +388,8 @@ _STAGES: tuple[Stage[Run], ...] = (
         settings=("selection",),
         inputs=("suite", "survey"),
         work=write_selection,
+        shared=True,
+        variant=_select_variant,
     ),
     Stage(
         "train",
@@ -368,6 +401,8 @@ _STAGES: tuple[Stage[Run], ...] = (
         together=write_crosscoders,
         settle=drop_training_state,
         seconds_before=unfinished_seconds,
+        variant=_train_variant,
+        scratch=("training",),
     ),
     Stage(
         "evaluate",
@@ -393,6 +428,7 @@ _STAGES: tuple[Stage[Run], ...] = (
         inputs=("selection/checkpoints.json", "crosscoder", "evaluation/frequency.parquet"),
         facts=_tasks,
         work=write_effects,
+        variant=_attribute_variant,
     ),
     Stage(
         "ablate",
@@ -433,26 +469,10 @@ _STAGES: tuple[Stage[Run], ...] = (
 )
 
 
-def stages(config: RunConfig) -> tuple[Stage[Run], ...]:
-    """The stages in order.
+for _stage in _STAGES:
+    STAGES.add(_stage)
 
-    Where the user names the checkpoints, selecting them waits for no survey; where he names a crosscoder, none is
-    trained; and where the baseline of the effects is the mean activation, they read the text that it is measured on.
-    """
-    changes: dict[str, dict[str, Any]] = {}
-    if config.selection.checkpoints:
-        changes["select"] = {"inputs": ("suite",)}
-    if config.crosscoder.from_:
-        changes["train"] = {
-            "doing": "importing the crosscoder",
-            "settings": ("positions", "crosscoder"),
-            "inputs": ("selection/checkpoints.json",),
-            "facts": Run.imported_facts,
-            "work": write_imported_crosscoder,
-            "together": None,
-            "seconds_before": lambda _: 0.0,
-        }
-    if config.effects.baseline == "mean":
-        attribute = next(stage for stage in _STAGES if stage.name == "attribute")
-        changes["attribute"] = {"inputs": (*attribute.inputs, "tokens/heldout.npy")}
-    return tuple(replace(stage, **changes.get(stage.name, {})) for stage in _STAGES)
+
+def stages(config: RunConfig) -> tuple[Stage[Run], ...]:
+    """Return all stages, those of plugins included, as a configuration needs them and in order."""
+    return stages_for(config)

@@ -10,7 +10,7 @@ import json
 import math
 import tomllib
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
@@ -21,18 +21,17 @@ from crosstime.base.registry import Family
 T = TypeVar("T")
 
 
-def read(kind: type[T], path: Path, settings: Mapping[str, Any] | None = None) -> T:
-    """Read the dataclass `kind` from a TOML file.
+def read(path: Path, make: Callable[[dict[str, Any]], T], settings: Mapping[str, Any] | None = None) -> T:
+    """Read a TOML file.
 
     Args:
-        kind: A dataclass of sections.
         path: The file.
+        make: Makes the result from the file's table.
         settings: Values to use in place of the file's, by key (see `override`).
 
     Raises:
-        FileNotFoundError: no such file.
-        InputError: not TOML, an unknown or missing key, a value of a wrong type or out of its limits; the message names
-            the file, the section and the key.
+        FileNotFoundError: There is no such file.
+        InputError: It isn't TOML, or `make` raises; the message names the file.
     """
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -44,7 +43,7 @@ def read(kind: type[T], path: Path, settings: Mapping[str, Any] | None = None) -
     try:
         for key, value in (settings or {}).items():
             override(table, key, value)
-        return build(kind, table)
+        return make(table)
     except ValueError as error:  # a user's own sparsity rule may raise a plain one
         raise InputError(f"{where}: {error}") from None
 
@@ -96,7 +95,7 @@ def build(kind: type[T], table: Mapping[str, Any], section: str = "") -> T:
     values = {}
     for key, field in known.items():
         if key in table:
-            values[field.name] = _value(hints[field.name], table[key], section, key)
+            values[field.name] = convert(hints[field.name], table[key], section, key)
         elif field.default is MISSING and field.default_factory is MISSING:
             raise InputError(f"{where}`{key}` is missing" if section else f"section [{key}] is missing")
     try:
@@ -107,16 +106,22 @@ def build(kind: type[T], table: Mapping[str, Any], section: str = "") -> T:
 
 def write(value: Any) -> str:
     """TOML of a dataclass of sections; keys that are not set are left out, since TOML knows no null."""
-    return "\n".join(_sections(value, ""))
+    return "\n".join([*_pairs(value), "", *_sections(value, "")])
 
 
-def settings(value: Any, name: str) -> dict[str, Any]:
-    """The part of a configuration under a dotted name, flat: `{"training.lr": 5e-05, ...}`.
-
-    What does not matter is left out, and lists of sections are numbered. The values come back equal from JSON.
-    """
+def lookup(value: Any, name: str) -> Any:
+    """Return a section of a configuration, or a value in one, by its dotted name: "training.lr"."""
     for part in name.split("."):
         value = getattr(value, part)
+    return value
+
+
+def flatten(value: Any, name: str) -> dict[str, Any]:
+    """Flatten a section, or a value, of a configuration to a dict of dotted names: `{"training.lr": 5e-05, ...}`.
+
+    Settings that don't matter (see above) are left out, and lists of sections are numbered. The values come back equal
+    from JSON.
+    """
     return dict(_flat(value, name))
 
 
@@ -142,8 +147,18 @@ def _unknown(key: str, value: Any, known: Mapping[str, Any], section: str) -> st
     return f"unknown {kind} `{key}`{nearest(key, known)}"
 
 
-def _value(hint: Any, value: Any, section: str, key: str) -> Any:
-    """`value` as the annotation `hint` wants it."""
+def convert(hint: Any, value: Any, section: str, key: str) -> Any:
+    """Convert a TOML value to the type that an annotation asks for.
+
+    Args:
+        hint: The annotation.
+        value: The value.
+        section: Name of the section that holds it, for messages; empty at the top.
+        key: Its key.
+
+    Raises:
+        InputError: The value doesn't fit; the message names section and key.
+    """
     one, several = _section(hint), _list_of_sections(hint)
     if one or several:
         name = f"{section}.{key}" if section else key
