@@ -58,13 +58,13 @@ def main() -> None:
     prompts = ct.BlimpPairs("distractor_agreement_relational_noun").load().take(sizes.pairs).prompts(suite.tokenizer)
     config = ct.CrosscoderConfig(tuple(suite.names), LAYER, lms[0].width, sizes.features)
     crosscoder = models.sparse_crosscoder(config, lms, prompts, sizes.active, seed=0)
-    effects = ct.attribute(crosscoder, lms, prompts, bootstrap=0)
-    found = {"exact": ct.exact_effects(crosscoder, lms, prompts, effects, top=sizes.top)}
+    effects = ct.attribute(crosscoder, lms, prompts, ct.AttributionConfig(bootstrap=0))
+    found = {"exact": ct.exact_effects(crosscoder, lms, prompts, effects, ct.AblationConfig(exact=sizes.top))}
     features = found["exact"].features(prompts.task)
     some = features[:: max(1, len(features) // 10)]
 
     def ours() -> None:
-        ct.exact_effects(crosscoder, lms, prompts, effects, top=sizes.top)
+        ct.exact_effects(crosscoder, lms, prompts, effects, ct.AblationConfig(exact=sizes.top))
 
     def plain() -> None:
         found["plain"] = whole_model(crosscoder, lms, prompts, some.tolist())

@@ -18,9 +18,8 @@ from scipy import stats
 
 import bundled
 import crosstime as ct
-from crosstime.attribution.ablation import strongest
+from crosstime.attribution.ablation import intervene, strongest
 from crosstime.attribution.effects import CompletenessWarning
-from crosstime.attribution.intervention import intervene
 
 CHECKPOINTS = ["step256", "step1000", "step3786"]
 METHODS = {
@@ -40,9 +39,13 @@ def study(crosscoder: ct.Crosscoder, models: Sequence[ct.SplitLM], prompts: ct.P
     """One task: agreement of each method with ablation at each checkpoint, and sums against joint ablations."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", CompletenessWarning)  # the gaps are among the results
-        found = {name: ct.attribute(crosscoder, models, prompts, bootstrap=0, **how) for name, how in METHODS.items()}
+        found = {
+            name: ct.attribute(crosscoder, models, prompts, ct.AttributionConfig(bootstrap=0, **how))
+            for name, how in METHODS.items()
+        }
     effects = found[BEST_RULE]
-    exact = ct.exact_effects(crosscoder, models, prompts, effects, top=effects.ie.shape[1], bootstrap=0)
+    every = ct.AblationConfig(exact=effects.ie.shape[1], bootstrap=0)
+    exact = ct.exact_effects(crosscoder, models, prompts, effects, every)
     features, ablated = exact.features(prompts.task), exact.array(prompts.task, "exact")
     strong = sorted(set().union(*(strongest(row, TOP) for row in ablated)))
     single = []

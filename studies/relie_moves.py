@@ -38,8 +38,13 @@ def shares(
     """RelIE at the second checkpoint of the strongest features: exact, then by each method; NaN where undefined."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", CompletenessWarning)  # two of the methods complete nothing
-        found = [ct.attribute(crosscoder, models, prompts, method=method, bootstrap=0) for method in METHODS]
-    exact = ct.exact_effects(crosscoder, models, prompts, found[-1], top=crosscoder.config.features, bootstrap=0)
+        found = [
+            ct.attribute(crosscoder, models, prompts, ct.AttributionConfig(method=method, bootstrap=0))
+            for method in METHODS
+        ]
+    exact = ct.exact_effects(
+        crosscoder, models, prompts, found[-1], ct.AblationConfig(exact=crosscoder.config.features, bootstrap=0)
+    )
     features, ablated = exact.features(prompts.task), exact.array(prompts.task, "exact")
     strong = sorted(set().union(*(strongest(row, TOP) for row in ablated)))
     rel_ie = [ct.relative(ablated), *(one.rel_ie[:, features] for one in found)]

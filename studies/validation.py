@@ -34,8 +34,10 @@ def study(checkpoints: Sequence[str], tasks: Sequence[ct.Prompts], folder: Path)
         for prompts in tasks:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", CompletenessWarning)  # a single gradient completes nothing
-                effects = ct.attribute(crosscoder, models, prompts, bootstrap=0, **how)
-            exacts.append(ct.exact_effects(crosscoder, models, prompts, effects, top=100, bootstrap=0))
+                effects = ct.attribute(crosscoder, models, prompts, ct.AttributionConfig(bootstrap=0, **how))
+            exacts.append(
+                ct.exact_effects(crosscoder, models, prompts, effects, ct.AblationConfig(exact=100, bootstrap=0))
+            )
         found = ct.validate(ct.Exact.join(exacts), crosscoder).to_pylist()
         rows += [{"crosscoder": "-".join(checkpoints), "method": method} | row for row in found]
     return rows

@@ -25,8 +25,8 @@ def _whole_way(folder, device):
     models = [suite.load(name, layer=1, device=device) for name in suite.names]
     quality = ct.evaluate(crosscoder, models, heldout)
     prompts = task.prompts(suite.tokenizer)
-    effects = ct.attribute(crosscoder, models, prompts, bootstrap=10)
-    ablation = ct.ablate(crosscoder, models, prompts, effects, quality.frequency, top_k=2)
+    effects = ct.attribute(crosscoder, models, prompts, ct.AttributionConfig(bootstrap=10))
+    ablation = ct.ablate(crosscoder, models, prompts, effects, quality.frequency, ct.AblationConfig(top_k=2))
     features = np.argsort(-quality.frequency)[:2].tolist()
     found = ct.contexts(crosscoder, models, heldout, suite.tokenizer, features, ct.ContextsConfig(per_feature=2))
     table = ct.FeatureTable.from_effects([effects], crosscoder, quality.frequency)

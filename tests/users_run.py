@@ -43,7 +43,7 @@ log_steps = 4
 blocks = 4
 [diagnostics]
 blocks = 4
-[effects]
+[attribution]
 steps = 4
 bootstrap = 10
 [ablation]

@@ -1,22 +1,29 @@
 """The public names, each stated once; `__init__.py` imports them on first use."""
 
 from .attribution.ablation import Ablation as Ablation
+from .attribution.ablation import AblationConfig as AblationConfig
 from .attribution.ablation import ablate as ablate
+from .attribution.baselines import BASELINES as BASELINES
+from .attribution.baselines import Baseline as Baseline
+from .attribution.comparisons import Evolution as Evolution
+from .attribution.comparisons import NormAndEffect as NormAndEffect
+from .attribution.comparisons import Overlap as Overlap
+from .attribution.comparisons import evolution as evolution
+from .attribution.comparisons import norm_and_effect as norm_and_effect
+from .attribution.comparisons import overlap as overlap
+from .attribution.effects import AttributionConfig as AttributionConfig
 from .attribution.effects import Effects as Effects
 from .attribution.effects import attribute as attribute
 from .attribution.effects import attribute_several as attribute_several
-from .attribution.evolution import Evolution as Evolution
-from .attribution.evolution import evolution as evolution
 from .attribution.exact import Exact as Exact
 from .attribution.exact import exact_effects as exact_effects
+from .attribution.exact import validate as validate
 from .attribution.features import FeatureTable as FeatureTable
-from .attribution.norm_and_effect import NormAndEffect as NormAndEffect
-from .attribution.norm_and_effect import norm_and_effect as norm_and_effect
-from .attribution.overlap import Overlap as Overlap
-from .attribution.overlap import overlap as overlap
+from .attribution.methods import METHODS as METHODS
+from .attribution.methods import Method as Method
+from .attribution.path import IntegrationPath as IntegrationPath
 from .attribution.relative import pairwise as pairwise
 from .attribution.relative import relative as relative
-from .attribution.validation import validate as validate
 from .crosscoder.crosscoder import Crosscoder as Crosscoder
 from .crosscoder.crosscoder import CrosscoderConfig as CrosscoderConfig
 from .crosscoder.formats.importing import import_crosscoder as import_crosscoder

@@ -7,8 +7,8 @@ import pyarrow as pa
 import pytest
 import torch
 
-from crosstime.attribution.ablation import Ablation, ablate, controls
-from crosstime.attribution.effects import Effects, attribute
+from crosstime.attribution.ablation import Ablation, AblationConfig, ablate, controls
+from crosstime.attribution.effects import AttributionConfig, Effects, attribute
 from crosstime.tasks.prompts import Prompts
 from planted import plant
 
@@ -65,7 +65,12 @@ def test_ablation_equals_a_hook_on_the_plain_model(transformers_models, models, 
     ie = np.random.default_rng(2).normal(size=(2, 40)).astype(np.float32)
     frequency = np.linspace(0.01, 0.4, 40)
     found = ablate(
-        crosscoder, models, prompts, effects_with(ie, "random", ["early", "late"]), frequency, top_k=3, batch_size=5
+        crosscoder,
+        models,
+        prompts,
+        effects_with(ie, "random", ["early", "late"]),
+        frequency,
+        AblationConfig(top_k=3, batch_size=5),
     )
     rows, joint = by_key(found.table, "feature", "checkpoint"), by_key(found.joint, "checkpoint", "group")
     assert len(rows) == found.table.num_rows
@@ -95,8 +100,8 @@ def test_ablation_equals_a_hook_on_the_plain_model(transformers_models, models, 
 
 def test_where_the_upper_half_is_linear_ablation_equals_the_indirect_effect(world):
     prompts, models, crosscoder = world.prompts(), world.models(), world.crosscoder()
-    effects = attribute(crosscoder, models, prompts, bootstrap=0)
-    found = ablate(crosscoder, models, prompts, effects, np.full(10, 0.15), top_k=4)
+    effects = attribute(crosscoder, models, prompts, AttributionConfig(bootstrap=0))
+    found = ablate(crosscoder, models, prompts, effects, np.full(10, 0.15), AblationConfig(top_k=4))
     for row in found.table.to_pylist():
         m = world.names.index(row["checkpoint"])
         assert row["delta_lpd"] == pytest.approx(effects.ie[m, row["feature"]], abs=1e-4)
@@ -143,13 +148,14 @@ def test_batch_size_does_not_matter_and_the_seed_decides_the_random_group_only(m
     ie = np.random.default_rng(3).normal(size=(2, 40)).astype(np.float32)
     effects, frequency = effects_with(ie, "random", ["early", "late"]), np.linspace(0.01, 0.4, 40)
     one, two = (
-        ablate(crosscoder, models, prompts, effects, frequency, top_k=4, batch_size=size, seed=1) for size in (3, 256)
+        ablate(crosscoder, models, prompts, effects, frequency, AblationConfig(top_k=4, batch_size=size, seed=1))
+        for size in (3, 256)
     )
     assert one.table.drop_columns(["lpd_clean", "lpd_ablated", "delta_lpd"]) == two.table.drop_columns(
         ["lpd_clean", "lpd_ablated", "delta_lpd"]
     )
     np.testing.assert_allclose(one.table["delta_lpd"].to_numpy(), two.table["delta_lpd"].to_numpy(), atol=1e-5)
-    other = ablate(crosscoder, models, prompts, effects, frequency, top_k=4, seed=2)
+    other = ablate(crosscoder, models, prompts, effects, frequency, AblationConfig(top_k=4, seed=2))
     groups = {
         name: [{row["feature"] for row in a.table.to_pylist() if row["group"] == name} for a in (two, other)]
         for name in ("top", "random")
@@ -190,7 +196,7 @@ def test_a_task_on_which_nothing_has_an_effect_gives_empty_groups(models, crossc
 def test_join_and_disk(models, crosscoder, prompts, tmp_path):
     ie = np.random.default_rng(4).normal(size=(2, 40)).astype(np.float32)
     effects = effects_with(ie, "random", ["early", "late"])
-    one = ablate(crosscoder, models, prompts, effects, np.full(40, 0.1), top_k=2)
+    one = ablate(crosscoder, models, prompts, effects, np.full(40, 0.1), AblationConfig(top_k=2))
     joined = Ablation.join([one, one])
     assert joined.table.num_rows == 2 * one.table.num_rows
     assert joined.correlation == pytest.approx(one.correlation)
@@ -218,4 +224,4 @@ def test_what_does_not_belong_together_is_refused(world):
     with pytest.raises(ValueError, match="in the order"):
         ablate(crosscoder, plant(width=30).models(), prompts, effects, np.ones(10))
     with pytest.raises(ValueError, match="at least 1"):
-        ablate(crosscoder, models, prompts, effects, np.ones(10), top_k=0)
+        ablate(crosscoder, models, prompts, effects, np.ones(10), AblationConfig(top_k=0))

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+from crosstime.attribution.baselines import BASELINES
 from crosstime.attribution.effects import (
-    PAPER_STEPS,
+    AttributionConfig,
     CompletenessWarning,
     Effects,
     TaskTotals,
@@ -20,7 +21,9 @@ from crosstime.attribution.effects import (
     save_totals,
 )
 from crosstime.attribution.features import FeatureTable
-from crosstime.attribution.path_rules import nodes_and_weights
+from crosstime.attribution.methods import METHODS, mean_over_padded_batches
+from crosstime.attribution.path import START, IntegrationPath
+from crosstime.base.errors import SettingError
 from crosstime.base.memory import MemoryWarning
 from crosstime.crosscoder.crosscoder import Crosscoder, CrosscoderConfig
 from crosstime.crosscoder.sparsity.rules import JumpReLU
@@ -33,12 +36,10 @@ from planted import RIGHT, WRONG
 # Most of these tests take fewer steps than an accurate integral needs: what they check holds at any number.
 pytestmark = pytest.mark.filterwarnings("ignore::crosstime.attribution.effects.CompletenessWarning")
 
-METHODS = ("integrated", "gradient", "released", "paper")
-BASELINES = ("bias", "mean", "patch")
-EVERY_WAY = list(product(METHODS, BASELINES))
+EVERY_WAY = list(product(METHODS.names, BASELINES.names))
 STEPS, THRESHOLD, BATCH, COLUMNS = 4, 0.02, 3, 5
-CLEAN = (np.zeros(1), np.ones(1))
-"""The point where the path begins, and nothing else."""
+INTEGRAL = IntegrationPath.from_rule("gauss-legendre", STEPS)
+PADDED = [method.name for method in METHODS if method.aggregate is mean_over_padded_batches]
 
 
 def _text(models):
@@ -49,8 +50,8 @@ def _text(models):
 def _effects(crosscoder, models, prompts, method="integrated", baseline="bias", **settings):
     """`attribute` with few steps, no intervals, and a threshold that matters."""
     few = {"steps": STEPS, "threshold": THRESHOLD, "reference_batch": BATCH, "n_columns": COLUMNS, "bootstrap": 0}
-    few |= {"text": _text(models)}
-    return attribute(crosscoder, models, prompts, method=method, baseline=baseline, **few | settings)
+    config = AttributionConfig(method=method, baseline=baseline, **few | settings)
+    return attribute(crosscoder, models, prompts, config, text=_text(models))
 
 
 def _prompts(n_tokens, lengths=(4, 6, 4, 7, 6, 4, 2), answers=None, seed=1):
@@ -111,10 +112,10 @@ def _compared_with(crosscoder, models, prompts, baseline, first):
 
 def _by_autograd(crosscoder, models, prompts, method, baseline):
     """IE [M, F] and error effect [M] by definition: gradients with respect to the features, prompt by prompt."""
-    integral = nodes_and_weights("gauss-legendre", STEPS)
-    rules = {"gradient": (CLEAN, integral), "integrated": (integral, integral), "released": (CLEAN, CLEAN)}
-    rules["paper"] = (nodes_and_weights("left", PAPER_STEPS),) * 2
-    single, together = (list(zip(*rule, strict=True)) for rule in rules[method])
+    single, together = (
+        dict(zip(path.nodes, path.weights, strict=True))
+        for path in (METHODS[method].feature_path or INTEGRAL, METHODS[method].total_path or INTEGRAL)
+    )
     first = crosscoder.config.positions.first_encoded
     effects, errors = {}, {}
     for n, ends in enumerate(_compared_with(crosscoder, models, prompts, baseline, first)):
@@ -123,21 +124,21 @@ def _by_autograd(crosscoder, models, prompts, method, baseline):
         for m, model in enumerate(models):
             f_end, error_end = ends[m]
             effects[n, m], errors[n, m] = torch.zeros(len(x[m]), 40, dtype=torch.float64), 0.0
-            for node in {node for node, _ in [*single, *together]}:
+            for node in single | together:
                 f_at = (f[m] + node * (f_end - f[m])).requires_grad_()
                 error_at = (error[m] + node * (error_end - error[m])).requires_grad_()
                 z = torch.cat([x[m][:first], crosscoder.decode(f_at)[:, m] + error_at])
                 log_p = model.upper(z[None])[0, -1].log_softmax(-1)
                 g_f, g_error = torch.autograd.grad(log_p[prompts.wrong[n]] - log_p[prompts.right[n]], [f_at, error_at])
-                effects[n, m][first:] += dict(single).get(node, 0) * (f_end - f[m]) * g_f
-                errors[n, m] += dict(together).get(node, 0) * ((error_end - error[m]) * g_error).sum().item()
+                effects[n, m][first:] += single.get(node, 0) * (f_end - f[m]) * g_f
+                errors[n, m] += together.get(node, 0) * ((error_end - error[m]) * g_error).sum().item()
     return [_aggregate(values, prompts, method) for values in (effects, errors)]
 
 
 def _aggregate(values, prompts, method):
     """By definition: sum over positions and mean over prompts, or the mean of padded batches in their order."""
     tensors = {key: torch.as_tensor(value) for key, value in values.items()}
-    if method in ("integrated", "gradient"):
+    if method not in PADDED:
         summed = {key: value.sum(0) if value.ndim else value for key, value in tensors.items()}
         return [sum(summed[n, m] for n in range(len(prompts))) / len(prompts) for m in range(2)]
     totals = []
@@ -170,7 +171,7 @@ def test_it_equals_autograd_feature_by_feature(crosscoder, models64, prompts, me
 def test_planted_effects_are_exact_in_any_number_of_steps(world):
     prompts = _prompts(len(world.rows), answers=(RIGHT, WRONG))
     for steps in (1, 5):
-        found = attribute(world.crosscoder(), world.models(), prompts, steps=steps, bootstrap=0)
+        found = attribute(world.crosscoder(), world.models(), prompts, AttributionConfig(steps=steps, bootstrap=0))
         expected = world.ie(prompts).numpy()
         np.testing.assert_allclose(found.ie, expected, atol=2e-3)  # the true crosscoder takes MARGIN off each code
         assert found.gap.max() < 1e-4
@@ -182,13 +183,13 @@ def test_planted_effects_are_exact_in_any_number_of_steps(world):
     assert np.abs(found.ie[:, irrelevant]).max() < 1e-4
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", METHODS.names)
 def test_in_a_linear_world_every_method_finds_the_planted_effects(world, method):
     """All prompts have one length, so the released aggregation differs by a constant; its threshold is off."""
     prompts = _prompts(len(world.rows), (5,) * 12, answers=(RIGHT, WRONG))
     found = _effects(world.crosscoder(), world.models(), prompts, method, threshold=0.0)
     # COLUMNS / N times the sum over N / BATCH batches of means over BATCH x 5 positions.
-    constant = COLUMNS / (BATCH * 5) if method in ("released", "paper") else 1
+    constant = COLUMNS / (BATCH * 5) if method in PADDED else 1
     np.testing.assert_allclose(found.ie, constant * world.ie(prompts).numpy(), atol=2e-3)
     assert found.gap.max() < 1e-4
 
@@ -209,7 +210,7 @@ def test_in_a_linear_world_effects_are_those_of_the_change_of_the_codes(world, b
     assert found.gap.max() < 1e-3
 
 
-@pytest.mark.parametrize("baseline", BASELINES)
+@pytest.mark.parametrize("baseline", BASELINES.names)
 def test_features_and_error_make_up_the_whole_change(crosscoder, models, prompts, baseline):
     found = _effects(crosscoder, models, prompts, baseline=baseline, steps=32)
     np.testing.assert_allclose(found.ie.sum(1) + found.error, found.total, atol=1e-3)
@@ -220,13 +221,13 @@ def test_features_and_error_make_up_the_whole_change(crosscoder, models, prompts
 
 @pytest.mark.filterwarnings("error::crosstime.attribution.effects.CompletenessWarning")
 def test_a_large_gap_is_warned_of_and_a_small_one_is_not(crosscoder, models, prompts):
-    attribute(crosscoder, models, prompts, bootstrap=0)
+    attribute(crosscoder, models, prompts, AttributionConfig(bootstrap=0))
     with pytest.warns(CompletenessWarning, match=r"random: at checkpoint \w+ the effects miss \d+%"):
-        attribute(crosscoder, models, prompts, rule="left", steps=1, bootstrap=0)
+        attribute(crosscoder, models, prompts, AttributionConfig(rule="left", steps=1, bootstrap=0))
     with pytest.warns(CompletenessWarning):
-        attribute(crosscoder, models, prompts, method="paper", bootstrap=0)
+        attribute(crosscoder, models, prompts, AttributionConfig(method="paper", bootstrap=0))
     # It does not claim to add up, so it does not warn; its gap is told all the same.
-    assert attribute(crosscoder, models, prompts, method="released", bootstrap=0).gap.max() > 0.05
+    assert attribute(crosscoder, models, prompts, AttributionConfig(method="released", bootstrap=0)).gap.max() > 0.05
 
 
 def test_single_features_by_the_clean_gradient_and_their_sum_by_the_integral(crosscoder, models, prompts):
@@ -243,7 +244,7 @@ def _metric(prompts, n, logits):
     return (logits[prompts.wrong[n]] - logits[prompts.right[n]]).item()
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", METHODS.names)
 def test_the_path_begins_with_the_model_as_it_is(crosscoder, models, prompts, method):
     found = _effects(crosscoder, models, prompts, method)
     for m, model in enumerate(models):
@@ -251,7 +252,7 @@ def test_the_path_begins_with_the_model_as_it_is(crosscoder, models, prompts, me
         assert found.metric_clean[m] == pytest.approx(np.mean(clean), abs=1e-5)
 
 
-@pytest.mark.parametrize("baseline", BASELINES)
+@pytest.mark.parametrize("baseline", BASELINES.names)
 def test_the_end_of_the_path(crosscoder, models, prompts, baseline):
     """The crosscoder's bias, the text's mean activation, or the second prefix's; position 0 stays as it is."""
     found = _effects(crosscoder, models, prompts, baseline=baseline)
@@ -266,7 +267,7 @@ def test_the_end_of_the_path(crosscoder, models, prompts, baseline):
         assert found.metric_end[m] == pytest.approx(np.mean(metrics), abs=1e-4)
 
 
-@pytest.mark.parametrize("baseline", BASELINES)
+@pytest.mark.parametrize("baseline", BASELINES.names)
 def test_the_gap_shrinks_with_the_order_of_the_rule(crosscoder, models, prompts, baseline):
     def gap(rule, steps):
         return _effects(crosscoder, models, prompts, baseline=baseline, rule=rule, steps=steps).gap.max()
@@ -302,7 +303,7 @@ def test_a_pass_holds_no_more_positions_than_are_allowed(crosscoder, models, pro
         return upper(self, residual, *args, **kwargs)
 
     monkeypatch.setattr(SplitLM, "upper", counted)
-    some = _effects(crosscoder, models, prompts, positions_at_once=60)
+    some = _effects(crosscoder, models, prompts, max_positions=60)
     assert max(sizes) <= 60
     np.testing.assert_allclose(some.ie, one.ie, atol=1e-6)
 
@@ -329,7 +330,7 @@ def test_when_memory_runs_out_it_goes_on_with_half_as_many_prompts(crosscoder, m
 def test_batches_and_the_order_of_prompts_do_not_matter(crosscoder, models, prompts, method, baseline):
     one = _effects(crosscoder, models, prompts, method, baseline, batch_size=1)
     others = [_effects(crosscoder, models, prompts, method, baseline, batch_size=3)]
-    if method in ("integrated", "gradient"):  # the released aggregation depends on the order by definition
+    if method not in PADDED:  # the released aggregation depends on the order by definition
         others.append(_effects(crosscoder, models, _take(prompts, [5, 2, 0, 6, 1, 4, 3]), method, baseline))
     for other in others:
         np.testing.assert_allclose(other.ie, one.ie, atol=1e-6)
@@ -338,7 +339,7 @@ def test_batches_and_the_order_of_prompts_do_not_matter(crosscoder, models, prom
         np.testing.assert_array_equal(other.sign_consistency, one.sign_consistency)
 
 
-@pytest.mark.parametrize("baseline", BASELINES)
+@pytest.mark.parametrize("baseline", BASELINES.names)
 def test_other_prompts_do_not_matter(crosscoder, models, prompts, baseline):
     """The effects on a task are the mean of those on its prompts alone."""
     whole = _effects(crosscoder, models, prompts, baseline=baseline)
@@ -346,7 +347,7 @@ def test_other_prompts_do_not_matter(crosscoder, models, prompts, baseline):
     np.testing.assert_allclose(whole.ie, np.mean(single, axis=0), atol=1e-6)
 
 
-@pytest.mark.parametrize("method", ["released", "paper"])
+@pytest.mark.parametrize("method", PADDED)
 def test_the_released_aggregation_depends_on_the_batches_of_the_public_code(crosscoder, models, prompts, method):
     one, other = (_effects(crosscoder, models, prompts, method, reference_batch=batch) for batch in (2, 7))
     assert np.abs(one.ie - other.ie).max() > 0.05 * np.abs(one.ie).max()
@@ -354,7 +355,7 @@ def test_the_released_aggregation_depends_on_the_batches_of_the_public_code(cros
     np.testing.assert_allclose(one.gap, other.gap)
 
 
-@pytest.mark.parametrize("method", ["released", "paper"])
+@pytest.mark.parametrize("method", PADDED)
 def test_effects_at_the_threshold_or_below_count_for_nothing(crosscoder, models, prompts, method):
     sizes = np.abs(_effects(crosscoder, models, prompts, method, threshold=0.0).ie)
     assert (sizes > 0).any()
@@ -388,7 +389,7 @@ def test_padding_would_change_nothing(crosscoder, models, prompts, side):
         (gradient,) = torch.autograd.grad(metric, z)
         gradient = torch.where(real[:, :, None], gradient, 0.0)
         ie.append(-(f * (gradient @ crosscoder.raw_decoder(m).T)).sum((0, 1)).detach().numpy() / len(prompts))
-    clean = attribute(crosscoder, models, prompts, method="gradient", bootstrap=0)
+    clean = attribute(crosscoder, models, prompts, AttributionConfig(method="gradient", bootstrap=0))
     np.testing.assert_allclose(clean.ie, np.stack(ie), atol=2e-5)
 
 
@@ -408,23 +409,23 @@ def _values(effects):
 
 @pytest.mark.parametrize(("method", "baseline"), EVERY_WAY)
 def test_several_crosscoders_have_the_effects_of_a_call_for_each(crosscoders, models, prompts, method, baseline):
-    settings = {"text": _text(models), "threshold": THRESHOLD, "bootstrap": 20, "steps": STEPS}
-    settings |= {"method": method, "baseline": baseline}
-    shared_end = baseline == "bias" and method in ("gradient", "released")
+    config = AttributionConfig(method=method, baseline=baseline, threshold=THRESHOLD, bootstrap=20, steps=STEPS)
+    shared_end = BASELINES[baseline].depends_on_crosscoder and METHODS[method].feature_path is START
     of_the_path = ("explained", "error", "total", "gap", "metric_end") if shared_end else ()
-    for crosscoder, found in zip(crosscoders, attribute_several(crosscoders, models, prompts, **settings), strict=True):
-        alone = _values(attribute(crosscoder, models, prompts, **settings))
+    several = attribute_several(crosscoders, models, prompts, config, text=_text(models))
+    for crosscoder, found in zip(crosscoders, several, strict=True):
+        alone = _values(attribute(crosscoder, models, prompts, config, text=_text(models)))
         for name, value in _values(found).items():
             assert np.array_equal(value, alone[name], equal_nan=True) == (name not in of_the_path), name
 
 
 def test_several_crosscoders_go_to_the_mean_of_their_biases(crosscoders, models, prompts):
-    found = attribute_several(crosscoders, models, prompts, bootstrap=0)
+    found = attribute_several(crosscoders, models, prompts, AttributionConfig(bootstrap=0))
     middle = copy.deepcopy(crosscoders[0])
     with torch.no_grad():
         mean = torch.stack([crosscoder.raw_bias() for crosscoder in crosscoders]).mean(0)
         middle.b_dec.copy_(mean * middle.scale[:, None])
-    expected = attribute(middle, models, prompts, bootstrap=0)
+    expected = attribute(middle, models, prompts, AttributionConfig(bootstrap=0))
     for effects in found:
         np.testing.assert_allclose(effects.metric_end, expected.metric_end, rtol=1e-5)
         np.testing.assert_allclose(effects.explained, effects.total, atol=1e-3)  # the error's part makes it whole
@@ -441,9 +442,9 @@ def test_the_models_run_once_for_several_crosscoders(crosscoders, models, prompt
         return upper(self, residual, *args, **kwargs)
 
     monkeypatch.setattr(SplitLM, "upper", counted)
-    attribute(crosscoders[0], models, prompts, bootstrap=0)
+    attribute(crosscoders[0], models, prompts, AttributionConfig(bootstrap=0))
     for_one = sum(rows)
-    attribute_several(crosscoders, models, prompts, bootstrap=0)
+    attribute_several(crosscoders, models, prompts, AttributionConfig(bootstrap=0))
     assert sum(rows) == 2 * for_one
 
 
@@ -451,7 +452,7 @@ def test_crosscoders_that_do_not_go_together_are_refused(crosscoders, models, pr
     with pytest.raises(ValueError, match="there is no crosscoder"):
         attribute_several([], models, prompts)
     crosscoders[1].config = dataclasses.replace(crosscoders[1].config, positions=Positions(encode_first=True))
-    with pytest.raises(ValueError, match="some of the crosscoders encode position 0 and some do not"):
+    with pytest.raises(ValueError, match="some of the crosscoders encode position 0 and some don't"):
         attribute_several(crosscoders, models, prompts)
 
 
@@ -461,7 +462,7 @@ def test_identical_checkpoints_share_every_effect(crosscoder, models, prompts):
     twin = Crosscoder(config)
     generator = torch.Generator().manual_seed(0)
     twin.initialise(torch.zeros(3, models[0].width), torch.ones(3), decoder_norm=0.3, tied=True, generator=generator)
-    found = attribute(twin, twins, prompts, steps=4, bootstrap=0)
+    found = attribute(twin, twins, prompts, AttributionConfig(steps=4, bootstrap=0))
     live = np.abs(found.ie).sum(0) > 0
     assert live.sum() > 10
     np.testing.assert_allclose(found.rel_ie[:, live], 1 / 3, atol=1e-6)
@@ -564,8 +565,12 @@ def test_sign_consistency_is_the_share_of_prompts_that_agree_with_the_mean(
 
 
 def test_intervals_hold_the_estimate_and_narrow_with_more_prompts(crosscoder, models):
-    few = attribute(crosscoder, models, _prompts(96, (5,) * 8, answers=(3, 9)), steps=2, bootstrap=300)
-    many = attribute(crosscoder, models, _prompts(96, (5,) * 128, answers=(3, 9)), steps=2, bootstrap=300)
+    few = attribute(
+        crosscoder, models, _prompts(96, (5,) * 8, answers=(3, 9)), AttributionConfig(steps=2, bootstrap=300)
+    )
+    many = attribute(
+        crosscoder, models, _prompts(96, (5,) * 128, answers=(3, 9)), AttributionConfig(steps=2, bootstrap=300)
+    )
     for found in (few, many):
         assert ((found.ie_low <= found.ie + 1e-6) & (found.ie <= found.ie_high + 1e-6)).mean() > 0.99
         defined = ~np.isnan(found.rel_ie_low)
@@ -578,9 +583,12 @@ def test_intervals_hold_the_estimate_and_narrow_with_more_prompts(crosscoder, mo
 def test_a_bootstrap_interval_is_that_of_the_mean(crosscoder, models):
     """Against the textbook: 1.96 standard errors either way, from the effects of the single prompts."""
     prompts = _prompts(96, (5,) * 64, answers=(3, 9))
-    found = attribute(crosscoder, models, prompts, steps=2, bootstrap=2000)
+    found = attribute(crosscoder, models, prompts, AttributionConfig(steps=2, bootstrap=2000))
     single = np.stack(
-        [attribute(crosscoder, models, _take(prompts, [n]), steps=2, bootstrap=0).ie for n in range(len(prompts))]
+        [
+            attribute(crosscoder, models, _take(prompts, [n]), AttributionConfig(steps=2, bootstrap=0)).ie
+            for n in range(len(prompts))
+        ]
     )
     width = 2 * 1.96 * single.std(0) / len(prompts) ** 0.5
     strong = np.abs(found.ie) > np.quantile(np.abs(found.ie), 0.7)
@@ -588,7 +596,7 @@ def test_a_bootstrap_interval_is_that_of_the_mean(crosscoder, models):
 
 
 def test_saved_and_read_again(crosscoder, models, prompts, tmp_path):
-    found = attribute(crosscoder, models, prompts, steps=2, bootstrap=20)
+    found = attribute(crosscoder, models, prompts, AttributionConfig(steps=2, bootstrap=20))
     found.save(tmp_path)
     again = Effects.load(tmp_path)
     for field in dataclasses.fields(Effects):
@@ -596,7 +604,7 @@ def test_saved_and_read_again(crosscoder, models, prompts, tmp_path):
 
 
 def test_the_totals_are_saved_without_single_features(crosscoder, models, prompts, tmp_path):
-    found = attribute(crosscoder, models, prompts, steps=2, bootstrap=0)
+    found = attribute(crosscoder, models, prompts, AttributionConfig(steps=2, bootstrap=0))
     none = dataclasses.replace(found, task="none", explained=np.array([np.nan, 1.0]))
     save_totals(tmp_path / "tasks.json", [found, none])
     one, other = load_totals(tmp_path / "tasks.json")
@@ -615,23 +623,36 @@ def test_prompts_of_another_policy_are_refused(crosscoder, models, prompts):
 
 def test_a_baseline_that_the_task_does_not_have_is_refused(crosscoder, models, prompts):
     with pytest.raises(ValueError, match="task random has no second prefixes: give its pairs `patch`"):
-        attribute(crosscoder, models, dataclasses.replace(prompts, patch=None), baseline="patch")
-    with pytest.raises(ValueError, match='the baseline "mean" needs a text'):
-        attribute(crosscoder, models, prompts, baseline="mean")
+        attribute(crosscoder, models, dataclasses.replace(prompts, patch=None), AttributionConfig(baseline="patch"))
+    with pytest.raises(ValueError, match='the baseline "mean" averages over a text'):
+        attribute(crosscoder, models, prompts, AttributionConfig(baseline="mean"))
     with pytest.raises(ValueError, match="the text was tokenised without BOS"):
-        attribute(crosscoder, models, prompts, baseline="mean", text=dataclasses.replace(_text(models), bos=False))
+        attribute(
+            crosscoder,
+            models,
+            prompts,
+            AttributionConfig(baseline="mean"),
+            text=dataclasses.replace(_text(models), bos=False),
+        )
     patch = [[*prompts.patch[0], 5], *prompts.patch[1:]]
     with pytest.raises(ValueError, match="second prefix of prompt 0 has 5 tokens, the first one has 4"):
-        attribute(crosscoder, models, dataclasses.replace(prompts, patch=patch), baseline="patch")
+        attribute(crosscoder, models, dataclasses.replace(prompts, patch=patch), AttributionConfig(baseline="patch"))
 
 
-def test_settings_that_make_no_sense_are_refused(crosscoder, models, prompts):
-    for settings in ({"threshold": -1.0}, {"reference_batch": 0}, {"n_columns": 0}):
-        with pytest.raises(ValueError, match="threshold must be at least 0, reference_batch and n_columns at least 1"):
-            _effects(crosscoder, models, prompts, "released", **settings)
-    for settings in ({"batch_size": 0}, {"positions_at_once": 0}, {"bootstrap": -1}):
-        with pytest.raises(ValueError, match="batch_size and positions_at_once must be at least 1, bootstrap"):
-            _effects(crosscoder, models, prompts, **settings)
+def test_settings_outside_their_limits_are_refused():
+    for name in ("reference_batch", "n_columns", "batch_size", "max_positions", "steps"):
+        with pytest.raises(SettingError, match=f"^{name} must be at least 1, not 0$"):
+            AttributionConfig(**{name: 0})
+    with pytest.raises(SettingError, match=r"^threshold must be at least 0, not -0\.1$"):
+        AttributionConfig(threshold=-0.1)
+    for name in ("bootstrap", "seed"):
+        with pytest.raises(SettingError, match=f"^{name} must be at least 0, not -1$"):
+            AttributionConfig(**{name: -1})
+    with pytest.raises(SettingError, match=r"^steps must be at least 2, not 1$"):
+        AttributionConfig(rule="trapezoid", steps=1)
+    for name in ("method", "baseline", "rule", "no_effect"):
+        with pytest.raises(SettingError, match=f"^{name} names an unknown .* 'none': choose "):
+            AttributionConfig(**{name: "none"})
 
 
 def test_models_that_do_not_fit_are_refused(crosscoder, models, prompts):

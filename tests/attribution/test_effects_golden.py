@@ -13,11 +13,11 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import golden_numbers
-from crosstime.attribution import integration
 from crosstime.attribution.activations import residuals
-from crosstime.attribution.baselines import Point, ends, points
-from crosstime.attribution.batch_effects import error_effects, feature_effects
-from crosstime.attribution.effects import PAPER_STEPS, attribute
+from crosstime.attribution.baselines import BASELINES, ResidualState, states
+from crosstime.attribution.effects import AttributionConfig, attribute, error_effects, feature_effects
+from crosstime.attribution.methods import METHODS
+from crosstime.attribution.path import START, metric, metric_gradient
 from crosstime.attribution.relative import pairwise
 from crosstime.crosscoder.crosscoder import Crosscoder
 from crosstime.crosscoder.sparsity.rules import BatchTopK
@@ -26,20 +26,21 @@ from crosstime.tasks.task import Pair, Task
 from golden_numbers import FEATURES, FOLDER, LAYER, NAMES, POSITIONS, tensors
 
 BATCH, COLUMNS = 4, 5
+STEPS = 10
+"""Of the paper's text."""
 TOLERANCE = 1e-5
 
 # The public code's way leaves gaps that deserve a warning.
 pytestmark = pytest.mark.filterwarnings("ignore::crosstime.attribution.effects.CompletenessWarning")
 
-RELEASED = integration.Path.of("left", 1)
-PAPER = integration.Path.of("left", PAPER_STEPS)
+PAPER = METHODS["paper"].total_path
 VARIANTS = {
-    "released": ("file", RELEASED),
+    "released": ("file", START),
     "ig": ("file", PAPER),
-    "sorted_released": ("sorted", RELEASED),
+    "sorted_released": ("sorted", START),
     "sorted_ig": ("sorted", PAPER),
 }
-METHODS = {"released": "released", "released_maskfix": "released", "ig": "paper"}
+METHOD_OF = {"released": "released", "released_maskfix": "released", "ig": "paper"}
 
 
 def assert_close(found, golden, tolerance=TOLERANCE):
@@ -90,7 +91,7 @@ def padded_batches(prompts):
 @pytest.mark.parametrize("order", ["file", "sorted"])
 def test_residuals_codes_errors_and_metrics(crosscoder, models, prompts, order):
     golden, task = tensors(f"attribution_states_{order}_fp32"), prompts[order]
-    end_of = ends("bias", [crosscoder], models, task)
+    end_of = BASELINES["bias"].path_ends([crosscoder], models, task, None)
     for b, batch in enumerate(padded_batches(task)):
         for row, n in enumerate(batch.tolist()):
             tokens = torch.tensor([task.tokens[n]])
@@ -104,10 +105,10 @@ def test_residuals_codes_errors_and_metrics(crosscoder, models, prompts, order):
                 assert_close(start.x[0], golden[f"b{b}.m{m}.resid"][row, -length:])
                 error = start.x - start.f @ crosscoder.raw_decoder(m) - crosscoder.raw_bias()[m]
                 assert_close(error[0], golden[f"b{b}.m{m}.residual_error"][row, -length:])
-                clean, along = slopes(PAPER, models[m], start, start.to(end, 0), task, torch.tensor([n]))
-                metric = golden[f"b{b}.m{m}.metric_alpha"][:, row]
-                assert_close(clean.metric, golden[f"b{b}.m{m}.clean_metric"][row : row + 1])
-                assert_close(along.metric, metric[-1:])
+                answers = task.right[[n]], task.wrong[[n]]
+                assert_close(metric(models[m], start.x, *answers), golden[f"b{b}.m{m}.clean_metric"][row : row + 1])
+                at_end = metric(models[m], start.x + start.displacement(end, 0).x, *answers)
+                assert_close(at_end, golden[f"b{b}.m{m}.metric_alpha"][-1:, row])
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -115,16 +116,18 @@ def test_effects_at_single_tokens(crosscoder, models, prompts, variant):
     order, path = VARIANTS[variant]
     golden, task = tensors(f"attribution_tokens_{variant}_fp32"), prompts[order]
     mask = tensors(f"attribution_states_{order}_fp32")
-    end_of = ends("bias", [crosscoder], models, task)
+    end_of = BASELINES["bias"].path_ends([crosscoder], models, task, None)
     for b, batch in enumerate(padded_batches(task)):
         padding = mask[f"b{b}.attention_mask"] == 0
         found = {key: torch.zeros_like(golden[key]) for key in golden if key.startswith(f"b{b}.")}
         for row, n in enumerate(batch.tolist()):
             tokens = torch.tensor([task.tokens[n]])
             for m, (start, end) in enumerate(paths(crosscoder, models, tokens, end_of, n)):
-                way = start.to(end, 0)
-                _, along = slopes(path, models[m], start, way, task, torch.tensor([n]))
-                for name, value in measured(along.gradient, way, crosscoder.raw_decoder(m)).items():
+                moved = start.displacement(end, 0)
+                answers = task.right[[n]], task.wrong[[n]]
+                clean = metric_gradient(models[m], start.x, *answers)
+                gradient = path.mean_gradient(models[m], clean, start.x, moved.x, *answers)
+                for name, value in measured(gradient, moved, crosscoder.raw_decoder(m)).items():
                     found[f"b{b}.m{m}.{name}"][row, -tokens.shape[1] :] = value[0]
         for key, value in found.items():
             assert_close(value[~padding], golden[key][~padding])
@@ -135,16 +138,12 @@ def test_effects_at_single_tokens(crosscoder, models, prompts, variant):
 def paths(crosscoder, models, tokens, end_of, n):
     """At each checkpoint, where the path of prompt n begins and where it ends."""
     (end,) = end_of(torch.tensor([n]))
-    return zip(points(crosscoder, residuals(crosscoder, models, tokens)), end, strict=True)
+    return zip(states(crosscoder, residuals(crosscoder, models, tokens)), end, strict=True)
 
 
-def slopes(path, model, start, way, task, index):
-    clean = integration.slope(model, start.x, task.right[index], task.wrong[index])
-    return clean, path.integrate(model, clean, start.x, way.x, task.right[index], task.wrong[index])
-
-
-def measured(gradient, way, decoder):
-    effect, error_effect = feature_effects(gradient, way.f, decoder), error_effects(gradient, way.x, way.f, decoder)
+def measured(gradient, moved, decoder):
+    effect = feature_effects(gradient, moved.f, decoder)
+    error_effect = error_effects(gradient, moved.x, moved.f, decoder)
     return {
         "mean_grad_resid": gradient,
         "mean_grad_f": gradient @ decoder.T,
@@ -156,19 +155,20 @@ def measured(gradient, way, decoder):
 @pytest.fixture(scope="module")
 def narrowfix(crosscoder, models, prompts):
     """Effects by batch and checkpoint [B, S, ...] with padding that is attended at all points but the first."""
-    states, task, found = tensors("attribution_states_file_fp32"), prompts["file"], {}
+    stored, task, found = tensors("attribution_states_file_fp32"), prompts["file"], {}
     for b, batch in enumerate(padded_batches(task)):
-        mask = states[f"b{b}.attention_mask"]
+        mask = stored[f"b{b}.attention_mask"]
         for m, model in enumerate(models):
-            x = states[f"b{b}.m{m}.resid"]
-            start = Point(x, states[f"b{b}.f"])
-            way = start.to(Point(crosscoder.raw_bias()[m].detach(), torch.zeros(FEATURES)), 0)
+            x = stored[f"b{b}.m{m}.resid"]
+            start = ResidualState(x, stored[f"b{b}.f"])
+            end = ResidualState(crosscoder.raw_bias()[m].detach(), torch.zeros(FEATURES))
+            moved = start.displacement(end, 0)
             gradient = torch.zeros_like(x)
-            for alpha in range(PAPER_STEPS):
-                z = x + alpha / PAPER_STEPS * way.x
+            for alpha in range(STEPS):
+                z = x + alpha / STEPS * moved.x
                 seen = mask if alpha == 0 else torch.ones_like(mask)
-                gradient += slope(model, z, seen, task.right[batch], task.wrong[batch]) / PAPER_STEPS
-            found[b, m] = measured(gradient, way, crosscoder.raw_decoder(m))
+                gradient += slope(model, z, seen, task.right[batch], task.wrong[batch]) / STEPS
+            found[b, m] = measured(gradient, moved, crosscoder.raw_decoder(m))
     return found
 
 
@@ -213,11 +213,13 @@ def test_aggregated_effects(crosscoder, models, prompts, variant, threshold):
         crosscoder,
         models,
         prompts["sorted" if variant.startswith("sorted") else "file"],
-        method=METHODS[variant.removeprefix("sorted_").removesuffix("_bs5")],
-        threshold=0.0 if threshold == "None" else float(threshold),
-        reference_batch=5 if variant.endswith("bs5") else BATCH,
-        n_columns=COLUMNS,
-        bootstrap=0,
+        AttributionConfig(
+            method=METHOD_OF[variant.removeprefix("sorted_").removesuffix("_bs5")],
+            threshold=0.0 if threshold == "None" else float(threshold),
+            reference_batch=5 if variant.endswith("bs5") else BATCH,
+            n_columns=COLUMNS,
+            bootstrap=0,
+        ),
     )
     assert_close(found.ie, golden)
     assert ((found.ie != 0).sum(1) == (golden.numpy() != 0).sum(1)).all()
@@ -243,11 +245,7 @@ def test_aggregated_effects_of_a_code_that_depends_on_the_batch(models, prompts,
         crosscoder,
         models,
         prompts["sorted"],
-        method=METHODS[variant],
-        threshold=0.0,
-        n_columns=COLUMNS,
-        batch_size=BATCH,
-        bootstrap=0,
+        AttributionConfig(method=METHOD_OF[variant], threshold=0.0, n_columns=COLUMNS, batch_size=BATCH, bootstrap=0),
     )
     assert_close(found.ie, tensors("attribution_ie_fp32")[f"sorted_{variant}.batchtopk_k8_trainmode.thr_None"])
 
@@ -260,11 +258,13 @@ def test_relative_effects(crosscoder, models, prompts, variant, threshold):
         crosscoder,
         models,
         prompts["file"],
-        method=METHODS[variant],
-        threshold=0.0 if threshold == "None" else float(threshold),
-        n_columns=COLUMNS,
-        no_effect="shared",
-        bootstrap=0,
+        AttributionConfig(
+            method=METHOD_OF[variant],
+            threshold=0.0 if threshold == "None" else float(threshold),
+            n_columns=COLUMNS,
+            no_effect="shared",
+            bootstrap=0,
+        ),
     )
     name = f"{variant}.thr_{threshold}"
     assert_close(found.rel_ie, golden[f"{name}.one_vs_all"])

@@ -9,9 +9,9 @@ import torch
 from scipy import stats
 
 from crosstime.attribution import exact as exact_module
-from crosstime.attribution.effects import attribute
+from crosstime.attribution.ablation import AblationConfig, intervene
+from crosstime.attribution.effects import AttributionConfig, attribute
 from crosstime.attribution.exact import Exact, exact_effects
-from crosstime.attribution.intervention import intervene
 from crosstime.attribution.relative import relative
 from crosstime.tasks.prompts import Prompts
 from planted import plant
@@ -29,8 +29,8 @@ def prompts() -> Prompts:
 def test_where_the_upper_half_is_linear_exact_and_estimate_are_the_planted_effect(n_checkpoints):
     world = plant(n_checkpoints=n_checkpoints)
     prompts, models, crosscoder = world.prompts(), world.models(), world.crosscoder()
-    effects = attribute(crosscoder, models, prompts, bootstrap=200, seed=3)
-    found = exact_effects(crosscoder, models, prompts, effects, top=10, bootstrap=200, seed=3)
+    effects = attribute(crosscoder, models, prompts, AttributionConfig(bootstrap=200, seed=3))
+    found = exact_effects(crosscoder, models, prompts, effects, AblationConfig(exact=10, bootstrap=200, seed=3))
     assert found.tasks == ["planted"]
     assert found.checkpoints == list(world.names)
     features = found.features("planted")
@@ -54,8 +54,8 @@ def test_where_the_upper_half_is_linear_exact_and_estimate_are_the_planted_effec
 
 
 def test_the_union_of_the_strongest_is_measured_and_the_mean_over_prompts_told(models, crosscoder, prompts):
-    effects = attribute(crosscoder, models, prompts, bootstrap=0)
-    found = exact_effects(crosscoder, models, prompts, effects, top=4, bootstrap=0)
+    effects = attribute(crosscoder, models, prompts, AttributionConfig(bootstrap=0))
+    found = exact_effects(crosscoder, models, prompts, effects, AblationConfig(exact=4, bootstrap=0))
     top = [set(np.argsort(-np.abs(ie))[:4].tolist()) for ie in effects.ie]
     features = found.features("random")
     assert set(features.tolist()) == top[0] | top[1]
@@ -69,8 +69,8 @@ def test_the_union_of_the_strongest_is_measured_and_the_mean_over_prompts_told(m
 
 
 def test_the_intervals_are_percentiles_over_resampled_prompts(models, crosscoder, prompts):
-    effects = attribute(crosscoder, models, prompts, bootstrap=0)
-    found = exact_effects(crosscoder, models, prompts, effects, top=3, bootstrap=50, seed=4)
+    effects = attribute(crosscoder, models, prompts, AttributionConfig(bootstrap=0))
+    found = exact_effects(crosscoder, models, prompts, effects, AblationConfig(exact=3, bootstrap=50, seed=4))
     answers = intervene(crosscoder, models, prompts, found.features("random").tolist(), batch_size=64)
     change = (answers.clean[:, None] - answers.alone).numpy()
     drawn = torch.randint(7, (50, 7), generator=torch.Generator().manual_seed(4)).numpy()
@@ -86,10 +86,10 @@ def test_the_intervals_are_percentiles_over_resampled_prompts(models, crosscoder
 
 
 def test_neither_batches_nor_memory_change_the_numbers(models, crosscoder, prompts, monkeypatch):
-    effects = attribute(crosscoder, models, prompts, bootstrap=0)
-    one = exact_effects(crosscoder, models, prompts, effects, top=9, bootstrap=20)
+    effects = attribute(crosscoder, models, prompts, AttributionConfig(bootstrap=0))
+    one = exact_effects(crosscoder, models, prompts, effects, AblationConfig(exact=9, bootstrap=20))
     monkeypatch.setattr(exact_module, "VALUES_AT_ONCE", 2 * 20 * 4)  # four features at a time
-    other = exact_effects(crosscoder, models, prompts, effects, top=9, bootstrap=20, batch_size=3)
+    other = exact_effects(crosscoder, models, prompts, effects, AblationConfig(exact=9, bootstrap=20, batch_size=3))
     assert one.features("random").tolist() == other.features("random").tolist()
     assert len(one.features("random")) > 8
     for name in ("exact", "exact_low", "rel_exact_high"):
@@ -97,14 +97,14 @@ def test_neither_batches_nor_memory_change_the_numbers(models, crosscoder, promp
 
 
 def test_a_prompt_on_which_a_feature_does_not_fire_costs_nothing(models, crosscoder, prompts, monkeypatch):
-    effects = attribute(crosscoder, models, prompts, bootstrap=0)
+    effects = attribute(crosscoder, models, prompts, AttributionConfig(bootstrap=0))
     with torch.no_grad():
         crosscoder.b_enc[:] = -1000
     rows = []
     for model in models:
         upper = model.upper
         monkeypatch.setattr(model, "upper", lambda x, upper=upper, **kw: rows.append(len(x)) or upper(x, **kw))
-    found = exact_effects(crosscoder, models, prompts, effects, top=5, bootstrap=10)
+    found = exact_effects(crosscoder, models, prompts, effects, AblationConfig(exact=5, bootstrap=10))
     assert sum(rows) == 2 * len(prompts)  # the models as they are
     assert set(found.table["exact"].to_pylist()) == {0.0}
     assert set(found.table["exact_high"].to_pylist()) == {0.0}
@@ -112,8 +112,8 @@ def test_a_prompt_on_which_a_feature_does_not_fire_costs_nothing(models, crossco
 
 
 def test_the_correlations_are_over_features_by_checkpoint(models, crosscoder, prompts):
-    effects = attribute(crosscoder, models, prompts, method="integrated", bootstrap=0)
-    found = exact_effects(crosscoder, models, prompts, effects, top=20, bootstrap=0)
+    effects = attribute(crosscoder, models, prompts, AttributionConfig(method="integrated", bootstrap=0))
+    found = exact_effects(crosscoder, models, prompts, effects, AblationConfig(exact=20, bootstrap=0))
     first, last = found.correlations
     assert (first["task"], first["checkpoint"], last["checkpoint"]) == ("random", "early", "late")
     ie, exact = (found.array("random", name) for name in ("ie", "exact"))
@@ -127,7 +127,7 @@ def test_the_correlations_are_over_features_by_checkpoint(models, crosscoder, pr
 def test_nothing_that_has_an_effect_gives_an_empty_table(models, crosscoder, prompts, tmp_path):
     with torch.no_grad():
         crosscoder.W_dec[:] = 0
-    effects = attribute(crosscoder, models, prompts, bootstrap=0)
+    effects = attribute(crosscoder, models, prompts, AttributionConfig(bootstrap=0))
     found = exact_effects(crosscoder, models, prompts, effects)
     assert found.table.num_rows == 0
     assert found.tasks == found.correlations == []
@@ -136,8 +136,8 @@ def test_nothing_that_has_an_effect_gives_an_empty_table(models, crosscoder, pro
 
 
 def test_join_save_and_load(models, crosscoder, prompts, tmp_path):
-    effects = attribute(crosscoder, models, prompts, bootstrap=0)
-    one = exact_effects(crosscoder, models, prompts, effects, top=2, bootstrap=10)
+    effects = attribute(crosscoder, models, prompts, AttributionConfig(bootstrap=0))
+    one = exact_effects(crosscoder, models, prompts, effects, AblationConfig(exact=2, bootstrap=10))
     table = one.table.set_column(0, "task", pa.array(["other"] * one.table.num_rows))
     joined = Exact.join([one, Exact(table)])
     assert joined.tasks == ["random", "other"]
@@ -151,11 +151,11 @@ def test_join_save_and_load(models, crosscoder, prompts, tmp_path):
 
 def test_what_does_not_belong_together_is_refused(world):
     prompts, models, crosscoder = world.prompts(), world.models(), world.crosscoder()
-    effects = attribute(crosscoder, models, prompts, bootstrap=0)
+    effects = attribute(crosscoder, models, prompts, AttributionConfig(bootstrap=0))
     other = Prompts("other", prompts.tokens, prompts.right, prompts.wrong, prompts.pair_index)
     with pytest.raises(ValueError, match="pass one task"):
         exact_effects(crosscoder, models, other, effects)
     with pytest.raises(ValueError, match="in the order"):
         exact_effects(crosscoder, models[::-1], prompts, effects)
     with pytest.raises(ValueError, match="at least 1"):
-        exact_effects(crosscoder, models, prompts, effects, top=0)
+        exact_effects(crosscoder, models, prompts, effects, AblationConfig(exact=0))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from crosstime.attribution.effects import attribute
+from crosstime.attribution.effects import AttributionConfig, attribute
 from crosstime.attribution.features import CheckpointTable, FeatureTable, long_table
 from crosstime.tasks.task import Prompts
 
@@ -17,7 +17,7 @@ def effects(crosscoder, models):
     tokens = [rng.integers(0, 96, 5).tolist() for _ in range(4)]
     answers = torch.from_numpy(rng.permutation(96)[:8]).reshape(2, 4)
     prompts = Prompts("random", tokens, answers[0], answers[1], torch.arange(4))
-    return attribute(crosscoder, models, prompts, steps=16, bootstrap=20)
+    return attribute(crosscoder, models, prompts, AttributionConfig(steps=16, bootstrap=20))
 
 
 def test_one_row_per_task_feature_and_checkpoint(crosscoder, effects):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from crosstime.attribution.intervention import intervene
+from crosstime.attribution.ablation import intervene
 from crosstime.crosscoder.crosscoder import Crosscoder, CrosscoderConfig
 from crosstime.crosscoder.sparsity.rules import JumpReLU
 from crosstime.models.suite import Suite

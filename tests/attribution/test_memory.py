@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from crosstime.attribution.effects import attribute
-from crosstime.attribution.intervention import intervene
+from crosstime.attribution.ablation import intervene
+from crosstime.attribution.effects import AttributionConfig, attribute
 from crosstime.base.memory import MemoryWarning
 from crosstime.crosscoder.crosscoder import Crosscoder, CrosscoderConfig
 from crosstime.evaluation.contexts import ContextsConfig, contexts
@@ -128,7 +128,8 @@ def test_ablations_are_the_same(monkeypatch, name, most):
 
 @pytest.mark.filterwarnings("ignore::crosstime.attribution.effects.CompletenessWarning")
 def test_effects_against_means_over_a_text_are_the_same(monkeypatch):
-    find = partial(attribute, WORLD.crosscoder(), WORLD.models(), WORLD.prompts(), baseline="mean", text=CORPUS)
+    config = AttributionConfig(baseline="mean")
+    find = partial(attribute, WORLD.crosscoder(), WORLD.models(), WORLD.prompts(), config, text=CORPUS)
     expected = find()
     run_out(monkeypatch, Crosscoder, "encode", 8)
     with pytest.warns(MemoryWarning, match="effects: out of memory with 12 blocks of 9 tokens per batch"):

@@ -6,8 +6,8 @@ import pytest
 import torch
 from scipy import stats
 
-from crosstime.attribution.exact import Exact
-from crosstime.attribution.validation import validate
+from crosstime.attribution.ablation import AblationConfig
+from crosstime.attribution.exact import Exact, validate
 from crosstime.crosscoder.crosscoder import Crosscoder, CrosscoderConfig
 
 NAMES = ("a", "b", "c")
@@ -44,7 +44,7 @@ def rows_of(table: pa.Table) -> dict:
 
 def test_it_is_the_papers_correlation_for_each_pair_of_neighbours(crosscoder, values):
     ie, change = values
-    found = rows_of(validate(exact_with(ie, change), crosscoder, top_k=(5, 30), bootstrap=0))
+    found = rows_of(validate(exact_with(ie, change), crosscoder, AblationConfig(bootstrap=0), top_k=(5, 30)))
     norms = crosscoder.decoder_norms().detach().numpy()[::2]
     for a, b in ((0, 1), (1, 2)):
         for k in (5, 30):
@@ -66,7 +66,7 @@ def test_it_is_the_papers_correlation_for_each_pair_of_neighbours(crosscoder, va
 def test_means_over_tasks_and_pairs(crosscoder, values):
     ie, change = values
     joined = Exact.join([exact_with(ie, change, "t"), exact_with(ie[::-1], change, "u")])
-    found = rows_of(validate(joined, crosscoder, top_k=[20], bootstrap=30))
+    found = rows_of(validate(joined, crosscoder, AblationConfig(bootstrap=30), top_k=[20]))
     of_pair = [found[task, "a", "b", 20] for task in ("t", "u")]
     assert found[None, "a", "b", 20]["rel_ie"] == pytest.approx(np.mean([row["rel_ie"] for row in of_pair]))
     assert found[None, "a", "b", 20]["n_features"] == sum(row["n_features"] for row in of_pair)
@@ -82,23 +82,25 @@ def test_means_over_tasks_and_pairs(crosscoder, values):
 
 def test_where_ie_is_the_effect_its_correlation_is_one_and_surely_the_larger(crosscoder, values):
     ie, _ = values
-    row = rows_of(validate(exact_with(ie, 3 * ie), crosscoder, top_k=[100], bootstrap=100))["t", "a", "b", 100]
+    row = rows_of(validate(exact_with(ie, 3 * ie), crosscoder, AblationConfig(bootstrap=100), top_k=[100]))[
+        "t", "a", "b", 100
+    ]
     assert row["n_features"] == 60
     assert row["rel_ie"] == row["rel_ie_low"] == row["rel_ie_high"] == pytest.approx(1)
     assert row["difference_low"] > 0.5
 
 
 def test_the_seed_decides_the_intervals(crosscoder, values):
-    tables = [validate(exact_with(*values), crosscoder, bootstrap=20, seed=seed) for seed in (0, 0, 1)]
+    tables = [validate(exact_with(*values), crosscoder, AblationConfig(bootstrap=20, seed=seed)) for seed in (0, 0, 1)]
     assert tables[0] == tables[1]
     assert tables[0]["rel_ie"] == tables[2]["rel_ie"]
     assert tables[0]["rel_ie_low"] != tables[2]["rel_ie_low"]
 
 
 def test_where_there_is_nothing_to_rank_it_is_nan(crosscoder):
-    one = rows_of(validate(exact_with(np.ones((1, 3)), np.ones((1, 3))), crosscoder, bootstrap=5))
+    one = rows_of(validate(exact_with(np.ones((1, 3)), np.ones((1, 3))), crosscoder, AblationConfig(bootstrap=5)))
     assert all(np.isnan(row["rel_ie"]) and np.isnan(row["difference_high"]) for row in one.values())
-    none = rows_of(validate(exact_with(np.zeros((3, 3)), np.zeros((3, 3))), crosscoder, bootstrap=5))
+    none = rows_of(validate(exact_with(np.zeros((3, 3)), np.zeros((3, 3))), crosscoder, AblationConfig(bootstrap=5)))
     assert {row["n_features"] for row in none.values()} == {0}
     empty = exact_with(np.ones((1, 3)), np.ones((1, 3)))
     assert validate(Exact(empty.table.slice(0, 0)), crosscoder).num_rows == 0

@@ -140,9 +140,15 @@ def test_every_commented_key_of_the_demo_exists(tmp_path):
         (("[[task]]", "[crosscoder]\nlayer = -1\n[[task]]"), r"crosscoder\.layer must be at least 0, not -1"),
         (("[[task]]", "[training]\nlr = 0\n[[task]]"), r"training\.lr must be positive"),
         (("[[task]]", "[training]\nbatchsize = 1\n[[task]]"), r"\[training\] unknown key `batchsize`; .*'batch_size'"),
-        (("[[task]]", "[effects]\nthreshold = -0.1\n[[task]]"), r"effects\.threshold must be at least 0, not -0\.1"),
-        (("[[task]]", "[effects]\nn_columns = 0\n[[task]]"), r"effects\.n_columns must be at least 1, not 0"),
-        (("[[task]]", '[effects]\nrule = "gauss"\n[[task]]'), r"`rule` must be one of \"gauss-legendre\""),
+        (
+            ("[[task]]", "[attribution]\nthreshold = -0.1\n[[task]]"),
+            r"attribution\.threshold must be at least 0, not -0\.1",
+        ),
+        (("[[task]]", "[attribution]\nn_columns = 0\n[[task]]"), r"attribution\.n_columns must be at least 1, not 0"),
+        (
+            ("[[task]]", '[attribution]\nrule = "gauss"\n[[task]]'),
+            r"attribution\.rule names an unknown path rule",
+        ),
         (("[[task]]", '[compute]\ndevice = "gpu"\n[[task]]'), r"\[compute\] `device` must be one of"),
         (("[[task]]", "[trainig]\n[[task]]"), r"unknown section `trainig`; the nearest is 'training'"),
         (("[text]\ndemo = true", ""), r"section \[text\] is missing"),

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from crosstime.attribution.effects import attribute
+from crosstime.attribution.effects import AttributionConfig, attribute
 from crosstime.attribution.relative import relative
 from crosstime.base.memory import MemoryWarning
 from crosstime.crosscoder.crosscoder import Crosscoder, CrosscoderConfig
@@ -99,7 +99,10 @@ def test_planted_effects_are_recovered(recovered):
     tokens = np.random.default_rng(5).integers(2, len(world.rows), (600, 6)).tolist()
     right, wrong = torch.full((600,), RIGHT), torch.full((600,), WRONG)
     effects = attribute(
-        crosscoder, world.models(), Prompts("planted", tokens, right, wrong, torch.arange(600)), steps=2, bootstrap=0
+        crosscoder,
+        world.models(),
+        Prompts("planted", tokens, right, wrong, torch.arange(600)),
+        AttributionConfig(steps=2, bootstrap=0),
     )
     relevant = [i for i, kind in enumerate(world.kinds) if kind != "irrelevant"]
     np.testing.assert_allclose(effects.rel_ie[:, which[relevant]], world.rel_ie[:, relevant].numpy(), atol=0.05)
@@ -589,7 +592,7 @@ def test_thirty_two_checkpoints_share_one_crosscoder():
     world = plant(n_rows=400, n_checkpoints=32, width=48, per_kind=1)
     config = dataclasses.replace(SMALL, tokens=30_000, batch_size=100, lr=5e-3, buffer_tokens=1000)
     crosscoder = _trained(world, config, sparsity=L1(0.02), features=12, corpus=_corpus(len(world.rows), n_blocks=400))
-    effects = attribute(crosscoder, world.models(), world.prompts(), bootstrap=0)
+    effects = attribute(crosscoder, world.models(), world.prompts(), AttributionConfig(bootstrap=0))
     assert effects.ie.shape == (32, 12)
     has_effect = ~np.isnan(effects.rel_ie).any(0)
     np.testing.assert_allclose(effects.rel_ie[:, has_effect].sum(0), 1, rtol=1e-5)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import ClassVar, Generic, Protocol, TypeVar, runtime_checkable
 
-from crosstime.base.errors import InputError, nearest
+from crosstime.base.errors import InputError, SettingError, nearest
 
 
 @runtime_checkable
@@ -62,6 +62,18 @@ class Registry(Generic[N]):
             hint = nearest(name, known) if len(known) > 1 else ""
             raise InputError(f"unknown {self.kind} {name!r}: {choices}{hint}")
         return self._values[name]
+
+    def check(self, **settings: str) -> None:
+        """Check that settings name registered values.
+
+        Raises:
+            SettingError: One of them doesn't.
+        """
+        for setting, name in settings.items():
+            try:
+                self[name]
+            except InputError as error:
+                raise SettingError(setting, f"names an {error}") from None
 
     def __iter__(self) -> Iterator[N]:
         return iter(self._values.values())

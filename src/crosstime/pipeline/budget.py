@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import torch
 
-from crosstime.attribution.effects import POSITIONS_AT_ONCE
 from crosstime.base.errors import InputError
 from crosstime.base.memory import limit_bytes, used_bytes
 from crosstime.base.units import format_bytes
@@ -119,7 +118,7 @@ class Batches:
             diagnosis=analysed("the diagnosis", config.diagnostics.batch_blocks, cost.DIAGNOSED, held),
             effects=budget.fitting(
                 "the effects",
-                POSITIONS_AT_ONCE,
+                config.attribution.max_positions,
                 "one token of a prompt",
                 cost.gradient_bytes(config, shape),
                 held,

@@ -11,8 +11,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
-from crosstime.attribution.path_rules import Baseline, Method, PathRule
-from crosstime.attribution.relative import NoEffect
+from crosstime.attribution.ablation import AblationConfig
+from crosstime.attribution.effects import AttributionConfig
 from crosstime.base.device import ComputeConfig
 from crosstime.base.errors import InputError, SettingError, nearest
 from crosstime.base.settings import ASIDE, check_at_least
@@ -162,61 +162,6 @@ class CrosscoderSection:
 
 
 @dataclass(frozen=True)
-class EffectsConfig:
-    """[effects]: indirect effects by gradients."""
-
-    method: Method = "gradient"
-    """Where gradients are taken and how effects are aggregated; `released` and `paper` are the paper's ways."""
-    baseline: Baseline = "bias"
-    """What features are compared with: zero, their means over held-out text, or their values on a second prefix."""
-    rule: PathRule = "gauss-legendre"
-    """`gradient`, `integrated`: how the path is integrated."""
-    steps: int = 16
-    """At how many points."""
-    threshold: float = 0.1
-    """`released`, `paper`: effects at a token of no more logits than this count for nothing."""
-    reference_batch: int = 4
-    """`released`, `paper`: prompts of a batch, whose padding counts in the mean."""
-    n_columns: int = 18
-    """`released`, `paper`: fields of a record of the task's table, a factor of every effect."""
-    no_effect: NoEffect = "undefined"
-    """What RelIE is of a feature without effect at any checkpoint; the paper's way is `shared`: 0.5 everywhere."""
-    bootstrap: int = 1000
-    """Resamples of the prompts, for the intervals; 0 for no intervals."""
-    batch_size: int = field(default=32, metadata={"matters": False})
-    """Prompts of one forward pass."""
-    seed: int = 0
-    """Seed of the resampling."""
-
-    def __post_init__(self) -> None:
-        _at_least(1, "effects", steps=self.steps, batch_size=self.batch_size)
-        _at_least(1, "effects", reference_batch=self.reference_batch, n_columns=self.n_columns)
-        if self.threshold < 0:
-            raise InputError(f"effects.threshold must be at least 0, not {self.threshold}")
-        _at_least(0, "effects", bootstrap=self.bootstrap, seed=self.seed)
-
-
-@dataclass(frozen=True)
-class AblationConfig:
-    """[ablation]: the check of the effects, and exact effects."""
-
-    top_k: int = 10
-    """Features of each checkpoint to ablate, by |IE|, and as many random ones of similar frequency."""
-    exact: int = 100
-    """Features of each checkpoint whose exact effect is measured, by |IE|; 0 for none."""
-    bootstrap: int = 1000
-    """Resamples for the intervals of the exact effects and of the validation; 0 for no intervals."""
-    batch_size: int = field(default=64, metadata={"matters": False})
-    """Prompts of one forward pass."""
-    seed: int = 0
-    """Seed of the choice of random features, and of the resampling."""
-
-    def __post_init__(self) -> None:
-        _at_least(1, "ablation", top_k=self.top_k, batch_size=self.batch_size)
-        _at_least(0, "ablation", exact=self.exact, bootstrap=self.bootstrap, seed=self.seed)
-
-
-@dataclass(frozen=True)
 class ReportConfig:
     """[report]: what the pages show."""
 
@@ -242,8 +187,8 @@ class RunConfig:
     training: TrainConfig = field(default_factory=TrainConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     diagnostics: DiagnosticsConfig = field(default_factory=DiagnosticsConfig)
-    effects: EffectsConfig = EffectsConfig()
-    ablation: AblationConfig = AblationConfig()
+    attribution: AttributionConfig = field(default_factory=AttributionConfig)
+    ablation: AblationConfig = field(default_factory=AblationConfig)
     contexts: ContextsConfig = field(default_factory=ContextsConfig)
     report: ReportConfig = ReportConfig()
 

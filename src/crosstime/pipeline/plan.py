@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from crosstime.attribution.effects import path_of
 from crosstime.base.memory import total_bytes
 from crosstime.base.units import align_columns, format_bytes, format_duration, format_tokens
 from crosstime.evaluation.survey import SIMILARITY_TOKENS
@@ -26,7 +25,7 @@ _SHORTER = {
     "survey": "a smaller survey.max_pairs or survey.blocks",
     "evaluate": "fewer evaluation.blocks",
     "diagnose": "fewer diagnostics.blocks",
-    "attribute": "fewer effects.steps or a task's max_pairs",
+    "attribute": "fewer attribution.steps or a task's max_pairs",
     "ablate": "a smaller ablation.exact",
     "contexts": "fewer contexts.blocks",
 }
@@ -293,8 +292,8 @@ class _Planner:
         return self._analysis("contexts", blocks, at_once, self.speeds.searched, cost.EVALUATED)
 
     def _attribute(self) -> StagePlan:
-        count, config = sum(map(len, self.prompts)), self.config.effects
-        points = path_of(config.method, config.rule, config.steps).gradients
+        count, config = sum(map(len, self.prompts)), self.config.attribution
+        points = config.n_gradients
         seconds = len(self.prompts) * self.speeds.task + count * self.speeds.prompt
         at_once = self.shared.batches.effects * cost.gradient_bytes(self.config, self.shared.shape)
         return StagePlan(

@@ -13,7 +13,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from crosstime import demo
-from crosstime.attribution.baselines import second_prefixes
+from crosstime.attribution.baselines import BASELINES, second_prefixes
 from crosstime.base import artifact
 from crosstime.base.device import available_device
 from crosstime.base.errors import InputError, nearest
@@ -233,7 +233,7 @@ class Shared:
 
     def _check_tasks(self) -> None:
         for prompts in self.prompts:
-            if self.config.effects.baseline == "patch":
+            if BASELINES[self.config.attribution.baseline].needs_second_prefixes:
                 second_prefixes(prompts)
 
     def check_checkpoints(self) -> None:

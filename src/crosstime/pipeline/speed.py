@@ -19,9 +19,10 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
+from crosstime.attribution.ablation import intervene
 from crosstime.attribution.activations import encode, residuals
-from crosstime.attribution.effects import attribute, path_of
-from crosstime.attribution.intervention import intervene
+from crosstime.attribution.baselines import BASELINES
+from crosstime.attribution.effects import attribute
 from crosstime.base.device import peak_matmul_flops, synchronise
 from crosstime.crosscoder.crosscoder import Crosscoder, CrosscoderConfig
 from crosstime.evaluation.contexts import ContextsConfig, contexts
@@ -400,26 +401,15 @@ class _Bench:
 
     def _effects(self) -> tuple[float, float]:
         """Seconds of a task and of each of its prompts."""
-        config = self.config.effects
+        config = self.config.attribution
         values = self.checkpoints * self.crosscoder.config.features
         bootstrap = min(config.bootstrap, max(1, int(RESAMPLED / values)))
+        timed = replace(config, bootstrap=bootstrap)
+        if BASELINES[config.baseline].needs_text:
+            timed = replace(timed, baseline="bias")
 
         def seconds(count: int) -> float:
-            return _clocked(
-                lambda: attribute(
-                    self.crosscoder,
-                    self.models,
-                    self._some(count),
-                    method=config.method,
-                    baseline="patch" if config.baseline == "patch" else "bias",
-                    rule=config.rule,
-                    steps=config.steps,
-                    threshold=config.threshold,
-                    batch_size=config.batch_size,
-                    bootstrap=bootstrap,
-                ),
-                self.device,
-            )
+            return _clocked(lambda: attribute(self.crosscoder, self.models, self._some(count), timed), self.device)
 
         few, many = 1, min(len(self.prompts), config.batch_size)
         seconds(few)  # whatever is slow the first time
@@ -428,7 +418,7 @@ class _Bench:
             many = min(len(self.prompts), int(many * self.slot / both))
             both = seconds(many)
         each = max(0.0, both - fixed) / max(1, many - few)
-        points = path_of(config.method, config.rule, config.steps).gradients
+        points = config.n_gradients
         blocks = (
             self.checkpoints
             * self.length_of_prompts

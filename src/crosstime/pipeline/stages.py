@@ -15,10 +15,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from crosstime.attribution.ablation import Ablation, ablate, strongest
+from crosstime.attribution.baselines import BASELINES
 from crosstime.attribution.effects import Effects, attribute, load_totals, save_totals
-from crosstime.attribution.exact import Exact, exact_effects
+from crosstime.attribution.exact import Exact, exact_effects, validate
 from crosstime.attribution.features import FeatureTable
-from crosstime.attribution.validation import TOP_K, validate
 from crosstime.base import artifact
 from crosstime.base.units import jsonable
 from crosstime.evaluation.contexts import contexts, load_contexts, save_contexts
@@ -144,27 +144,11 @@ def write_diagnostics(run: Run, draft: Path) -> None:
 
 def write_effects(run: Run, draft: Path) -> None:
     """features.parquet and tasks.json for people; task-N/ for the stages that follow."""
-    config = run.config.effects
+    config = replace(run.config.attribution, max_positions=run.shared.batches.effects)
+    text = run.shared.heldout_text if BASELINES[config.baseline].needs_text else None
     found = []
     for n, prompts in enumerate(run.shared.prompts, 1):
-        effects = attribute(
-            run.crosscoder,
-            run.shared.models,
-            prompts,
-            method=config.method,
-            baseline=config.baseline,
-            text=run.shared.heldout_text if config.baseline == "mean" else None,
-            rule=config.rule,
-            steps=config.steps,
-            threshold=config.threshold,
-            reference_batch=config.reference_batch,
-            n_columns=config.n_columns,
-            no_effect=config.no_effect,
-            batch_size=config.batch_size,
-            positions_at_once=run.shared.batches.effects,
-            bootstrap=config.bootstrap,
-            seed=config.seed,
-        )
+        effects = attribute(run.crosscoder, run.shared.models, prompts, config, text=text)
         (draft / f"task-{n}").mkdir()
         effects.save(draft / f"task-{n}")
         found.append(effects)
@@ -180,37 +164,14 @@ def write_ablation(run: Run, draft: Path) -> None:
     ablations, exacts = [], []
     for n, prompts in enumerate(run.shared.prompts, 1):
         effects = Effects.load(run.folder_of("effects") / f"task-{n}")
-        ablations.append(
-            ablate(
-                run.crosscoder,
-                run.shared.models,
-                prompts,
-                effects,
-                frequency,
-                top_k=config.top_k,
-                seed=config.seed,
-                batch_size=config.batch_size,
-            )
-        )
+        ablations.append(ablate(run.crosscoder, run.shared.models, prompts, effects, frequency, config))
         if config.exact:
-            exacts.append(
-                exact_effects(
-                    run.crosscoder,
-                    run.shared.models,
-                    prompts,
-                    effects,
-                    top=config.exact,
-                    bootstrap=config.bootstrap,
-                    seed=config.seed,
-                    batch_size=config.batch_size,
-                )
-            )
+            exacts.append(exact_effects(run.crosscoder, run.shared.models, prompts, effects, config))
     Ablation.join(ablations).save(draft)
     if exacts:
-        exact, top_k = Exact.join(exacts), [k for k in TOP_K if k <= config.exact]
+        exact = Exact.join(exacts)
         exact.save(draft)
-        validation = validate(exact, run.crosscoder, top_k=top_k, bootstrap=config.bootstrap, seed=config.seed)
-        pq.write_table(validation, draft / "validation.parquet")
+        pq.write_table(validate(exact, run.crosscoder, config), draft / "validation.parquet")
 
 
 def write_contexts(run: Run, draft: Path) -> None:
@@ -338,7 +299,7 @@ def _train_variant(stage: Stage[Run], config: RunConfig) -> Stage[Run]:
 
 def _attribute_variant(stage: Stage[Run], config: RunConfig) -> Stage[Run]:
     """The mean activation, as a baseline, is measured on the held-out text."""
-    if config.effects.baseline != "mean":
+    if not BASELINES[config.attribution.baseline].needs_text:
         return stage
     return replace(stage, inputs=(*stage.inputs, "tokens/heldout.npy"))
 
@@ -424,7 +385,7 @@ _STAGES: tuple[Stage[Run], ...] = (
         "attribute",
         "effects",
         "indirect effects of every feature",
-        settings=(*_MODELS, "effects"),
+        settings=(*_MODELS, "attribution"),
         inputs=("selection/checkpoints.json", "crosscoder", "evaluation/frequency.parquet"),
         facts=_tasks,
         work=write_effects,

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from crosstime.attribution.baselines import BASELINES
+from crosstime.attribution.methods import METHODS
 from crosstime.base.errors import SettingError
 from crosstime.base.registry import Registry
 from crosstime.report import tables
@@ -200,6 +202,19 @@ for _section in (
         },
         order=90,
     ),
-    Section("notes", "Notes", "Notes", TEMPLATES / "notes.html.j2", order=100),
+    Section(
+        "notes",
+        "Notes",
+        "Notes",
+        TEMPLATES / "notes.html.j2",
+        values=lambda data: {
+            "attribution": [
+                text
+                for totals in data.totals[:1]
+                for text in (BASELINES[totals.baseline].sentence, METHODS[totals.method].sentence)
+            ]
+        },
+        order=100,
+    ),
 ):
     SECTIONS.add(_section)

@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from crosstime.attribution.evolution import evolution
-from crosstime.attribution.overlap import Overlap, overlap
+from crosstime.attribution.comparisons import Overlap, evolution, overlap
 from crosstime.report.classes import class_group, class_members, class_words, pairs
 from crosstime.report.data import ReportData, TaskFeatures
 from crosstime.report.format import (
@@ -238,10 +237,10 @@ def effects_over_training(features: TaskFeatures) -> Figure:
     lines, ends = [], []
     for one in extremes:
         feature = int(features.feature[one.feature])
-        places = {group.rsplit(" ", 1)[1] for group in one.chosen}
+        places = {group.rsplit(" ", 1)[1] for group in one.groups}
         colour = FAINT if len(places) > 1 else colours[places.pop()]
         text = hover(
-            f"<b>Feature {feature}</b>: {' and '.join(one.chosen)}",
+            f"<b>Feature {feature}</b>: {' and '.join(one.groups)}",
             "IE %{y:.4f} at %{text}",
             escaped(data.notes.get(feature, "")),
         )

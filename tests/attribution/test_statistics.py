@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from crosstime.attribution.correlation import spearman
+from crosstime.attribution.statistics import spearman
 
 
 def test_it_is_scipys_with_ties_row_by_row():
