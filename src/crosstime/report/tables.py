@@ -11,8 +11,8 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
-from crosstime.attribution.effects import LARGE_GAP, TaskTotals
 from crosstime.attribution.comparisons import norm_and_effect
+from crosstime.attribution.effects import LARGE_GAP, TaskTotals
 from crosstime.attribution.relative import SPECIFIC
 from crosstime.base.units import format_tokens
 from crosstime.evaluation.quality import Quality
