@@ -72,7 +72,8 @@ from .tasks.prompts import Prompts as Prompts
 from .tasks.task import Pair as Pair
 from .tasks.task import Task as Task
 from .text.corpus import Corpus as Corpus
-from .text.hub_text import HubText as HubText
+from .text.files import Files as Files
+from .text.hub import HubText as HubText
 from .text.packing import DocumentStart as DocumentStart
 from .text.packing import Packed as Packed
 from .text.positions import Positions as Positions

@@ -2,9 +2,9 @@ import pytest
 
 from crosstime.crosscoder.sparsity.rules import L1, BatchTopK, JumpReLU, TopK
 from crosstime.pipeline import annotations, config, preset
-from crosstime.pipeline import tokenise as tokens
 from crosstime.pipeline.run import runs
 from crosstime.pipeline.stages import STAGES
+from crosstime.text import tokenise
 
 PAIRS = 'pairs = { source = "blimp", sets = ["subject-verb"] }'
 LEAST = f"""
@@ -77,24 +77,28 @@ def test_every_commented_key_of_the_demo_exists(tmp_path):
             ("demo = true\n[text]", 'folders = ["a", "b"]\nnames = ["a"]\n[text]'),
             r"suite\.names has 1 names for 2",
         ),
-        (("[text]\ndemo = true", "[text]"), r"text must name one of `demo = true`, `train` .*; it names none"),
-        (("[text]\ndemo = true", '[text]\ntrain = "x"\ndemo = true'), r"text must name one of"),
+        (("[text]\ndemo = true", "[text]"), r"text\.train is missing: name files under `train`, datasets"),
+        (("[text]\ndemo = true", '[text]\ntrain = "x"\ndemo = true'), r"text\.demo and `train` exclude each other"),
         (("[text]\ndemo = true", "[text]\ndemo = true\ncontext = 1"), r"text\.context must be at least 2, not 1"),
         (("[text]\ndemo = true", '[text]\ntrain = "x"\nheldout_share = 1'), r"text\.heldout_share must lie between"),
-        (("[text]\ndemo = true", '[text]\n[[text.hub]]\nrepo = "a/b"'), r"text\.hub needs text\.limit_tokens"),
+        (("[text]\ndemo = true", '[text]\n[[text.hub]]\nrepo = "a/b"'), r"text\.limit_tokens is missing"),
         *(
             (("[text]\ndemo = true", f"[text]\nlimit_tokens = 1000\n{keys}\nhub = [{hub}]"), message)
             for keys, hub, message in (
                 (
                     "",
                     '{repo = "a/b", share = 0.5}, {repo = "a/c", share = 0.4}',
-                    r"the shares add up to 0\.9, not to 1",
+                    r"text\.hub has shares that add up to 0\.9, not to 1",
                 ),
-                ("", '{repo = "a/b", share = 0.5}, {repo = "a/c"}', r"either every data set has a `share`, or none"),
-                ("", '{repo = "a/b", share = 1.5}', r"the share of 'a/b' must lie between 0 and 1, not 1\.5"),
+                (
+                    "",
+                    '{repo = "a/b", share = 0.5}, {repo = "a/c"}',
+                    r"text\.hub must have a `share` for every dataset,",
+                ),
+                ("", '{repo = "a/b", share = 1.5}', r"text\.hub 1\.share of 'a/b' must lie between 0 and 1, not 1\.5"),
                 ("", '{repo = "a/b", slpit = "x"}', r"\[text\.hub 1\] unknown key `slpit`; the nearest is 'split'"),
                 ('heldout = "x"', '{repo = "a/b", heldout_split = "x"}', r"name two held-out texts"),
-                ('train = "x"', '{repo = "a/b"}', r"it names text\.train and text\.hub"),
+                ('train = "x"', '{repo = "a/b"}', r"text\.train and `hub` exclude each other"),
             )
         ),
         (("[text]\ndemo = true", '[text]\ntrain = "x"\npacking = "pack"'), r"`packing` must be one of \"packed\""),
@@ -237,7 +241,7 @@ def test_an_empty_list_of_crosscoders_is_refused(tmp_path):
 
 @pytest.mark.parametrize(
     "name",
-    [*(stage.folder for stage in STAGES), annotations.FOLDER, tokens.STATE, "training", "run.toml", "resolved.toml"],
+    [*(stage.folder for stage in STAGES), annotations.FOLDER, tokenise.STATE, "training", "run.toml", "resolved.toml"],
 )
 def test_no_crosscoder_may_have_the_name_of_what_a_run_folder_holds(tmp_path, name):
     found = load(tmp_path, f'{LEAST}[crosscoder]\nname = "{name}"')

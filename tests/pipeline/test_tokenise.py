@@ -13,13 +13,13 @@ import pytest
 import tiny
 from crosstime import cli
 from crosstime.pipeline import config
-from crosstime.pipeline import tokenise as tokens
 from crosstime.pipeline.engine import bring_up_to_date, state
 from crosstime.pipeline.run import Shared, runs
-from crosstime.pipeline.stages import stages
+from crosstime.pipeline.stages import stages, write_tokens
 from crosstime.pipeline.toml import build
+from crosstime.text import tokenise
 from crosstime.text.corpus import Corpus
-from crosstime.text.hub_text import HubText
+from crosstime.text.hub import HubText
 from data_hub import serving
 from users_run import edit, write_inputs
 
@@ -66,7 +66,7 @@ def write(make, tmp_path):
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir()
         run = make(**text)
-        tokens.write_tokens(run, draft)
+        write_tokens(run, draft)
         return (
             run.shared.train_text.blocks,
             run.shared.heldout_text.blocks,
@@ -74,6 +74,10 @@ def write(make, tmp_path):
         )
 
     return write
+
+
+def check(run):
+    tokenise.check_texts(run.config.text, run.folder, run.shared.tokenizer, run.config.positions)
 
 
 @pytest.fixture
@@ -137,7 +141,7 @@ def test_data_sets_have_their_shares_everywhere(write, tokenizer):
         assert len(names) == count
         for end in (count // 2, count):
             assert names[:end].count("fr") == end // 4
-    assert [source["commit"] for source in made["sources"]] == [HubText.at(REPO).commit] * 2
+    assert [source["commit"] for source in made["sources"]] == [HubText.from_revision(REPO).commit] * 2
     # The blocks held out are the last ones of each language.
     numbers = {"en": [], "fr": []}
     for row in heldout:
@@ -167,11 +171,11 @@ def test_shuffled_blocks_come_from_everywhere(write):
 @pytest.mark.usefixtures("server")
 def test_a_data_set_that_is_too_small_is_named(write):
     hub = [{"repo": REPO, "config": name} for name in ("en", "fr")]
-    with pytest.warns(UserWarning, match=f"{REPO}/fr/train ends after .* of its 9,000 tokens"):
+    with pytest.warns(UserWarning, match=f"{REPO}/fr/train ends after .* of its 562 blocks"):
         write(hub=hub, limit_tokens=18_000)
 
 
-def test_a_branch_stays_what_it_was(server, write, make, tmp_path):
+def test_a_branch_stays_what_it_was(server, write, tmp_path):
     """The commit that a branch stands for at first holds for the whole run."""
     text = {"hub": [{"repo": REPO, "config": "en"}], "limit_tokens": 1600}
     *_, made = write(**text)
@@ -180,7 +184,7 @@ def test_a_branch_stays_what_it_was(server, write, make, tmp_path):
     server.revisions = {"new": server.revisions["main"], server.commit("main"): server.revisions["main"]}
     *_, again = write(**text)
     assert again == made
-    tokens.drop_state(make(**text))
+    tokenise.discard_state(tmp_path)
     with pytest.raises(ValueError, match=f"{REPO} has no revision 'main'; the nearest is 'new'"):
         write(**text)
 
@@ -188,11 +192,11 @@ def test_a_branch_stays_what_it_was(server, write, make, tmp_path):
 @pytest.mark.usefixtures("server")
 def test_texts_can_be_checked_without_a_trace(make, tmp_path):
     hub = [{"repo": REPO, "config": "en"}]
-    tokens.check_texts(make(hub=hub, limit_tokens=1600))
+    check(make(hub=hub, limit_tokens=1600))
     with pytest.raises(ValueError, match="has no split 'tset'; the nearest is 'train'"):
-        tokens.check_texts(make(hub=[{**hub[0], "split": "tset"}], limit_tokens=1600))
+        check(make(hub=[{**hub[0], "split": "tset"}], limit_tokens=1600))
     with pytest.raises(ValueError, match="min_tokens = 3 is too small"):
-        tokens.check_texts(make(demo=True, packing="document-start", min_tokens=3))
+        check(make(demo=True, packing="document-start", min_tokens=3))
     assert not (tmp_path / "tokenising").exists()
 
 
@@ -229,25 +233,25 @@ def test_a_killed_run_goes_on_to_the_same_tokens(tmp_path, users_suite):
     script = (
         "import os, signal, sys\n"
         "from crosstime import cli\n"
-        "from crosstime.text import blocks, token_file\n"
-        "blocks.BATCH_CHARACTERS = 1000\n"
-        "write, calls = token_file.write_text, []\n"
+        "from crosstime.text import corpus, packing\n"
+        "packing.BATCH_CHARACTERS = 1000\n"
+        "write, calls = corpus.write_text, []\n"
         "def then_die(*arguments):\n"
         "    write(*arguments)\n"
         "    calls.append(arguments)\n"
         "    if len(calls) == 3: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "token_file.write_text = then_die\n"
+        "corpus.write_text = then_die\n"
         "sys.exit(cli.main(['run', sys.argv[1], '--until', 'survey']))\n"
     )
     killed = subprocess.run([sys.executable, "-c", script, str(run_dir)], capture_output=True, check=False)
     assert killed.returncode == -9, killed.stderr
     assert not (run_dir / "tokens").exists()
-    position = json.loads((run_dir / "tokenising" / "text-1" / "position.json").read_text())
-    assert position["progress"]["documents"] > 0
+    saved = json.loads((run_dir / "tokenising" / "text-1" / "progress.json").read_text())
+    assert saved["progress"]["documents"] > 0
     assert cli.main(["run", str(run_dir), "--until", "survey"]) == 0
     assert not (run_dir / "tokenising").exists()
     seconds = json.loads((run_dir / "tokens" / "manifest.json").read_text())["seconds"]
-    assert seconds > position["seconds"]
+    assert seconds > saved["seconds"]
     tokenizer = runs(run_dir, config.load(run_dir))[0].shared.tokenizer
     whole = Corpus.from_text(run_dir / "text ü.txt", tokenizer, context=32)
     train, heldout = (np.load(run_dir / "tokens" / f"{name}.npy") for name in ("train", "heldout"))

@@ -3,6 +3,7 @@
 import gzip
 import json
 import lzma
+import re
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -10,10 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from crosstime.text import files
-from crosstime.text import reading as text
-from crosstime.text.files import Files
-from crosstime.text.reading import read_text, split_text
+from crosstime.text.files import Files, read_lines
 
 DOCUMENTS = ["The keys\nto the cabinet", "ein Schlüssel", "鑰匙  ", "the last one"]
 
@@ -36,24 +34,34 @@ def texts(*paths, **kwargs):
     return [document.text for document in Files(paths, **kwargs).documents()]
 
 
-@settings(max_examples=60, deadline=None)
+DOCUMENT_END = re.compile(r"\n[ \t]*(?=\n)")
+
+
+@settings(max_examples=100, deadline=None)
 @given(raw=st.text(alphabet="ab ü\n\r\t", max_size=60).map(str.encode))
-def test_reading_in_pieces_changes_nothing(tmp_path_factory, raw):
+def test_lines_and_documents_are_those_of_the_whole_text(tmp_path_factory, raw):
     path = tmp_path_factory.mktemp("text") / "a.txt"
     path.write_bytes(raw)
     whole = raw.decode().replace("\r\n", "\n").replace("\r", "\n")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(text, "PIECE", 1)
-        assert read_text(path) == whole
-        for separator in (files.DOCUMENT_END, text.LINE_END):
-            assert [part for part, _ in split_text(path, separator)] == separator.split(whole)
+    lines = [line for line, _ in read_lines(path)]
+    assert "\n".join(lines) == whole.removesuffix("\n")
+    # White space in the first or the last line ends a document too.
+    parts = [part.strip("\n") for part in DOCUMENT_END.split(f"\n{whole}\n")]
+    found = [part for part in parts if part.strip()]
+    if found:
+        assert texts(path) == found
+    else:
+        with pytest.raises(ValueError, match="is empty"):
+            texts(path)
 
 
-def test_the_position_of_a_bad_byte_is_that_of_the_whole_file(tmp_path, monkeypatch):
-    monkeypatch.setattr(text, "PIECE", 3)
+def test_the_position_of_a_bad_byte_is_that_of_the_whole_file(tmp_path):
     (tmp_path / "a.txt").write_bytes("\ufeffüüü".encode() + b"\xc3")
     with pytest.raises(ValueError, match="byte 0xc3 at offset 9"):
-        read_text(tmp_path / "a.txt")
+        list(read_lines(tmp_path / "a.txt"))
+    (tmp_path / "a.txt").write_bytes("\ufeffüü\r\nü".encode() + b"\xc3\n")
+    with pytest.raises(ValueError, match="byte 0xc3 at offset 11"):
+        list(read_lines(tmp_path / "a.txt"))
 
 
 def test_records_give_the_same_documents_in_every_format(tmp_path):
@@ -93,10 +101,10 @@ def test_reading_goes_on_at_any_document(tmp_path):
     source = Files([tmp_path / "a.txt", write_jsonl(tmp_path / "b.jsonl"), write_parquet(tmp_path / "c.parquet")])
     documents = list(source.documents())
     assert [document.text for document in documents] == DOCUMENTS * 3
-    assert documents[-1].position == source.size
+    assert documents[-1].n_read == source.size
     for i, document in enumerate(documents):
-        place = json.loads(json.dumps(document.place))
-        assert list(source.documents(place)) == documents[i + 1 :]
+        resume_point = json.loads(json.dumps(document.resume_point))
+        assert list(source.documents(resume_point)) == documents[i + 1 :]
 
 
 def test_the_documents_are_known_by_content_and_column(tmp_path):
@@ -127,7 +135,7 @@ def cut_zstd(path):
         (
             "a.jsonl",
             lambda path: path.write_bytes(b'{"text": 3}'),
-            r"a\.jsonl:1: `text` must be a string, got a number",
+            r"a\.jsonl:1: `text` must be a string, not [13]",
         ),
         ("a.jsonl", lambda path: path.write_bytes(b'{"text": "\\ud800"}'), r"a\.jsonl:1: .* half of a surrogate pair"),
         ("a.jsonl", lambda path: path.write_bytes(b'{"text": "a\xff"}'), r"a\.jsonl is not UTF-8: .* at offset 11"),
@@ -136,13 +144,17 @@ def cut_zstd(path):
         ("a.jsonl.zst", lambda path: path.write_bytes(b"plain"), r"a\.jsonl\.zst cannot be decompressed"),
         ("a.parquet", lambda path: path.write_bytes(b"plain"), r"a\.parquet is not a parquet file, or is damaged"),
         ("a.parquet", cut_parquet, r"a\.parquet is not a parquet file, or is damaged"),
-        ("a.parquet", lambda path: write_parquet(path, []), r"the column `text` holds null, not text"),
+        ("a.parquet", lambda path: write_parquet(path, []), r"a\.parquet is empty"),
         (
             "a.parquet",
             lambda path: pq.write_table(pa.table({"txt": ["a"]}), path),
             r"no column 'text' among 'txt'; the",
         ),
-        ("a.parquet", lambda path: pq.write_table(pa.table({"text": [1]}), path), r"the column `text` holds int64"),
+        (
+            "a.parquet",
+            lambda path: pq.write_table(pa.table({"text": [1]}), path),
+            r"a\.parquet, row 1: `text` must be a string, not [13]",
+        ),
         ("a.parquet", lambda _: None, r"a\.parquet does not exist"),
     ],
 )
@@ -155,13 +167,3 @@ def test_what_cannot_be_read_is_named(tmp_path, name, write, message):
 def test_no_files_are_no_text():
     with pytest.raises(ValueError, match="at least one file"):
         Files([])
-
-
-def test_a_text_without_an_end_of_document_is_read_in_few_pieces(tmp_path, monkeypatch):
-    """Each piece is searched with what is left of those before it: pieces of one size would take time squared."""
-    pieces, read = [], text._Reader.read
-    monkeypatch.setattr(text, "PIECE", 10)
-    monkeypatch.setattr(text._Reader, "read", lambda self, size: pieces.append(size) or read(self, size))
-    (tmp_path / "a.txt").write_text("a" * 100_000)
-    assert [len(part) for part, _ in split_text(tmp_path / "a.txt", files.DOCUMENT_END)] == [100_000]
-    assert len(pieces) < 20

@@ -8,7 +8,7 @@ import pytest
 
 from crosstime.text import mixture
 from crosstime.text.corpus import Corpus
-from crosstime.text.mixture import part, write_mixed
+from crosstime.text.mixture import hold_out, write_mixed
 
 
 def blocks(n, first):
@@ -17,24 +17,24 @@ def blocks(n, first):
 
 
 def test_a_part_is_held_out_from_the_end():
-    train, heldout = part(blocks(10, 0), 0.2)
-    assert train.rows.tolist() == list(range(8))
-    assert heldout.rows.tolist() == [8, 9]
+    train, heldout = hold_out(blocks(10, 0), 0.2)
+    assert train.index.tolist() == list(range(8))
+    assert heldout.index.tolist() == [8, 9]
     for share, counts in ((0.0, (10, 0)), (1.0, (0, 10))):
-        assert tuple(len(p.rows) for p in part(blocks(10, 0), share)) == counts
+        assert tuple(len(p) for p in hold_out(blocks(10, 0), share)) == counts
 
 
 def test_shuffled_blocks_are_held_out_from_everywhere():
-    train, heldout = part(blocks(1000, 0), 0.2, shuffle_seed=42)
-    assert sorted([*train.rows, *heldout.rows]) == list(range(1000))
-    assert (heldout.rows < 500).any()
-    assert (part(blocks(1000, 0), 0.2, shuffle_seed=42)[1].rows == heldout.rows).all()
-    assert (part(blocks(1000, 0), 0.2, shuffle_seed=43)[1].rows != heldout.rows).any()
+    train, heldout = hold_out(blocks(1000, 0), 0.2, shuffle_seed=42)
+    assert sorted([*train.index, *heldout.index]) == list(range(1000))
+    assert (heldout.index < 500).any()
+    assert (hold_out(blocks(1000, 0), 0.2, shuffle_seed=42)[1].index == heldout.index).all()
+    assert (hold_out(blocks(1000, 0), 0.2, shuffle_seed=43)[1].index != heldout.index).any()
 
 
 def test_one_text_stays_as_it_is(tmp_path, monkeypatch):
-    monkeypatch.setattr(mixture, "PIECE", 3)
-    write_mixed(tmp_path / "a.npy", [part(blocks(10, 0), 0.0)[0]])
+    monkeypatch.setattr(mixture, "WRITE_BLOCKS", 3)
+    write_mixed(tmp_path / "a.npy", [hold_out(blocks(10, 0), 0.0)[0]])
     corpus = Corpus.open(tmp_path / "a.npy", bos=True)
     assert (corpus.blocks == blocks(10, 0)).all()
     assert isinstance(corpus.blocks, np.memmap)
@@ -42,8 +42,8 @@ def test_one_text_stays_as_it_is(tmp_path, monkeypatch):
 
 
 def test_every_stretch_has_the_shares_of_the_whole(tmp_path, monkeypatch):
-    monkeypatch.setattr(mixture, "PIECE", 7)
-    parts = [part(blocks(n, first), 0.0)[0] for n, first in ((60, 0), (30, 1000), (10, 2000))]
+    monkeypatch.setattr(mixture, "WRITE_BLOCKS", 7)
+    parts = [hold_out(blocks(n, first), 0.0)[0] for n, first in ((60, 0), (30, 1000), (10, 2000))]
     write_mixed(tmp_path / "a.npy", parts)
     first = np.load(tmp_path / "a.npy")[:, 0]
     assert sorted(first) == sorted(int(row[0]) for p in parts for row in p.blocks)
@@ -55,7 +55,7 @@ def test_every_stretch_has_the_shares_of_the_whole(tmp_path, monkeypatch):
 
 
 def test_a_text_that_is_all_held_out_leaves_nothing_to_the_others(tmp_path):
-    parts = [part(blocks(4, 0), 0.0)[0], part(blocks(3, 100), 1.0)[0]]
+    parts = [hold_out(blocks(4, 0), 0.0)[0], hold_out(blocks(3, 100), 1.0)[0]]
     write_mixed(tmp_path / "a.npy", parts)
     assert (np.load(tmp_path / "a.npy") == blocks(4, 0)).all()
 
@@ -69,7 +69,7 @@ def test_a_full_disk_is_an_error_and_no_crash(tmp_path, monkeypatch):
 
     monkeypatch.setattr(mixture.Path, "open", lambda *_: Full())
     with pytest.raises(OSError, match="No space left"):
-        write_mixed(tmp_path / "a.npy", [part(blocks(10, 0), 0.0)[0]])
+        write_mixed(tmp_path / "a.npy", [hold_out(blocks(10, 0), 0.0)[0]])
 
 
 @pytest.mark.parametrize(

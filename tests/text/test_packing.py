@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from crosstime.text import blocks
+from crosstime.text import packing as packing_module
 from crosstime.text.corpus import Corpus
 from crosstime.text.packing import DocumentStart, Packed
 from crosstime.text.positions import Positions
@@ -50,8 +50,10 @@ def test_short_documents_are_passed_over(tokenizer):
 @pytest.mark.parametrize("packing", [Packed, DocumentStart])
 def test_documents_of_few_characters_are_not_even_tokenised(tokenizer, packing, monkeypatch):
     seen = []
-    encode = blocks.encode
-    monkeypatch.setattr(blocks, "encode", lambda tokenizer, texts: seen.extend(texts) or encode(tokenizer, texts))
+    tokenise = packing_module.tokenise
+    monkeypatch.setattr(
+        packing_module, "tokenise", lambda tokenizer, texts: seen.extend(texts) or tokenise(tokenizer, texts)
+    )
     found = Corpus.from_strings(DOCUMENTS, tokenizer, context=16, packing=packing(min_characters=len(LONG)))
     assert seen == [LONG, LONG[::-1]]
     whole = Corpus.from_strings([LONG, LONG[::-1]], tokenizer, context=16, packing=packing())
@@ -62,7 +64,7 @@ def test_documents_of_few_characters_are_not_even_tokenised(tokenizer, packing, 
 def test_the_size_of_the_steps_changes_nothing(tokenizer, packing, monkeypatch):
     whole = Corpus.from_strings(DOCUMENTS * 3, tokenizer, context=16, packing=packing)
     for size in (1, 10, 300):
-        monkeypatch.setattr(blocks, "BATCH_CHARACTERS", size)
+        monkeypatch.setattr(packing_module, "BATCH_CHARACTERS", size)
         again = Corpus.from_strings(DOCUMENTS * 3, tokenizer, context=16, packing=packing)
         assert np.array_equal(again.blocks, whole.blocks)
 

@@ -10,14 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from crosstime.text import blocks, token_file
-from crosstime.text.blocks import Tokenisation
-from crosstime.text.corpus import Corpus
+from crosstime.text import corpus, packing
+from crosstime.text.corpus import Corpus, TokenFile, read_progress
 from crosstime.text.files import Files
-from crosstime.text.packing import DocumentStart, Packed
+from crosstime.text.packing import DocumentStart, Packed, Tokenisation
 from crosstime.text.positions import Positions
 from crosstime.text.sources import Strings
-from crosstime.text.token_file import TokenFile
 from tiny import SENTENCES, make_tokenizer
 
 PACKED = Packed()
@@ -27,26 +25,26 @@ KILLED = """
 import os, signal, sys, types
 sys.path.insert(0, sys.argv[1])
 from pathlib import Path
-from crosstime.text import blocks, token_file
+from crosstime.text import corpus, packing
 from crosstime.text.files import Files
 from crosstime.text.packing import DocumentStart, Packed
 from crosstime.text.positions import Positions
 from tiny import make_tokenizer
 
-blocks.BATCH_CHARACTERS = 100
+packing.BATCH_CHARACTERS = 100
 files, out = [Path(path) for path in sys.argv[3:]], Path(sys.argv[2])
 tokenizer = make_tokenizer()
 
-def fill(folder, packing):
-    tokenisation = blocks.Tokenisation(Files(files), tokenizer, 16, Positions(), packing)
-    token_file.TokenFile(folder, tokenisation).fill()
+def fill(folder, rule):
+    tokenisation = packing.Tokenisation(Files(files), tokenizer, 16, Positions(), rule)
+    corpus.TokenFile(folder, tokenisation).fill()
 
 def die(*_):
     os.kill(os.getpid(), signal.SIGKILL)
 
 def die_at(name, call, before):
     # The process dies at one call of a function, before or after what it does.
-    real, calls = getattr(token_file, name), []
+    real, calls = getattr(corpus, name), []
     def function(*arguments):
         calls.append(arguments)
         if before and len(calls) == call:
@@ -54,28 +52,28 @@ def die_at(name, call, before):
         real(*arguments)
         if not before and len(calls) == call:
             die()
-    setattr(token_file, name, function)
+    setattr(corpus, name, function)
 
 def tear(file):
     # Of the bytes of the last step, some were written.
     os.ftruncate(file, os.fstat(file).st_size - 5)
     die()
 
-token_file.fsync = os.fsync
-token_file.os = types.SimpleNamespace(fsync=lambda file: token_file.fsync(file))  # and not that of others
+corpus.fsync = os.fsync
+corpus.os = types.SimpleNamespace(fsync=lambda file: corpus.fsync(file))  # and not that of others
 
 moments = [
     ("fsync", 1, die), ("fsync", 1, tear), ("write_text", 1, die), ("write_text", 1, None),
     ("fsync", 4, die), ("fsync", 4, tear), ("write_text", 4, die), ("write_text", 4, None),
 ]
-for packing in (Packed(), DocumentStart()):
+for rule in (Packed(), DocumentStart()):
     for number, moment in enumerate([*moments, *moments[4:]]):
         # Some folders are killed in once, and one again and again.
-        folder = out / type(packing).__name__ / ("often" if number < len(moments) else f"once-{number}")
+        folder = out / type(rule).__name__ / ("often" if number < len(moments) else f"once-{number}")
         process = os.fork()
         if not process:
             die_at(*moment)
-            fill(folder, packing)
+            fill(folder, rule)
             os._exit(1)  # it lived
         status = os.waitpid(process, 0)[1]
         assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL, (moment, status)
@@ -89,11 +87,11 @@ def tokenizer():
 
 @pytest.fixture
 def small_steps(monkeypatch):
-    monkeypatch.setattr(blocks, "BATCH_CHARACTERS", 300)
+    monkeypatch.setattr(packing, "BATCH_CHARACTERS", 300)
 
 
-def tokenisation(tokenizer, documents=DOCUMENTS, packing=PACKED, context=16):
-    return Tokenisation(Strings(documents), tokenizer, context, Positions(), packing)
+def tokenisation(tokenizer, documents=DOCUMENTS, rule=PACKED, context=16):
+    return Tokenisation(Strings(documents), tokenizer, context, Positions(), rule)
 
 
 @pytest.mark.usefixtures("small_steps")
@@ -111,12 +109,12 @@ def test_a_kill_at_any_moment_changes_no_byte(tmp_path, tokenizer):
         env={**os.environ, "TOKENIZERS_PARALLELISM": "false"},
     )
     assert done.returncode == 0, done.stderr
-    for packing in (Packed(), DocumentStart()):
-        whole = Corpus.from_text(files, tokenizer, context=16, packing=packing)
-        killed = sorted((tmp_path / type(packing).__name__).iterdir())
+    for rule in (Packed(), DocumentStart()):
+        whole = Corpus.from_text(files, tokenizer, context=16, packing=rule)
+        killed = sorted((tmp_path / type(rule).__name__).iterdir())
         assert len(killed) == 5
         for folder in killed:
-            text = Tokenisation(Files(files), tokenizer, 16, Positions(), packing)
+            text = Tokenisation(Files(files), tokenizer, 16, Positions(), rule)
             found = TokenFile(folder, text).fill()
             assert isinstance(found, np.memmap)
             assert np.array_equal(found, whole.blocks), folder
@@ -126,12 +124,12 @@ def test_a_kill_at_any_moment_changes_no_byte(tmp_path, tokenizer):
 @pytest.mark.usefixtures("small_steps")
 def test_it_goes_on_and_does_not_begin_anew(tmp_path, tokenizer, monkeypatch):
     first = TokenFile(tmp_path, tokenisation(tokenizer)).fill(limit=10)
-    read = token_file.read_position(tmp_path)["progress"]["documents"]
+    read = read_progress(tmp_path)["progress"]["documents"]
     assert len(first) == 10
     assert 0 < read < len(DOCUMENTS)
     seen = []
-    encode = blocks.encode
-    monkeypatch.setattr(blocks, "encode", lambda tokenizer, texts: seen.extend(texts) or encode(tokenizer, texts))
+    tokenise = packing.tokenise
+    monkeypatch.setattr(packing, "tokenise", lambda tokenizer, texts: seen.extend(texts) or tokenise(tokenizer, texts))
     whole = TokenFile(tmp_path, tokenisation(tokenizer)).fill()
     assert seen == DOCUMENTS[read:]
     assert np.array_equal(whole, Corpus.from_strings(DOCUMENTS, tokenizer, context=16).blocks)
@@ -143,9 +141,9 @@ def test_it_goes_on_and_does_not_begin_anew(tmp_path, tokenizer, monkeypatch):
 
 
 def test_a_corpus_may_lie_in_a_folder(tmp_path, tokenizer):
-    corpus = Corpus.from_source(Strings(DOCUMENTS), tokenizer, context=16, limit_tokens=70, folder=tmp_path / "a" / "b")
-    assert isinstance(corpus.blocks, np.memmap)
-    assert np.array_equal(corpus.blocks, Corpus.from_strings(DOCUMENTS, tokenizer, context=16).blocks[:4])
+    found = Corpus.from_text(Strings(DOCUMENTS), tokenizer, context=16, limit_tokens=70, folder=tmp_path / "a" / "b")
+    assert isinstance(found.blocks, np.memmap)
+    assert np.array_equal(found.blocks, Corpus.from_strings(DOCUMENTS, tokenizer, context=16).blocks[:4])
 
 
 def other_tokenizer(_):
@@ -157,10 +155,10 @@ def other_tokenizer(_):
     [
         (lambda tokenizer: tokenisation(tokenizer, context=8), "context was 16 and is 8"),
         (lambda tokenizer: tokenisation(tokenizer, DOCUMENTS[1:]), r"text\.texts was"),
-        (lambda tokenizer: tokenisation(tokenizer, packing=DocumentStart()), "packing was 'Packed' and is 'Document"),
+        (lambda tokenizer: tokenisation(tokenizer, rule=DocumentStart()), "packing was 'Packed' and is 'Document"),
         (
-            lambda tokenizer: tokenisation(tokenizer, packing=Packed(min_tokens=2)),
-            r"packing\.min_tokens was 0 and is 2",
+            lambda tokenizer: tokenisation(tokenizer, rule=Packed(min_tokens=2)),
+            r"packing\.min_tokens was None and is 2",
         ),
         (other_tokenizer, "tokenizer was"),
     ],
@@ -168,11 +166,11 @@ def other_tokenizer(_):
 def test_long_work_of_other_settings_is_not_thrown_away(tmp_path, tokenizer, monkeypatch, other, message):
     TokenFile(tmp_path, tokenisation(tokenizer)).fill()
     before = (tmp_path / "blocks.bin").read_bytes()
-    monkeypatch.setattr(token_file, "SECONDS_TO_KEEP", -1.0)
+    monkeypatch.setattr(corpus, "SECONDS_TO_KEEP", -1.0)
     with pytest.raises(ValueError, match=rf"{message}.*delete that folder"):
         TokenFile(tmp_path, other(tokenizer)).fill()
     assert (tmp_path / "blocks.bin").read_bytes() == before
-    monkeypatch.setattr(token_file, "SECONDS_TO_KEEP", 60.0)
+    monkeypatch.setattr(corpus, "SECONDS_TO_KEEP", 60.0)
     text = other(tokenizer)
     fresh = [found for found, _ in text.steps()]
     assert np.array_equal(TokenFile(tmp_path, text).fill(), np.concatenate(fresh))
@@ -189,7 +187,7 @@ def test_a_file_shorter_than_its_position_is_damaged(tmp_path, tokenizer):
 @pytest.mark.usefixtures("small_steps")
 @pytest.mark.parametrize("call", ["fsync", "write_text"])
 def test_a_full_disk_costs_one_step(tmp_path, tokenizer, monkeypatch, call):
-    home = token_file.os if call == "fsync" else token_file
+    home = corpus.os if call == "fsync" else corpus
     real, calls = getattr(home, call), []
 
     def full(*arguments):
@@ -202,7 +200,7 @@ def test_a_full_disk_costs_one_step(tmp_path, tokenizer, monkeypatch, call):
         patch.setattr(home, call, full)
         with pytest.raises(OSError, match="No space left"):
             TokenFile(tmp_path, tokenisation(tokenizer)).fill()
-    assert json.loads((tmp_path / "position.json").read_text())["progress"]["documents"] > 0
+    assert json.loads((tmp_path / "progress.json").read_text())["progress"]["documents"] > 0
     whole = Corpus.from_strings(DOCUMENTS, tokenizer, context=16)
     assert np.array_equal(TokenFile(tmp_path, tokenisation(tokenizer)).fill(), whole.blocks)
 
@@ -213,8 +211,8 @@ def test_a_text_that_was_too_short_may_grow(tmp_path, tokenizer):
     with pytest.raises(ValueError, match="fewer than one block"):
         Corpus.from_text(path, tokenizer, context=16, folder=tmp_path / "tokens")
     path.write_text("\n\n".join(DOCUMENTS))
-    corpus = Corpus.from_text(path, tokenizer, context=16, folder=tmp_path / "tokens")
-    assert np.array_equal(corpus.blocks, Corpus.from_strings(DOCUMENTS, tokenizer, context=16).blocks)
+    found = Corpus.from_text(path, tokenizer, context=16, folder=tmp_path / "tokens")
+    assert np.array_equal(found.blocks, Corpus.from_strings(DOCUMENTS, tokenizer, context=16).blocks)
 
 
 def test_a_text_that_was_removed_is_named(tmp_path, tokenizer):

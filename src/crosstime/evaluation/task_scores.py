@@ -21,10 +21,9 @@ from crosstime.base.errors import InputError
 from crosstime.base.memory import AdaptiveBatches
 from crosstime.evaluation.quality import logit_chunks
 from crosstime.models.split import SplitLM, finite_residual
-from crosstime.tasks.prompts import indices_by_length
+from crosstime.tasks.prompts import common_length, indices_by_length
 from crosstime.tasks.task import Task
 from crosstime.text.positions import Positions
-from crosstime.text.tokens import common_length
 
 
 @dataclass(frozen=True)

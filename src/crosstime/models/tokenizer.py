@@ -1,14 +1,15 @@
-"""Tokenizers of checkpoints: load one, and find out whether two turn every text into the same ids."""
+"""Tokenizers of checkpoints: load one, tokenise many texts, and find out whether two always give the same ids."""
 
 from __future__ import annotations
 
 import filecmp
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from crosstime.base.errors import InputError, first_line
 
@@ -37,6 +38,20 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> PreTrain
     if not any((folder / name).is_file() for name in {"tokenizer.json", *tokenizer.vocab_files_names.values()}):
         raise InputError(f"{folder} has no tokenizer: {advice}")
     return tokenizer
+
+
+def tokenise(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
+    """Return the token ids of each text; no special tokens are added, and nothing is truncated or padded."""
+    if not texts:
+        return []
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        return tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+    # The tokenizer's own call also builds offsets and masks, which costs as much as the tokens. It sets truncation and
+    # padding anew each time, so switching them off here changes nothing for others.
+    backend = tokenizer.backend_tokenizer
+    backend.no_truncation()
+    backend.no_padding()
+    return [encoding.ids for encoding in backend.encode_batch_fast(list(texts), add_special_tokens=False)]
 
 
 def tokenizer_files(tokenizer: PreTrainedTokenizerBase, folder: Path) -> set[str]:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from crosstime.attribution.ablation import AblationConfig
 from crosstime.attribution.effects import AttributionConfig
@@ -26,6 +26,7 @@ from crosstime.pipeline import toml
 from crosstime.pipeline.plugins import load_plugins
 from crosstime.tasks.task_config import TaskConfig
 from crosstime.text.positions import Positions
+from crosstime.text.tokenise import TextConfig
 from crosstime.training.config import CrosscoderSpec, TrainConfig, check_seed
 
 FILE = "run.toml"
@@ -38,91 +39,6 @@ def _at_least(least: int, section: str, **values: int) -> None:
     for key, value in values.items():
         if value < least:
             raise InputError(f"{section}.{key} must be at least {least}, not {value}")
-
-
-@dataclass(frozen=True)
-class HubTextConfig:
-    """[[text.hub]]: a data set on the Hugging Face hub, streamed."""
-
-    repo: str
-    """Name of the repository, "owner/name"."""
-    config: str | None = None
-    """Which configuration, where the data set has several: a language, a subset."""
-    split: str = "train"
-    """The split to train on."""
-    heldout_split: str | None = None
-    """The split to hold out; without it, the last blocks of `split`."""
-    column: str = "text"
-    """The column of the documents."""
-    revision: str = "main"
-    """A branch, tag or commit. The run keeps to the commit that it finds at first."""
-    share: float | None = None
-    """Of text.limit_tokens; without it, all data sets have the same share."""
-
-    def __post_init__(self) -> None:
-        if self.share is not None and not 0 < self.share <= 1:
-            raise InputError(f"text.hub: the share of {self.repo!r} must lie between 0 and 1, not {self.share}")
-
-
-@dataclass(frozen=True)
-class TextConfig:
-    """[text]: what the crosscoder is trained and measured on. Paths are relative to run.toml."""
-
-    demo: bool = False
-    """The bundled text."""
-    train: str | tuple[str, ...] = ()
-    """Files, or patterns of names: plain text (an empty line ends a document), .jsonl, .parquet; see `Files`."""
-    hub: tuple[HubTextConfig, ...] = ()
-    """Data sets on the hub."""
-    column: str = "text"
-    """The key or column of the documents, in files of records."""
-    heldout: str | tuple[str, ...] = ()
-    """Text that training never sees; without it the last part of the training text is held out."""
-    heldout_share: float = 0.05
-    """The part that is held out where no held-out text is named; of a `heldout_split`, as much is read."""
-    context: int = 128
-    """Tokens of one block, BOS included."""
-    limit_tokens: int | None = None
-    """Read no more than this many tokens of the training text."""
-    packing: Literal["packed", "document-start"] = "packed"
-    """Documents one after another, or one block from the beginning of each (arXiv 2509.05291)."""
-    min_tokens: int | None = None
-    """Pass over documents of fewer tokens; without it those that do not fill a block, where that matters."""
-    min_characters: int = 0
-    """Pass over documents of fewer characters."""
-    shuffle_seed: int | None = None
-    """Shuffle the blocks of each text before a part is held out; without it they stay in order."""
-
-    def __post_init__(self) -> None:
-        places = [name for name in ("demo", "train", "hub") if getattr(self, name)]
-        if len(places) != 1:
-            stated = " and ".join(f"text.{name}" for name in places) or "none"
-            raise InputError(
-                "text must name one of `demo = true`, `train` (a text file, or a list of them) and `hub` (data sets); "
-                f"it names {stated}"
-            )
-        if self.demo and self.heldout:
-            raise InputError("text.heldout does not go with `demo = true`, which has a held-out text of its own")
-        _at_least(2, "text", context=self.context)
-        _at_least(0, "text", min_characters=self.min_characters, shuffle_seed=self.shuffle_seed or 0)
-        if self.limit_tokens is not None:
-            _at_least(1, "text", limit_tokens=self.limit_tokens)
-        if self.min_tokens is not None:
-            _at_least(1, "text", min_tokens=self.min_tokens)
-        if not 0 < self.heldout_share < 1:
-            raise InputError(f"text.heldout_share must lie between 0 and 1, not {self.heldout_share}")
-        self._check_hub()
-
-    def _check_hub(self) -> None:
-        if self.hub and self.limit_tokens is None:
-            raise InputError("text.hub needs text.limit_tokens: data sets on the hub may have no end")
-        if self.heldout and any(text.heldout_split for text in self.hub):
-            raise InputError("text.heldout and the heldout_split of text.hub name two held-out texts: leave one out")
-        given = [text.share for text in self.hub if text.share is not None]
-        if given and len(given) < len(self.hub):
-            raise InputError("text.hub: either every data set has a `share`, or none")
-        if given and abs(sum(given) - 1) > 1e-6:
-            raise InputError(f"text.hub: the shares add up to {sum(given):g}, not to 1")
 
 
 @dataclass(frozen=True)

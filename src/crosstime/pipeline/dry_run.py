@@ -20,8 +20,8 @@ from crosstime.pipeline.engine import states
 from crosstime.pipeline.imported import check_fit
 from crosstime.pipeline.run import Run, Shared
 from crosstime.pipeline.stages import stages
-from crosstime.pipeline.tokenise import check_texts
 from crosstime.tasks.prompts import Prompts
+from crosstime.text.tokenise import check_texts
 
 WIDTH = 100
 """Characters of a line, beside its label."""
@@ -37,7 +37,7 @@ def dry_run(runs: Sequence[Run]) -> str:
     """
     run, shared = runs[0], runs[0].shared
     shared.check_inputs()
-    check_texts(run)
+    check_texts(run.config.text, run.folder, shared.tokenizer, run.config.positions)
     shape = shared.shape
     if run.config.crosscoder.from_ and isinstance(run.foreign_place, Path):
         check_fit(run.foreign.config, run.config, shared.layer, shape.width)
@@ -104,7 +104,7 @@ def _training(run: Run, cost: Cost) -> str:
 
 def _text(shared: Shared) -> str:
     config = shared.config.text
-    names = [path.name for path in shared.train_files]
+    names = [path.name for path in config.train_files(shared.folder)]
     for text in config.hub:
         share = f"{text.share:.0%}" if text.share else None
         names.append(" ".join(filter(None, (share, text.repo, text.config))))

@@ -14,7 +14,7 @@ from crosstime.evaluation.task_scores import TaskReader
 from crosstime.pipeline import cost
 from crosstime.pipeline.run import Run, Shared
 from crosstime.pipeline.speed import SECONDS, Speeds, measure
-from crosstime.pipeline.tokenise import check_texts
+from crosstime.text.tokenise import check_texts
 
 DISK = 1e9
 """Bytes a second that are read or written: assumed."""
@@ -145,7 +145,7 @@ def plan(runs: Sequence[Run], seconds: float = SECONDS) -> Plan:
     """
     shared = runs[0].shared
     shared.check_inputs()
-    check_texts(runs[0])
+    check_texts(shared.config.text, shared.folder, shared.tokenizer, shared.config.positions)
     begin = time.perf_counter()
     reader = TaskReader(
         shared.sets,

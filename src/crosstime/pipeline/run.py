@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from crosstime import demo
 from crosstime.attribution.baselines import BASELINES, second_prefixes
 from crosstime.base import artifact
 from crosstime.base.device import available_device
@@ -130,16 +129,6 @@ class Shared:
     # ------------------------------------------------------------------------------------------------- text and tasks
 
     @cached_property
-    def train_files(self) -> list[Path]:
-        """Files of the training text; none where it is on the hub."""
-        return [demo.TRAIN_TEXT] if self.config.text.demo else self._text_paths(self.config.text.train)
-
-    @cached_property
-    def heldout_files(self) -> list[Path]:
-        """Files of the held-out text; none where it is no text of its own, or on the hub."""
-        return [demo.HELDOUT_TEXT] if self.config.text.demo else self._text_paths(self.config.text.heldout)
-
-    @cached_property
     def train_text(self) -> Corpus:
         """The training text, as blocks of tokens."""
         return Corpus.open(self.folder / "tokens" / "train.npy", bos=self.config.positions.bos)
@@ -223,11 +212,7 @@ class Shared:
         if most is not None and self.config.text.context > most:
             raise InputError(f"text.context is {self.config.text.context}: the models have {most} positions")
         available_device(self.device)
-        for path in [*self.train_files, *self.heldout_files]:
-            if not path.is_file():
-                raise InputError(f"there is no text file {path}")
-            if path.stat().st_size == 0:
-                raise InputError(f"the text file {path} is empty")
+        self.config.text.check_files(self.folder)
         _ = self.batches
         self._check_tasks()
 
@@ -270,17 +255,6 @@ class Shared:
     def path(self, path: str) -> Path:
         """A path of run.toml; it is relative to the run folder."""
         return self.folder / Path(path).expanduser()
-
-    def _paths(self, paths: str | Sequence[str]) -> list[Path]:
-        return [self.path(path) for path in ([paths] if isinstance(paths, str) else paths)]
-
-    def _text_paths(self, stated: str | Sequence[str]) -> list[Path]:
-        """Files of text; a name with * or ? that is no file stands for all files that it fits, in order."""
-        found = []
-        for path in self._paths(stated):
-            fitting = sorted(path.parent.glob(path.name)) if not path.exists() and set("*?") & set(path.name) else []
-            found += fitting or [path]
-        return found
 
 
 @dataclass(frozen=True)

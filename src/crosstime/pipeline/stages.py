@@ -26,7 +26,6 @@ from crosstime.evaluation.diagnostics import Diagnostics, diagnose
 from crosstime.evaluation.quality import Quality, evaluate
 from crosstime.evaluation.survey import survey
 from crosstime.models.tokenizer import fingerprint
-from crosstime.pipeline import tokenise as tokens
 from crosstime.pipeline.annotations import FOLDER as ANNOTATIONS
 from crosstime.pipeline.annotations import annotations_hash, read_annotations
 from crosstime.pipeline.config import ERROR_LOG, FILE, RESOLVED, RunConfig
@@ -35,6 +34,7 @@ from crosstime.pipeline.run import Run
 from crosstime.pipeline.summary import seconds
 from crosstime.report.build import build_report
 from crosstime.report.data import ReportData, RunFacts, TaskGroup, TrainingPoint
+from crosstime.text import tokenise
 from crosstime.training.log import Record, read_log
 from crosstime.training.train import train_several
 
@@ -52,6 +52,11 @@ def write_suite(run: Run, draft: Path) -> None:
     _write_json(draft / "tokenizer.json", {"sha256": fingerprint(run.shared.tokenizer)})
     told = ("name", "tokens", "source", "revision", "commit")
     _write_json(draft / "sources.json", [{key: getattr(c, key) for key in told} for c in run.shared.suite])
+
+
+def write_tokens(run: Run, draft: Path) -> None:
+    """Write blocks of tokens to train on and held out. An interrupted stage is resumed from its state."""
+    tokenise.write_tokens(run.config.text, run.folder, run.shared.tokenizer, run.config.positions, draft)
 
 
 def write_survey(run: Run, draft: Path) -> None:
@@ -325,12 +330,12 @@ _STAGES: tuple[Stage[Run], ...] = (
         "reading the text",
         settings=("positions.bos", *(f"text.{key}" for key in (*_TEXT, *_PACKING))),
         inputs=("suite/tokenizer.json",),
-        facts=tokens.text_facts,
-        work=tokens.write_tokens,
-        settle=tokens.drop_state,
-        seconds_before=tokens.unfinished_seconds,
+        facts=lambda run: tokenise.file_hashes(run.config.text, run.folder),
+        work=write_tokens,
+        settle=lambda run: tokenise.discard_state(run.folder),
+        seconds_before=lambda run: tokenise.unfinished_seconds(run.folder),
         shared=True,
-        scratch=(tokens.STATE,),
+        scratch=(tokenise.STATE,),
     ),
     Stage(
         "survey",

@@ -12,7 +12,7 @@ from crosstime import demo
 from crosstime.base.errors import InputError, nearest
 from crosstime.tasks.pair_source import PairSource, PublishedFiles, as_tuple
 from crosstime.tasks.task import Pair, Task
-from crosstime.text.records import read_records, text_fields
+from crosstime.text.files import errors_at, read_records, text_fields
 
 PLAIN = (
     "regular_plural_subject_verb_agreement_1",
@@ -84,13 +84,11 @@ class BlimpPairs(PairSource):
             raise InputError(f"there is no BLiMP set {name!r} in {files}{nearest(name, [*known, *groups])}")
         other_forms = _other_forms(files, name) if self.counterfactual else {}
         pairs = []
-        for where, record in read_records(path):
-            try:
-                good, bad = text_fields(record, ("sentence_good", "sentence_bad"))
+        for record in read_records(path):
+            with errors_at(record.where):
+                good, bad = text_fields(record.values, ("sentence_good", "sentence_bad"))
                 if good != bad:
-                    pairs.append(_pair(f" {good}", f" {bad}", record, other_forms))
-            except InputError as error:
-                raise InputError(f"{where}: {error}") from None
+                    pairs.append(_pair(f" {good}", f" {bad}", record.values, other_forms))
         return Task.from_pairs(name, pairs)
 
 
@@ -135,10 +133,8 @@ def _other_forms(files: PublishedFiles, name: str) -> dict[str, str]:
 
 def _answers(files: PublishedFiles, group: tuple[str, ...]) -> Iterator[tuple[str, str]]:
     for path in filter(None, (files.find(f"{name}.jsonl") for name in group)):
-        for where, record in read_records(path):
-            if "one_prefix_prefix" in record:
-                try:
-                    _, right, wrong = _one_prefix(record)
-                except InputError as error:
-                    raise InputError(f"{where}: {error}") from None
+        for record in read_records(path):
+            if "one_prefix_prefix" in record.values:
+                with errors_at(record.where):
+                    _, right, wrong = _one_prefix(record.values)
                 yield right, wrong

@@ -11,8 +11,7 @@ from crosstime.base.errors import InputError, SettingError, nearest
 from crosstime.tasks.columns import read_pairs
 from crosstime.tasks.pair_source import PairSource, PublishedFiles, as_tuple
 from crosstime.tasks.task import Pair, Task
-from crosstime.text.reading import read_text
-from crosstime.text.records import read_records
+from crosstime.text.files import errors_at, read_lines, read_records
 
 _COLUMNS = {"good": "sentence_good", "bad": "sentence_bad"}
 
@@ -80,7 +79,7 @@ def _load(files: PublishedFiles, language: str, construction: str) -> Task:
 
 def _read_evalset(path: Path) -> Iterator[Pair]:
     sentences: dict[str, list[str]] = {"True": [], "False": []}
-    for number, line in enumerate(read_text(path).split("\n"), start=1):
+    for number, (line, _) in enumerate(read_lines(path), start=1):
         if not line.strip():
             continue
         truth, _, sentence = line.partition("\t")
@@ -92,10 +91,9 @@ def _read_evalset(path: Path) -> Iterator[Pair]:
     if n_true != n_false:
         raise InputError(f"{path} holds {n_true} true and {n_false} false sentences: expected the same number of each")
     for n, (good, bad) in enumerate(zip(*sentences.values(), strict=True), start=1):
-        try:
-            yield Pair.from_sentences(good, bad)
-        except InputError as error:
-            raise InputError(f"{path}: pair {n}: {error}") from None
+        with errors_at(f"{path}: pair {n}"):
+            pair = Pair.from_sentences(good, bad)
+        yield pair
 
 
 def _missing(files: PublishedFiles, language: str, construction: str) -> str:

@@ -10,8 +10,8 @@ from typing import ClassVar
 from crosstime.base.errors import InputError, SettingError
 from crosstime.tasks.pair_source import PairSource, as_tuple
 from crosstime.tasks.task import Pair, Task
-from crosstime.text.hub_text import read_dataset
-from crosstime.text.records import Record, read_records, text_fields
+from crosstime.text.files import Record, errors_at, read_records, text_fields
+from crosstime.text.hub import read_dataset
 
 _TEXTS = ("good", "bad", "prefix", "right", "wrong", "patch")
 _ANSWERS = {name: name for name in ("prefix", "right", "wrong")}
@@ -158,12 +158,11 @@ def read_pairs(
         InputError: There are no records, or one doesn't hold a pair; the message says which.
     """
     pairs, set_names = [], []
-    for where, record in records:
-        try:
-            pairs.append(_pair(record, _standard_columns(record) if columns is None else columns, leading_space))
-            set_names += text_fields(record, (group,)) if group else [name]
-        except InputError as error:
-            raise InputError(f"{where}: {error}") from None
+    for record in records:
+        with errors_at(record.where):
+            found = _standard_columns(record.values) if columns is None else columns
+            pairs.append(_pair(record.values, found, leading_space))
+            set_names += text_fields(record.values, (group,)) if group else [name]
     return Task(name, tuple(pairs), tuple(set_names))
 
 

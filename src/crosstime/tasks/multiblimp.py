@@ -9,7 +9,7 @@ from crosstime.base.errors import InputError, nearest
 from crosstime.tasks.columns import read_pairs
 from crosstime.tasks.pair_source import PairSource, PublishedFiles, as_tuple
 from crosstime.tasks.task import Task
-from crosstime.text.records import read_records
+from crosstime.text.files import read_records
 
 PHENOMENA = ("SV-#", "SV-G", "SV-P")
 """Agreement of subject and verb in number, gender and person."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -11,7 +11,7 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from crosstime.text.tokens import common_length, encode
+from crosstime.models.tokenizer import tokenise
 
 Cut = Literal["shared", "string", "token"]
 """How a prefix and its answers become tokens: tokens of a text can differ from those of its parts near the cut.
@@ -24,6 +24,23 @@ whose answers share more than their first token.
 
 The last two drop spaces before the prefix.
 """
+
+
+@dataclass(frozen=True)
+class _CutRule:
+    strip_prefix: bool
+    """Drop spaces before the prefix."""
+    apart: bool = False
+    """Tokenise prefix and answers apart."""
+    within_prefix: bool = False
+    """The prompt must also be the beginning of the prefix's own tokens."""
+
+
+_CUTS: dict[Cut, _CutRule] = {
+    "shared": _CutRule(strip_prefix=False, within_prefix=True),
+    "string": _CutRule(strip_prefix=True, apart=True),
+    "token": _CutRule(strip_prefix=True),
+}
 
 
 @dataclass(frozen=True)
@@ -102,10 +119,18 @@ def cut_prompts(
     No tokens are decoded and encoded again: the bytes of a character may be spread over several tokens, none of which
     is text.
     """
-    strip_prefix, split = _CUTS[cut]
-    if strip_prefix:
+    rule = _CUTS[cut]
+    if rule.strip_prefix:
         prefixes = [prefix.lstrip() for prefix in prefixes]
-    return [_question(*parts) for parts in split(tokenizer, prefixes, rights, wrongs)]
+    alone = tokenise(tokenizer, prefixes)
+    if rule.apart:
+        answers = tokenise(tokenizer, rights), tokenise(tokenizer, wrongs)
+        return [_question(*parts) for parts in zip(alone, *answers, strict=True)]
+    good = tokenise(tokenizer, [prefix + right for prefix, right in zip(prefixes, rights, strict=True)])
+    bad = tokenise(tokenizer, [prefix + wrong for prefix, wrong in zip(prefixes, wrongs, strict=True)])
+    shared = zip(alone if rule.within_prefix else good, good, bad, strict=True)
+    ends = [common_length(*sequences) for sequences in shared]
+    return [_question(g[:end], g[end:], b[end:]) for g, b, end in zip(good, bad, ends, strict=True)]
 
 
 def add_patch(question: Question | str, second: Question | str) -> Question | str:
@@ -126,6 +151,16 @@ def add_patch(question: Question | str, second: Question | str) -> Question | st
     return replace(question, patch=second.prompt)
 
 
+def common_length(*sequences: Sequence[int]) -> int:
+    """Return the number of tokens from the beginning that all sequences share."""
+    length = 0
+    for column in zip(*sequences, strict=False):
+        if len(set(column)) > 1:
+            break
+        length += 1
+    return length
+
+
 def _question(prompt: list[int], right: list[int], wrong: list[int]) -> Question | str:
     """Keep the first of two-token answers if they differ there; otherwise move it to the prompt."""
     if right == wrong:
@@ -137,46 +172,3 @@ def _question(prompt: list[int], right: list[int], wrong: list[int]) -> Question
     if right[0] == wrong[0]:
         prompt, right, wrong = [*prompt, right[0]], right[1:], wrong[1:]
     return Question(prompt, right[0], wrong[0]) if prompt else "nothing before the answers"
-
-
-_Parts = Iterable[tuple[list[int], list[int], list[int]]]
-"""Token ids of prompts, right answers and wrong answers."""
-
-
-def _split_strings(
-    tokenizer: PreTrainedTokenizerBase, prefixes: Sequence[str], rights: Sequence[str], wrongs: Sequence[str]
-) -> _Parts:
-    """Tokenise prefixes and answers apart."""
-    return zip(*(encode(tokenizer, texts) for texts in (prefixes, rights, wrongs)), strict=True)
-
-
-def _split_shared(
-    tokenizer: PreTrainedTokenizerBase, prefixes: Sequence[str], rights: Sequence[str], wrongs: Sequence[str]
-) -> _Parts:
-    """Split both whole texts where they differ from each other or from the prefix alone."""
-    for prefix, (prompt, right, wrong) in zip(
-        encode(tokenizer, prefixes), _split_tokens(tokenizer, prefixes, rights, wrongs), strict=True
-    ):
-        end = common_length(prefix, prompt)
-        yield prompt[:end], prompt[end:] + right, prompt[end:] + wrong
-
-
-def _split_tokens(
-    tokenizer: PreTrainedTokenizerBase, prefixes: Sequence[str], rights: Sequence[str], wrongs: Sequence[str]
-) -> _Parts:
-    """Split both whole texts at the first token that differs."""
-    good = encode(tokenizer, [prefix + right for prefix, right in zip(prefixes, rights, strict=True)])
-    bad = encode(tokenizer, [prefix + wrong for prefix, wrong in zip(prefixes, wrongs, strict=True)])
-    for g, b in zip(good, bad, strict=True):
-        end = common_length(g, b)
-        yield g[:end], g[end:], b[end:]
-
-
-_Split = Callable[[PreTrainedTokenizerBase, Sequence[str], Sequence[str], Sequence[str]], _Parts]
-
-_CUTS: dict[Cut, tuple[bool, _Split]] = {
-    "shared": (False, _split_shared),
-    "string": (True, _split_strings),
-    "token": (True, _split_tokens),
-}
-"""Whether spaces before the prefix are dropped, and how the tokens are split into prompt and answers."""

@@ -15,9 +15,9 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from crosstime.base.errors import InputError
+from crosstime.models.tokenizer import tokenise
 from crosstime.tasks.prompts import Cut, Prompts, Question, add_patch, cut_prompts
 from crosstime.text.positions import Positions
-from crosstime.text.tokens import encode
 
 _INCOMPLETE = "a pair needs both `good` and `bad`, or all of `prefix`, `right` and `wrong`"
 
@@ -186,7 +186,7 @@ class Task:
     ) -> list[tuple[list[int], list[int]]]:
         """Tokenise the good and the bad sentence of each pair, with BOS before each if the policy asks for it."""
         bos = positions.bos_ids(tokenizer)
-        good, bad = (encode(tokenizer, [pair.sentences[n] for pair in self.pairs]) for n in (0, 1))
+        good, bad = (tokenise(tokenizer, [pair.sentences[n] for pair in self.pairs]) for n in (0, 1))
         return [([*bos, *g], [*bos, *b]) for g, b in zip(good, bad, strict=True)]
 
     def prompts(

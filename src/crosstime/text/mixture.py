@@ -1,4 +1,4 @@
-"""Mixtures: the blocks of several texts in one file, spread so that every stretch of it has the shares of the whole."""
+"""Mixtures: blocks of several texts in one file, spread so that every stretch of it has the shares of the whole."""
 
 from __future__ import annotations
 
@@ -11,60 +11,61 @@ from jaxtyping import Int
 
 from crosstime.text.packing import Blocks
 
-PIECE = 4096
+WRITE_BLOCKS = 4096
 """Blocks written at a time."""
 
 
 @dataclass(frozen=True)
-class Part:
-    """Some blocks of a text, in an order of their own."""
+class BlockSubset:
+    """Some of a text's blocks, in an order of their own."""
 
     blocks: Blocks
-    rows: Int[np.ndarray, " n"]
-    """Which of the blocks, in which order."""
+    index: Int[np.ndarray, " n"]
+
+    def __len__(self) -> int:
+        return len(self.index)
 
 
-def part(blocks: Blocks, heldout_share: float, shuffle_seed: int | None = None) -> tuple[Part, Part]:
-    """Blocks to train on, and those held out of them.
+def hold_out(blocks: Blocks, heldout_share: float, shuffle_seed: int | None = None) -> tuple[BlockSubset, BlockSubset]:
+    """Split a text's blocks into those to train on and those held out.
 
     Args:
-        blocks: all of a text.
-        heldout_share: how many to hold out: the last ones.
-        shuffle_seed: shuffle the blocks before, so that those held out come from everywhere. (Of packed blocks,
-            neighbours share a document.)
+        blocks: All blocks of the text.
+        heldout_share: Share to hold out, from the end.
+        shuffle_seed: Shuffle the blocks first, so that those held out come from everywhere. (Neighbours among packed
+            blocks share a document.)
     """
     n = len(blocks)
-    rows = np.arange(n) if shuffle_seed is None else np.random.default_rng(shuffle_seed).permutation(n)
+    index = np.arange(n) if shuffle_seed is None else np.random.default_rng(shuffle_seed).permutation(n)
     cut = n - round(n * heldout_share)
-    return Part(blocks, rows[:cut]), Part(blocks, rows[cut:])
+    return BlockSubset(blocks, index[:cut]), BlockSubset(blocks, index[cut:])
 
 
-def write_mixed(path: Path, parts: Sequence[Part]) -> None:
-    """Write the blocks of all parts into one NumPy file, [n_blocks, S], spread evenly; memory does not grow with them.
+def write_mixed(path: Path, subsets: Sequence[BlockSubset]) -> None:
+    """Write the blocks of all subsets into one NumPy file, [n_blocks, S], spread evenly, without reading them at once.
 
     Raises:
-        OSError: the disk is full.
+        OSError: The disk is full.
     """
-    first = parts[0].blocks
-    shape = (sum(len(part.rows) for part in parts), first.shape[1])
+    first = subsets[0].blocks
+    shape = (sum(map(len, subsets)), first.shape[1])
     header = {"descr": np.lib.format.dtype_to_descr(first.dtype), "fortran_order": False, "shape": shape}
     with path.open("wb") as file:
         np.lib.format.write_array_header_1_0(file, header)
-        for piece in _mixed(parts):
+        for blocks in _mixed(subsets):
             # Not through a memory map: a full disk would kill the process there.
-            file.write(piece.data)
+            file.write(blocks.data)
 
 
-def _mixed(parts: Sequence[Part]) -> Iterator[Blocks]:
-    counts = [len(part.rows) for part in parts]
-    # The k-th of n blocks of a part stands at (k + 1/2)/n of the whole; where two fall together, the earlier part's.
-    places = np.concatenate([(np.arange(n) + 0.5) / n for n in counts])
+def _mixed(subsets: Sequence[BlockSubset]) -> Iterator[Blocks]:
+    # The k-th of a subset's n blocks belongs at (k + 1/2)/n of the whole; of two at one place, the earlier subset's.
+    places = np.concatenate([(np.arange(len(subset)) + 0.5) / len(subset) for subset in subsets])
     order = np.argsort(places, kind="stable")
-    owner = np.repeat(np.arange(len(parts)), counts)[order]
-    row = np.concatenate([part.rows for part in parts])[order]
-    for start in range(0, len(order), PIECE):
-        owners, rows = owner[start : start + PIECE], row[start : start + PIECE]
-        piece = np.empty((len(rows), parts[0].blocks.shape[1]), dtype=parts[0].blocks.dtype)
-        for number, part in enumerate(parts):
-            piece[owners == number] = part.blocks[rows[owners == number]]
-        yield piece
+    owner = np.repeat(np.arange(len(subsets)), list(map(len, subsets)))[order]
+    index = np.concatenate([subset.index for subset in subsets])[order]
+    for start in range(0, len(order), WRITE_BLOCKS):
+        owners, rows = owner[start : start + WRITE_BLOCKS], index[start : start + WRITE_BLOCKS]
+        mixed = np.empty((len(rows), subsets[0].blocks.shape[1]), dtype=subsets[0].blocks.dtype)
+        for number, subset in enumerate(subsets):
+            mixed[owners == number] = subset.blocks[rows[owners == number]]
+        yield mixed

@@ -1,4 +1,4 @@
-"""Where text comes from: a source gives documents one after another, and can go on after any of them."""
+"""Text sources: documents in a fixed order, which can be read again from any of them."""
 
 from __future__ import annotations
 
@@ -13,72 +13,71 @@ from crosstime.base.errors import InputError
 
 
 class Document(NamedTuple):
-    """A text that stands on its own."""
+    """One document of a source."""
 
     text: str
-    place: Any
-    """From where its source goes on after it; JSON can hold it."""
-    position: int | None = None
-    """How much of `Source.size` has been read with it."""
+    resume_point: Any
+    """Where its source continues after it, as a JSON value."""
+    n_read: int | None = None
+    """How much of `Source.size` has been read, this document included."""
 
 
 class Source(ABC):
-    """Documents in an order that never changes. A new kind of source is a new class with these members."""
+    """Documents in an order that never changes. A new kind of source is a subclass with these members."""
 
     @property
     @abstractmethod
     def name(self) -> str:
-        """What to call it in messages."""
+        """Name in messages."""
 
     @property
     @abstractmethod
     def size(self) -> int | None:
-        """Bytes to read in all, where that is known."""
+        """Total size, in bytes or the like; None if unknown."""
 
     @abstractmethod
     def identity(self) -> dict[str, Any]:
-        """What decides the documents, as JSON can hold it: equal where two sources give the same ones."""
+        """Return what decides the documents, as JSON values: equal for two sources that give the same documents."""
 
     @abstractmethod
-    def documents(self, place: Any = None) -> Iterator[Document]:
-        """The documents after a place, or all of them.
+    def documents(self, resume_point: Any = None) -> Iterator[Document]:
+        """Iterate over the documents after a resume point, or over all of them.
 
         Raises:
-            InputError: the source, or a document in it, cannot be read.
+            InputError: The source, or a document in it, can't be read.
         """
 
 
 @dataclass(frozen=True)
 class Strings(Source):
-    """Texts in memory, each of which is one document; empty ones are passed over."""
+    """Texts in memory, each of which is one document; empty ones are skipped."""
 
     texts: Sequence[str]
-    title: str = "texts"
 
     @property
     def name(self) -> str:
-        """As they are titled."""
-        return self.title
+        """A word for all of them."""
+        return "texts"
 
     @property
     def size(self) -> int:
-        """Characters in all."""
+        """Characters in all texts."""
         return sum(map(len, self.texts))
 
     def identity(self) -> dict[str, Any]:
-        """A hash of the texts."""
+        """Return a hash of the texts."""
         return {"texts": hashlib.sha256(json.dumps(list(self.texts)).encode()).hexdigest()}
 
-    def documents(self, place: int | None = None) -> Iterator[Document]:
-        """The texts after the first `place` of them.
+    def documents(self, resume_point: int | None = None) -> Iterator[Document]:
+        """Iterate over the texts after the first `resume_point` of them.
 
         Raises:
-            InputError: all texts are empty.
+            InputError: All texts are empty.
         """
         if not any(self.texts):
             raise InputError(f"the {self.name} are empty: there is nothing to read")
-        position = 0
+        n_read = 0
         for number, text in enumerate(self.texts, 1):
-            position += len(text)
-            if text and number > (place or 0):
-                yield Document(text, number, position)
+            n_read += len(text)
+            if text and number > (resume_point or 0):
+                yield Document(text, number, n_read)

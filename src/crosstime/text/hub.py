@@ -1,4 +1,4 @@
-"""Text on the Hugging Face hub, streamed document by document from the commit that was asked for."""
+"""Datasets on the Hugging Face hub: streamed as text from a fixed commit, or read as a table."""
 
 from __future__ import annotations
 
@@ -17,41 +17,49 @@ from huggingface_hub.errors import (
 
 from crosstime.base.errors import InputError, first_line, nearest
 from crosstime.models import hub
-from crosstime.text.records import Record, no_column
+from crosstime.text.files import Record, no_column
 from crosstime.text.sources import Document, Source
 
 if TYPE_CHECKING:
     from datasets import IterableDataset
 
-_FAILURES = (HTTPError, ConnectionError, TimeoutError)
-"""What a connection dies of."""
+_CONNECTION_ERRORS = (HTTPError, ConnectionError, TimeoutError)
 
 
 @dataclass(frozen=True)
 class HubText(Source):
-    """A column of a data set on the hub, each value of which is one document; null and empty ones are passed over.
+    """A text column of a dataset on the hub: each value is one document; null and empty ones are skipped.
 
-    It is streamed with `datasets`: nothing is kept on disk, and a connection that breaks is taken up again after the
-    last document. To go on later means to read the file of the data set in which that document lies from its beginning.
+    It's streamed with `datasets`: nothing is kept on disk, and a broken connection is resumed after the last document.
+    To resume in another process, the file of the dataset that holds that document is read from its beginning.
+
+    Example:
+        >>> import crosstime as ct
+        >>> text = ct.HubText("allenai/c4", commit="1588ec454efa1a09f29cd18ddd04fe05fc8653a2", config="en")
+        >>> text.name
+        'allenai/c4/en/train'
+
+        `ct.HubText.from_revision("allenai/c4", config="en")` looks up the newest commit, and
+        `ct.Corpus.from_text(text, tokenizer, context=1024, limit_tokens=1_000_000)` reads its first million tokens.
     """
 
     repo: str
     """Name of the repository, "owner/name"."""
     commit: str
-    """A commit, so that the text can never change; `HubText.at` finds that of a branch."""
+    """A commit, so that the text can never change."""
     config: str | None = None
-    """Which configuration, where the data set has several: a language, a subset."""
+    """Configuration of a dataset that has several: a language, a subset."""
     split: str = "train"
     column: str = "text"
 
     @classmethod
-    def at(
+    def from_revision(
         cls, repo: str, revision: str = "main", config: str | None = None, split: str = "train", column: str = "text"
     ) -> HubText:
-        """The text at a branch or tag as it is now.
+        """Fix the text at the commit that a branch or tag points to now.
 
         Raises:
-            InputError: there is no such repository or revision, or the hub cannot be reached.
+            InputError: There is no such repository or revision, or the hub can't be reached.
         """
         return cls(repo, hub.dataset_commit(repo, revision), config, split, column)
 
@@ -62,55 +70,53 @@ class HubText(Source):
 
     @property
     def size(self) -> None:
-        """Not known."""
+        """Unknown."""
 
     def identity(self) -> dict[str, Any]:
-        """All that says which documents are meant."""
+        """Return all fields."""
         return asdict(self)
 
     def check(self) -> None:
-        """Finds what is wrong before any long work, by reading the first record.
+        """Read the first record, to find mistakes before any long work.
 
         Raises:
-            InputError: see `documents`.
+            InputError: As for `documents`.
         """
         next(self.documents(), None)
 
-    def documents(self, place: dict[str, Any] | None = None) -> Iterator[Document]:
-        """The documents after a place.
+    def documents(self, resume_point: dict[str, Any] | None = None) -> Iterator[Document]:
+        """Iterate over the documents after a resume point.
 
         Raises:
-            InputError: the data set has no such configuration, split or column (the nearest is named), or is none that
-                can be streamed; or the hub has failed several times in a row.
+            InputError: The dataset has no such configuration, split or column (the message names the nearest), or can't
+                be streamed; or the hub failed several times in a row.
         """
         stream, waits = None, list(hub.RETRY_WAITS)
         while True:
             try:
                 stream = stream or self._open()
-                for text, after in self._texts(stream, place):
-                    place, waits = after, list(hub.RETRY_WAITS)
+                for text, after in self._texts(stream, resume_point):
+                    resume_point, waits = after, list(hub.RETRY_WAITS)
                     if text is not None and text.strip():
-                        yield Document(text, place)
+                        yield Document(text, resume_point)
                 return
-            except _FAILURES as error:
-                if not waits or not hub.is_transient(error):
-                    raise InputError(f"{self.name} could not be read from the hub: {first_line(error)}") from None
-                time.sleep(waits.pop(0))
+            except _CONNECTION_ERRORS as error:
+                _wait(error, waits, self.name)
 
     def _texts(
-        self, stream: IterableDataset, place: dict[str, Any] | None
+        self, stream: IterableDataset, resume_point: dict[str, Any] | None
     ) -> Iterator[tuple[str | None, dict[str, Any]]]:
-        """The column after a place, with the place after each value."""
-        if place is not None:
-            stream.load_state_dict(place)
+        """The values of the column after a resume point, each with the resume point after it."""
+        if resume_point is not None:
+            stream.load_state_dict(resume_point)
         records = iter(stream)
         while True:
             try:
                 record = next(records, None)
-            except _FAILURES:
+            except _CONNECTION_ERRORS:
                 raise
             except (ValueError, EOFError, OSError, zlib.error) as error:  # (those of pyarrow and of the library too)
-                raise InputError(f"{self.name}: a file of the data set is damaged: {first_line(error)}") from None
+                raise InputError(f"{self.name}: a file of the dataset is damaged: {first_line(error)}") from None
             if record is None:
                 return
             if self.column not in record:
@@ -122,48 +128,52 @@ class HubText(Source):
 
     def _open(self) -> IterableDataset:
         stream = _open(self.repo, self.config, self.split, self.commit, streaming=True)
-        # The other columns need not become Python objects. (Where the columns are not known, each record tells.)
+        # The other columns needn't become Python objects. (If the columns aren't known yet, each record is checked.)
         return stream.select_columns([self.column]) if self.column in (stream.column_names or ()) else stream
 
 
 def read_dataset(
     repo: str, config: str | None, split: str, columns: Sequence[str], revision: str | None = "main"
 ) -> Iterator[Record]:
-    """Iterate over the records of a dataset, which is downloaded as a whole and kept in the cache of `datasets`.
+    """Iterate over the records of a dataset, which is downloaded as a whole into the cache of `datasets`.
 
     Args:
-        repo: Name of the repository on the hub, "owner/name", or a local folder.
-        config: Its configuration, if it has several.
-        split: Its split.
+        repo: Repository on the hub, "owner/name", or a local folder.
+        config: Configuration of a dataset that has several.
+        split: Split of the dataset.
         columns: Columns to read.
-        revision: A branch, tag or commit; None for a folder.
+        revision: Branch, tag or commit; None for a folder.
 
     Raises:
         InputError: There is no such configuration, split or column (the message names the nearest), or the dataset
             can't be read.
     """
     name = "/".join(filter(None, (repo, config, split)))
-    waits = list(hub.RETRY_WAITS)
-    while True:
+    table, waits = None, list(hub.RETRY_WAITS)
+    while table is None:
         try:
             table = _open(repo, config, split, revision, streaming=False)
-            break
-        except _FAILURES as error:
-            if not waits or not hub.is_transient(error):
-                raise InputError(f"{name} could not be read from the hub: {first_line(error)}") from None
-            time.sleep(waits.pop(0))
+        except _CONNECTION_ERRORS as error:
+            _wait(error, waits, name)
     for column in columns:
         if column not in table.column_names:
             raise InputError(f"{name}: {no_column(column, table.column_names)}")
-    for number, record in enumerate(table.select_columns(list(columns)), start=1):
-        yield f"{name}, row {number}", record
+    for number, values in enumerate(table.select_columns(list(columns)), start=1):
+        yield Record(f"{name}, row {number}", values)
+
+
+def _wait(error: Exception, waits: list[float], name: str) -> None:
+    """Wait before another attempt, or give up if the error won't pass or no attempts are left."""
+    if not waits or not hub.is_transient(error):
+        raise InputError(f"{name} could not be read from the hub: {first_line(error)}") from None
+    time.sleep(waits.pop(0))
 
 
 def _open(repo: str, config: str | None, split: str, revision: str | None, *, streaming: bool) -> Any:
     """Open a split with `datasets`, whose errors become ours; those of a connection are raised as they are."""
     try:
         splits = _library().load_dataset(repo, config, revision=revision, streaming=streaming)
-    except _FAILURES:
+    except _CONNECTION_ERRORS:
         raise
     except ValueError as error:
         raise InputError(f"{repo}: {_wrong_config(repo, config, revision, first_line(error))}") from None
@@ -175,7 +185,7 @@ def _open(repo: str, config: str | None, split: str, revision: str | None, *, st
 
 
 def _wrong_config(repo: str, config: str | None, revision: str | None, otherwise: str) -> str:
-    """Explain why a dataset can't be opened under its configuration."""
+    """Explain why a dataset can't be opened under a configuration."""
     names = _library().get_dataset_config_names(repo, revision=revision)
     if config is None and len(names) > 1:
         return f"name one of its configurations: {', '.join(names[:20])}{', ...' if len(names) > 20 else ''}"
@@ -185,18 +195,18 @@ def _wrong_config(repo: str, config: str | None, revision: str | None, otherwise
 
 
 def _library() -> Any:
-    """`datasets`, imported when text is on the hub: it takes a second."""
+    """Import `datasets` on first use, since it takes a second."""
     import datasets
     from datasets import config
 
-    # When a read fails, it reads again. Where the file is compressed, what was decompressed before the failure is lost
-    # then. So a failure must reach us, and we go on after the last document.
+    # When a read fails, it reads again; but what it had decompressed of the file before the failure is then lost. So a
+    # failure must reach us, and we resume after the last document.
     config.STREAMING_READ_MAX_RETRIES = 1
-    if "zstd" not in fsspec.compression.compr:  # the Pile is compressed so
+    if "zstd" not in fsspec.compression.compr:  # as the Pile is compressed
         fsspec.compression.register_compression("zstd", _zstd, "zst")
     return datasets
 
 
 def _zstd(file: Any, **_: Any) -> io.BufferedReader:
-    """A reader of a compressed file, by pyarrow, which is here anyhow."""
+    """A reader of a compressed file by pyarrow, which is a dependency anyway."""
     return io.BufferedReader(pa.CompressedInputStream(pa.PythonFile(file, "r"), "zstd"))

@@ -12,9 +12,9 @@ import pytest
 from datasets.packaged_modules.json.json import JsonConfig
 from huggingface_hub.hf_file_system import HfFileSystemFile
 
-from crosstime.text import blocks
+from crosstime.text import packing
 from crosstime.text.corpus import Corpus
-from crosstime.text.hub_text import HubText
+from crosstime.text.hub import HubText
 from data_hub import serving
 from tiny import make_tokenizer
 
@@ -97,13 +97,13 @@ def server(folders, tmp_path, monkeypatch):
 FORMATS = [("gzip", "en"), ("zstd", "en"), ("parquet", None), ("main", "en")]
 
 
-def texts(source, place=None):
-    return [document.text for document in source.documents(place)]
+def texts(source, resume_point=None):
+    return [document.text for document in source.documents(resume_point)]
 
 
 @pytest.mark.parametrize(("revision", "config"), FORMATS)
 def test_documents_come_in_order_from_the_commit_that_was_named(server, revision, config):
-    source = HubText.at(REPO, revision, config)
+    source = HubText.from_revision(REPO, revision, config)
     assert source.commit == server.commit(revision)
     assert texts(source) == ENGLISH
     after = server.requests.index(f"GET /api/datasets/{REPO}/revision/{revision}") + 1
@@ -112,19 +112,19 @@ def test_documents_come_in_order_from_the_commit_that_was_named(server, revision
 
 @pytest.mark.usefixtures("server")
 def test_configuration_split_and_column_are_chosen(server):
-    assert texts(HubText.at(REPO, "gzip", "fr")) == FRENCH
-    assert texts(HubText.at(REPO, "gzip", "en", "validation")) == HELDOUT
-    assert texts(HubText.at(REPO, server.commit("parquet"), split="validation")) == HELDOUT
+    assert texts(HubText.from_revision(REPO, "gzip", "fr")) == FRENCH
+    assert texts(HubText.from_revision(REPO, "gzip", "en", "validation")) == HELDOUT
+    assert texts(HubText.from_revision(REPO, server.commit("parquet"), split="validation")) == HELDOUT
 
 
 @pytest.mark.parametrize(("revision", "config"), FORMATS)
 @pytest.mark.usefixtures("server")
 def test_reading_goes_on_after_any_document(revision, config):
-    source = HubText.at(REPO, revision, config)
+    source = HubText.from_revision(REPO, revision, config)
     documents = list(source.documents())
     for n in (0, 9, 29, 30, 58):
-        place = json.loads(json.dumps(documents[n].place))
-        assert texts(source, place) == ENGLISH[n + 1 :], n
+        resume_point = json.loads(json.dumps(documents[n].resume_point))
+        assert texts(source, resume_point) == ENGLISH[n + 1 :], n
 
 
 @pytest.mark.parametrize(
@@ -139,7 +139,7 @@ def test_a_hub_that_fails_and_then_works_loses_and_repeats_nothing(server, revis
     server.status, server.failing = status, "resolve/.*/train-"
     # (pyarrow reads a zstd file of this size, and the rows of a parquet file, at once.)
     read, moments = [], (3,) if revision in ("zstd", "parquet") else (3, 33)
-    for document in HubText.at(REPO, revision, config).documents():
+    for document in HubText.from_revision(REPO, revision, config).documents():
         read.append(document.text)
         if len(read) in moments:
             server.failures = failures
@@ -148,7 +148,7 @@ def test_a_hub_that_fails_and_then_works_loses_and_repeats_nothing(server, revis
 
 
 def test_a_hub_that_fails_for_good_is_named(server):
-    source = HubText.at(REPO, "gzip", "en")
+    source = HubText.from_revision(REPO, "gzip", "en")
     documents = source.documents()
     next(documents)
     server.failing, server.failures = "resolve", 1_000_000
@@ -172,7 +172,7 @@ def test_a_hub_that_fails_for_good_is_named(server):
 )
 def test_what_is_not_there_is_named(arguments, message):
     with pytest.raises(ValueError, match=message):
-        HubText.at(*arguments).check()
+        HubText.from_revision(*arguments).check()
 
 
 def cut_gzip(raw):
@@ -200,8 +200,8 @@ def cut_zstd(raw):
 def test_a_damaged_file_is_named(server, tmp_path, suffix, damage):
     server.revisions["damaged"] = write_lines(tmp_path / "damaged", suffix, damage)
     # (Where it is the first, and pyarrow reads it at once, the data set cannot even be opened.)
-    with pytest.raises(ValueError, match=f"{REPO}(/en/train: a file of the data set is damaged| cannot be streamed): "):
-        texts(HubText.at(REPO, "damaged", "en"))
+    with pytest.raises(ValueError, match=f"{REPO}(/en/train: a file of the dataset is damaged| cannot be streamed): "):
+        texts(HubText.from_revision(REPO, "damaged", "en"))
 
 
 def test_a_repository_without_data_is_named(server, tmp_path):
@@ -209,7 +209,7 @@ def test_a_repository_without_data_is_named(server, tmp_path):
     (tmp_path / "bare" / "notes.md").write_text("nothing")
     server.revisions["bare"] = tmp_path / "bare"
     with pytest.raises(ValueError, match=f"{REPO} cannot be streamed: "):
-        HubText.at(REPO, "bare").check()
+        HubText.from_revision(REPO, "bare").check()
 
 
 def test_records_without_text_are_no_documents(server, tmp_path):
@@ -217,14 +217,14 @@ def test_records_without_text_are_no_documents(server, tmp_path):
     rows = [{"text": "one"}, {"text": None}, {"text": " "}, {"text": "two"}]
     (tmp_path / "nulls" / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     server.revisions["nulls"] = tmp_path / "nulls"
-    assert texts(HubText.at(REPO, "nulls")) == ["one", "two"]
+    assert texts(HubText.from_revision(REPO, "nulls")) == ["one", "two"]
 
 
 @pytest.mark.usefixtures("server")
 def test_tokens_of_the_hub_go_on_where_they_were(tmp_path, monkeypatch):
-    monkeypatch.setattr(blocks, "BATCH_CHARACTERS", 10_000)
-    tokenizer, source = make_tokenizer(), HubText.at(REPO, "gzip", "en")
+    monkeypatch.setattr(packing, "BATCH_CHARACTERS", 10_000)
+    tokenizer, source = make_tokenizer(), HubText.from_revision(REPO, "gzip", "en")
     whole = Corpus.from_strings(ENGLISH, tokenizer, context=64)
     for limit in (64 * 50, 64 * 300, None):
-        corpus = Corpus.from_source(source, tokenizer, context=64, limit_tokens=limit, folder=tmp_path / "tokens")
+        corpus = Corpus.from_text(source, tokenizer, context=64, limit_tokens=limit, folder=tmp_path / "tokens")
         assert np.array_equal(corpus.blocks, whole.blocks[: limit and limit // 64])
