@@ -46,7 +46,7 @@ def format_bytes(count: int) -> str:
 def format_duration(seconds: float) -> str:
     """Format a duration.
 
-    >>> [format_duration(seconds) for seconds in (4.2, 192, 5_400, 1_000_000)]
+    >>> [format_duration(seconds) for seconds in (4.2, 192.0, 5_400.0, 1e6)]
     ['4.2 s', '3.2 min', '90 min', '12 days']
     """
     for unit, size in _DURATIONS:

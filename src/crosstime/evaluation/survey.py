@@ -304,7 +304,7 @@ def survey(
         >>> from crosstime import demo
         >>> suite = ct.Suite.from_folder(demo.SUITE, ["step64", "step3786"])
         >>> heldout = ct.Corpus.from_text(demo.HELDOUT_TEXT, suite.tokenizer, context=32, limit_tokens=500)
-        >>> task = demo.blimp("determiner_noun_agreement_1")
+        >>> task = ct.BlimpPairs(sets="determiner_noun_agreement_1").load()
         >>> found = ct.survey(suite, [task], heldout, ct.SurveyConfig(max_pairs=10), layer=1)
         >>> found.sentence_accuracy.shape, found.n_pairs
         ((2, 1), [10])
