@@ -18,9 +18,9 @@ MODULES = [
 TO_DO = re.findall(
     r"\w+",
     """
-    Ablation AblationConfig AttributionConfig BatchTopK ContextsConfig Corpus Crosscoder CrosscoderConfig
-    CrosscoderSpec DiagnosticsConfig DocumentStart Effects EvaluationConfig Evolution Exact FeatureTable
-    HubText JumpReLU L1 NormAndEffect Overlap Packed PairSource Positions Sparsity SurveyConfig TopK
+    Ablation AblationConfig AttributionConfig BatchTopK ContextsConfig Crosscoder CrosscoderConfig
+    CrosscoderSpec DiagnosticsConfig Effects EvaluationConfig Evolution Exact FeatureTable
+    JumpReLU L1 NormAndEffect Overlap PairSource Sparsity SurveyConfig TopK
     TrainConfig ablate attribute attribute_several evolution exact_effects export_saelens import_crosscoder
     norm_and_effect overlap pairwise relative train train_several validate
     """,

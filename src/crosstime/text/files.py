@@ -39,6 +39,15 @@ class Files(Source):
     Tables (JSON lines, CSV, TSV, Parquet; see `read_records`) hold one document per record, under `column`; a record
     without text (null, or only white space) is skipped. Any other file is UTF-8 text in which an empty line, or one of
     only white space, ends a document. All but Parquet may be compressed (`.gz`, `.xz`, `.zst`).
+
+    Example:
+        >>> import crosstime as ct
+        >>> from crosstime import demo
+        >>> files = ct.Files([demo.HELDOUT_TEXT])
+        >>> files.name
+        'heldout.txt.xz'
+        >>> next(files.documents()).n_read > 0
+        True
     """
 
     paths: Sequence[Path]
