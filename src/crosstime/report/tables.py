@@ -150,17 +150,11 @@ def class_counts(data: ReportData) -> list[tuple[ClassGroup, list[int]]]:
     return [(group, [counter[group] for counter in counts]) for group in sorted(set().union(*counts))]
 
 
-@dataclass(frozen=True)
-class PairCount:
-    """Numbers of features on a task by pairwise RelIE: at the earlier checkpoint of a pair, at both, at the later."""
+def pair_counts(data: ReportData) -> list[tuple[str, str, list[tuple[int, int, int]]]]:
+    """Return (earlier checkpoint, later checkpoint, counts) of every compared pair.
 
-    before: int
-    both: int
-    after: int
-
-
-def pair_counts(data: ReportData) -> list[tuple[str, str, list[PairCount]]]:
-    """Return (earlier checkpoint, later checkpoint, counts by task) of every compared pair."""
+    The counts are, by task, the features at the earlier checkpoint only, at both, and at the later one only.
+    """
     names = data.checkpoints
     return [
         (names[a], names[b], [_pair_count(features.pairwise(a, b)) for features in data.tasks.values()])
@@ -168,9 +162,9 @@ def pair_counts(data: ReportData) -> list[tuple[str, str, list[PairCount]]]:
     ]
 
 
-def _pair_count(relative: np.ndarray) -> PairCount:
+def _pair_count(relative: np.ndarray) -> tuple[int, int, int]:
     before, after = int((relative < 1 - SPECIFIC).sum()), int((relative > SPECIFIC).sum())
-    return PairCount(before, int(np.isfinite(relative).sum()) - before - after, after)
+    return before, int(np.isfinite(relative).sum()) - before - after, after
 
 
 def decoder_rows(data: ReportData) -> Rows:
@@ -207,18 +201,11 @@ def label_counts(data: ReportData) -> list[LabelCount]:
     ]
 
 
-@dataclass(frozen=True)
-class ExactTable:
-    """Rank correlations of estimated and exact effects."""
+def exact_table(data: ReportData) -> tuple[list[tuple[str, int]], Rows] | None:
+    """Return (task, number of ablated features) for each task, and Spearman's rank correlations by checkpoint.
 
-    tasks: list[tuple[str, int]]
-    """(task, number of features that were ablated)."""
-    rows: Rows
-    """By checkpoint: for each task the correlations of IE, and of RelIE, with the exact one."""
-
-
-def exact_table(data: ReportData) -> ExactTable | None:
-    """Return Spearman's rank correlations for the tasks with exact effects; None if the run measured none."""
+    The cells are, for each task, the correlations of IE, and of RelIE, with the exact one. None without exact effects.
+    """
     exact = data.exact
     if exact is None:
         return None
@@ -228,7 +215,7 @@ def exact_table(data: ReportData) -> ExactTable | None:
         (name, [Cell(format_fixed(rho[task, name][measure])) for task in known for measure in ("ie", "rel_ie")])
         for name in exact.checkpoints
     ]
-    return ExactTable([(task, len(exact.features(task))) for task in known], rows)
+    return [(task, len(exact.features(task))) for task in known], rows
 
 
 @dataclass(frozen=True)

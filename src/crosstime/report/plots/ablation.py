@@ -14,23 +14,9 @@ import plotly.graph_objects as go
 
 from crosstime.attribution.relative import relative
 from crosstime.report.data import ReportData, TaskFeatures
-from crosstime.report.format import format_fixed, readable, rounded, sentence_case
-from crosstime.report.plots.style import (
-    FAINT,
-    LEGEND_ABOVE,
-    PALE,
-    RULE,
-    SOFT,
-    Figure,
-    clipped,
-    escaped,
-    hover,
-    marker,
-    padded,
-    points_by_checkpoint,
-    rule,
-    styled,
-)
+from crosstime.report.format import format_fixed, readable, sentence_case
+from crosstime.report.plots import style
+from crosstime.report.plots.style import Figure
 
 POINTS = 2000
 """Rows of the ablation drawn at most: an even sample of more."""
@@ -52,30 +38,23 @@ def attribution_against_ablation(data: ReportData) -> list[Figure]:
     traces = []
     for (group, checkpoint), index in sorted(members.items(), key=lambda item: item[0][0] != "random"):
         top = group != "random"
-        texts = [
-            f"<b>Feature {table['feature'][i]}</b> ({escaped(group)})<br>{escaped(table['checkpoint'][i])}, "
-            f"{escaped(readable(table['task'][i]))}"
+        text = [
+            f"<b>Feature {table['feature'][i]}</b> ({style.escaped(group)})<br>"
+            f"{style.escaped(table['checkpoint'][i])}, {style.escaped(readable(table['task'][i]))}"
             for i in index
         ]
-        traces.append(
-            go.Scatter(
-                x=rounded(ie[index], 5),
-                y=rounded(delta[index], 5),
-                mode="markers",
-                name=f"top features at {escaped(checkpoint)}" if top else "random features",
-                customdata=[int(table["feature"][i]) for i in index],
-                text=texts,
-                hovertemplate=hover("%{text}", "IE %{x:.3f}, ablated %{y:.3f}"),
-                marker=marker(data.colours.get(checkpoint, PALE), 8 if top else 6, 0.85, 0.7),
-            )
-        )
-    low, high = padded(np.concatenate([ie, delta]))
-    zero = {"zeroline": True, "zerolinecolor": RULE}
-    figure = styled(
+        ids = [int(table["feature"][i]) for i in index]
+        dots = style.marker(data.colours.get(checkpoint, style.PALE), 8 if top else 6, 0.85, 0.7)
+        lines = ("%{text}", "IE %{x:.3f}, ablated %{y:.3f}")
+        name = f"top features at {style.escaped(checkpoint)}" if top else "random features"
+        traces.append(style.points(ie[index], delta[index], ids, dots, *lines, text=text, name=name))
+    low, high = style.padded(np.concatenate([ie, delta]))
+    zero = {"zeroline": True, "zerolinecolor": style.RULE}
+    figure = style.figure(
         traces,
         xaxis=zero | {"title": {"text": "indirect effect (IE)"}},
         yaxis=zero | {"title": {"text": "change in log-probability difference when ablated"}},
-        shapes=[rule(low, low, high, high)],
+        shapes=[style.rule(low, low, high, high)],
         showlegend=len(data.checkpoints) <= 5,
         legend={"x": 0.02, "y": 1, "xanchor": "left", "yanchor": "top", "bgcolor": "rgba(255,255,255,.75)"},
         margin={"l": 62},
@@ -97,7 +76,7 @@ def joint_ablation(data: ReportData) -> list[Figure]:
 
 
 def _joint_bars(rows: Sequence[Mapping[str, Any]], column: str, colours: Mapping[str, str]) -> go.Figure:
-    ticks = {name: clipped(name, 14) for name in colours if any(row["checkpoint"] == name for row in rows)}
+    ticks = {name: style.clipped(name, 14) for name in colours if any(row["checkpoint"] == name for row in rows)}
     bars = []
     for group in ("top", "random"):
         by_name = {row["checkpoint"]: row for row in rows if row["group"] == group}
@@ -107,23 +86,23 @@ def _joint_bars(rows: Sequence[Mapping[str, Any]], column: str, colours: Mapping
             go.Bar(
                 x=[ticks[name] for name in names],
                 y=values,
-                marker={"color": [colours[name] if group == "top" else PALE for name in names]},
+                marker={"color": [colours[name] if group == "top" else style.PALE for name in names]},
                 text=[format_fixed(value) for value in values] if len(ticks) <= 8 else None,
                 textposition="outside",
-                textfont={"size": 10.5, "color": SOFT},
+                textfont={"size": 10.5, "color": style.SOFT},
                 cliponaxis=False,
                 hovertext=[f"{by_name[name]['n_features']} {group} features, {ticks[name]}" for name in names],
-                hovertemplate=hover("%{hovertext}", "<b>%{y:.3f}</b>"),
+                hovertemplate=style.hover("%{hovertext}", "<b>%{y:.3f}</b>"),
             )
         )
     shown = {"tickvals": list(ticks.values())[:: math.ceil(len(ticks) / 8)]} if ticks else {}
-    return styled(
+    return style.figure(
         bars,
         barmode="group",
         bargap=0.35,
         bargroupgap=0.08,
         xaxis={"showgrid": False, "type": "category"} | shown,
-        yaxis={"nticks": 5, "zeroline": True, "zerolinecolor": FAINT},
+        yaxis={"nticks": 5, "zeroline": True, "zerolinecolor": style.FAINT},
     )
 
 
@@ -134,27 +113,27 @@ def exact_effects(features: TaskFeatures) -> list[Figure]:
         return []
     if features.task not in exact.tasks:
         hidden = {"visible": False}
-        empty = styled([], "no feature was ablated one by one on this task", xaxis=hidden, yaxis=hidden)
+        empty = style.figure([], "no feature was ablated one by one on this task", xaxis=hidden, yaxis=hidden)
         return [Figure("exact", "Exact RelIE", {"RelIE": empty, "IE": empty}, 420)]
     task, colours = features.task, features.data.colours
     ie, true = exact.array(task, "ie"), exact.array(task, "exact")
     rows = np.argsort(-np.abs(true).max(axis=0), kind="stable")[: EXACT_POINTS // len(colours)]
     measures = {
         "RelIE": (relative(ie), exact.array(task, "rel_exact"), (-0.02, 1.02)),
-        "IE": (ie, true, padded(np.stack([ie, true]))),
+        "IE": (ie, true, style.padded(np.stack([ie, true]))),
     }
     ids, few = exact.features(task)[rows].tolist(), len(colours) <= 4
     variants = {}
     for name, (estimate, value, span) in measures.items():
-        axis = {"range": list(span), "nticks": 6, "zeroline": True, "zerolinecolor": RULE}
+        axis = {"range": list(span), "nticks": 6, "zeroline": True, "zerolinecolor": style.RULE}
         text = f"{name} %{{x:.3f}}, exact %{{y:.3f}}"
-        variants[name] = styled(
-            points_by_checkpoint(ids, estimate[:, rows], value[:, rows], colours, text),
+        variants[name] = style.figure(
+            style.points_by_checkpoint(estimate[:, rows], value[:, rows], ids, colours, text),
             xaxis=axis | {"title": {"text": f"{name}, estimated"}},
             yaxis=axis | {"title": {"text": f"{name}, exact"}},
-            shapes=[rule(span[0], span[0], span[1], span[1])],
+            shapes=[style.rule(span[0], span[0], span[1], span[1])],
             showlegend=few,
-            legend=LEGEND_ABOVE,
+            legend=style.LEGEND_ABOVE,
             margin={"l": 62, "t": 30 if few else 12},
         )
     return [Figure("exact", "Exact RelIE", variants, 420)]

@@ -15,19 +15,8 @@ from jaxtyping import Float
 
 from crosstime.report.data import ReportData
 from crosstime.report.format import format_percent, rounded
-from crosstime.report.plots.style import (
-    INK,
-    SOFT,
-    Figure,
-    clipped,
-    escaped,
-    heatmap,
-    histogram,
-    hover,
-    log_axis,
-    mix,
-    styled,
-)
+from crosstime.report.plots import style
+from crosstime.report.plots.style import Figure
 
 TRAINING_POINTS = 400
 _AT_RELDEC = "%{y} features at RelDec %{x:.2f}"
@@ -39,11 +28,12 @@ def frequency(data: ReportData) -> list[Figure]:
         return []
     live = np.asarray(data.quality.frequency, dtype=float)
     live = live[live > 0]
-    figure = histogram(np.log10(live), SOFT, None, "%{y} features fire on 10<sup>%{x:.1f}</sup> of the tokens")
+    text = "%{y} features fire on 10<sup>%{x:.1f}</sup> of the tokens"
+    figure = style.histogram(np.log10(live), style.SOFT, None, text)
     low, high = (math.floor(np.log10(live.min())), 0) if live.size else (-4, 0)
     ticks = list(range(low, high + 1))
-    text = [format_percent(10.0**t, max(0, -t - 2)) for t in ticks]
-    figure.update_xaxes(tickvals=ticks, ticktext=text, title_text="share of tokens on which a feature fires (log)")
+    labels = [format_percent(10.0**t, max(0, -t - 2)) for t in ticks]
+    figure.update_xaxes(tickvals=ticks, ticktext=labels, title_text="share of tokens on which a feature fires (log)")
     return [Figure("frequency", "How often features fire", {"": figure}, 240)]
 
 
@@ -61,16 +51,18 @@ def training_curves(data: ReportData) -> list[Figure]:
     figures = []
     for key, title, column, form in curves:
         values = np.asarray(column, dtype=float)
-        line = go.Scatter(x=[p.tokens for p in kept], y=rounded(values, 5), mode="lines")
-        line.update(line={"color": INK, "width": 1.5}, hovertemplate=hover(f"{form} at %{{x:.3s}} tokens"))
-        figure = styled([line], xaxis={"tickformat": "~s", "nticks": 5, "rangemode": "tozero"}, yaxis={"nticks": 5})
+        text, ink = style.hover(f"{form} at %{{x:.3s}} tokens"), {"color": style.INK, "width": 1.5}
+        x, y = [p.tokens for p in kept], rounded(values, 5)
+        line = go.Scatter(x=x, y=y, mode="lines", line=ink, hovertemplate=text)
+        xaxis = {"tickformat": "~s", "nticks": 5, "rangemode": "tozero"}
+        figure = style.figure([line], xaxis=xaxis, yaxis={"nticks": 5})
         settled = values[len(values) // 20 :]
         if key == "explained":
             low = float(np.min(settled, where=np.isfinite(settled), initial=1.0))
             figure.update_yaxes(range=[max(0.0, low - 0.05), 1])
         elif (values > 0).all():
             title = f"{title} (log)"
-            figure.update_yaxes(**log_axis(values))
+            figure.update_yaxes(**style.log_axis(values))
         figures.append(Figure(f"training-{key}", title, {"": figure}, 190))
     return figures
 
@@ -96,9 +88,9 @@ def decoder_norms(data: ReportData) -> list[Figure]:
 def _alone(data: ReportData, shares: Float[np.ndarray, "M F"]) -> list[Figure]:
     figures = []
     for m, (name, colour) in enumerate(data.colours.items()):
-        figure = histogram(shares[m], colour, (0.0, 1.0), _AT_RELDEC)
-        figure.add_vline(x=1 / len(shares), line={"color": SOFT, "width": 1, "dash": "dot"})
-        figure.update_xaxes(title_text=f"share of the decoder norm at {clipped(name, 22)}")
+        figure = style.histogram(shares[m], colour, (0.0, 1.0), _AT_RELDEC)
+        figure.add_vline(x=1 / len(shares), line={"color": style.SOFT, "width": 1, "dash": "dot"})
+        figure.update_xaxes(title_text=f"share of the decoder norm at {style.clipped(name, 22)}")
         figures.append(Figure(f"reldec-{m}", f"{name} against all", {"": figure}, 210))
     return figures
 
@@ -106,9 +98,9 @@ def _alone(data: ReportData, shares: Float[np.ndarray, "M F"]) -> list[Figure]:
 def _pairs(data: ReportData, of_pairs: Float[np.ndarray, "K F"]) -> list[Figure]:
     figures = []
     for m, (before, after) in enumerate(pairwise(data.checkpoints)):
-        colour = mix([data.colours[before], data.colours[after]])
-        figure = histogram(of_pairs[m], colour, (0.0, 1.0), _AT_RELDEC)
-        ends = [f"only {clipped(before, 14)}", "shared", f"only {clipped(after, 14)}"]
+        colour = style.mix([data.colours[before], data.colours[after]])
+        figure = style.histogram(of_pairs[m], colour, (0.0, 1.0), _AT_RELDEC)
+        ends = [f"only {style.clipped(before, 14)}", "shared", f"only {style.clipped(after, 14)}"]
         figure.update_xaxes(tickvals=[0, 0.5, 1], ticktext=ends)
         figure.update_layout(margin={"r": 44})
         figures.append(Figure(f"reldec-pair-{m}", f"{before} and {after}", {"": figure}, 210))
@@ -118,7 +110,7 @@ def _pairs(data: ReportData, of_pairs: Float[np.ndarray, "K F"]) -> list[Figure]
 def _decoder_maps(
     data: ReportData, shares: Float[np.ndarray, "M F"], of_pairs: Float[np.ndarray, "K F"]
 ) -> list[Figure]:
-    names = [escaped(name) for name in data.checkpoints]
+    names = [style.escaped(name) for name in data.checkpoints]
     top = float(np.nanmax(shares, initial=1 / len(names)))
     alone = _columns(shares, (0.0, top), names)
     alone.update_yaxes(title_text="RelDec")
@@ -134,17 +126,17 @@ def _columns(values: Float[np.ndarray, "K F"], span: tuple[float, float], names:
     """Draw one histogram per column; the colour is the root of the count, which makes rare values visible."""
     bins = np.linspace(*span, 31)
     counts = np.stack([np.histogram(row[np.isfinite(row)], bins)[0] for row in values], axis=1)
-    heat = heatmap(
+    heat = style.heatmap(
         z=np.sqrt(counts).round(2).tolist(),
         x=list(names),
         y=rounded((bins[:-1] + bins[1:]) / 2, 5),
         text=counts.tolist(),
         xgap=1,
         showscale=False,
-        hovertemplate=hover("%{x}", "%{text} features at %{y:.2f}"),
+        hovertemplate=style.hover("%{x}", "%{text} features at %{y:.2f}"),
     )
     every = math.ceil(len(names) / 9)
-    return styled(
+    return style.figure(
         [heat],
         xaxis={"type": "category", "tickvals": list(names)[::every], "showgrid": False, "automargin": True},
         yaxis={"range": list(span), "showgrid": False, "automargin": True},

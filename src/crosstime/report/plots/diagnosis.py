@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
-import plotly.graph_objects as go
 from jaxtyping import Float, Int
 
 from crosstime.evaluation.diagnostics import DECOUPLED, PRESENT, SHRUNK, Diagnostics
 from crosstime.report.classes import LABEL_WORDS
 from crosstime.report.data import ReportData
-from crosstime.report.format import rounded
-from crosstime.report.plots.style import LEGEND_ABOVE, SOFT, Figure, hover, marker, note, rule, styled
+from crosstime.report.plots import style
+from crosstime.report.plots.style import Figure
 
 POINTS = 1500
 """Features drawn at most: an even sample of more."""
@@ -50,38 +49,30 @@ def latent_scaling(data: ReportData) -> list[Figure]:
     traces = []
     for label in LABEL_WORDS:
         index = np.flatnonzero(labels == label)
-        if not len(index):
-            continue
         pairs = zip(error[index], reconstruction[index], strict=True)
-        traces.append(
-            go.Scatter(
-                x=rounded(error[index].clip(LOW, HIGH), 3),
-                y=rounded(reconstruction[index].clip(LOW, HIGH), 3),
-                mode="markers",
-                name=f"{label} ({len(index):,})",
-                customdata=features[index].tolist(),
-                text=[f"{NU_ERROR} {e:.2f}, {NU_RECONSTRUCTION} {r:.2f}" for e, r in pairs],
-                hovertemplate=hover(f"<b>Feature %{{customdata}}</b>, {label}", "%{text}"),
-                marker=marker(LABEL_COLOURS[label], 6.5, 0.75),
-                cliponaxis=False,
-            )
-        )
+        text = [f"{NU_ERROR} {e:.2f}, {NU_RECONSTRUCTION} {r:.2f}" for e, r in pairs]
+        inside = error[index].clip(LOW, HIGH), reconstruction[index].clip(LOW, HIGH)
+        dots = style.marker(LABEL_COLOURS[label], 6.5, 0.75)
+        lines = (f"<b>Feature %{{customdata}}</b>, {label}", "%{text}")
+        name = f"{label} ({len(index):,})"
+        if len(index):
+            traces.append(style.points(*inside, features[index].tolist(), dots, *lines, text=text, name=name))
     corner = {"type": "rect", "x0": LOW, "x1": SHRUNK, "y0": LOW, "y1": DECOUPLED, "layer": "below"}
     axis = {"range": [LOW - 0.04, HIGH + 0.04], "nticks": 6}
-    font = {"size": 11, "color": SOFT}
-    figure = styled(
+    font = {"size": 11, "color": style.SOFT}
+    figure = style.figure(
         traces,
         None if len(features) else "every decoder is present at every checkpoint",
         xaxis=axis | {"title": {"text": f"{NU_ERROR}: the feature in what all others leave unexplained"}},
         yaxis=axis | {"title": {"text": f"{NU_RECONSTRUCTION}: the feature in what the crosscoder reconstructs"}},
         shapes=[
             corner | {"line": {"width": 0}, "fillcolor": "rgba(42,148,137,.08)"},
-            rule(SHRUNK, LOW, SHRUNK, DECOUPLED),
-            rule(LOW, DECOUPLED, SHRUNK, DECOUPLED),
+            style.rule(SHRUNK, LOW, SHRUNK, DECOUPLED),
+            style.rule(LOW, DECOUPLED, SHRUNK, DECOUPLED),
         ],
-        annotations=[note(LOW, DECOUPLED, "truly absent", xanchor="left", yanchor="bottom", font=font)],
+        annotations=[style.note(LOW, DECOUPLED, "truly absent", xanchor="left", yanchor="bottom", font=font)],
         showlegend=True,
-        legend=LEGEND_ABOVE,
+        legend=style.LEGEND_ABOVE,
         margin={"l": 58, "t": 44},
     )
     return [Figure("scaling", "Latent scaling", {"": figure}, 440)]

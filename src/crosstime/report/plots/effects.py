@@ -20,28 +20,8 @@ from crosstime.report.format import (
     rounded,
     sentence_case,
 )
-from crosstime.report.plots.style import (
-    FAINT,
-    INK,
-    LEGEND_ABOVE,
-    NO_CLASS,
-    NO_EFFECT,
-    RULE,
-    SOFT,
-    Figure,
-    clipped,
-    end_notes,
-    escaped,
-    heatmap,
-    hover,
-    marker,
-    mix,
-    note,
-    padded,
-    points_by_checkpoint,
-    rule,
-    styled,
-)
+from crosstime.report.plots import style
+from crosstime.report.plots.style import Figure
 
 POINTS = 800
 """Features drawn at most by RelIE: points of weaker ones are too small to see."""
@@ -67,14 +47,14 @@ def relative_effects(features: TaskFeatures) -> Figure:
     rows = rows[np.isfinite(features.rel_ie[:, rows]).all(axis=0)]
     draw, height = {2: (_strip, 460), 3: (_ternary, 600)}.get(n, (_map, 620))
     traces, layout = draw(features, rows) if n > 1 else ([], {})
-    figure = styled(traces, None if len(rows) else NO_EFFECT, **layout)
+    figure = style.figure(traces, None if len(rows) else style.NO_EFFECT, **layout)
     return Figure("relative", "Where the effect lies", {"": figure}, height)
 
 
 def class_colour(label: str, data: ReportData) -> str:
     """Return the colour of a class: its checkpoint's, the mixture of those that share it, or grey."""
     members = class_members(label, data.checkpoints)
-    return mix([data.colours[name] for name in members]) if members else NO_CLASS
+    return style.mix([data.colours[name] for name in members]) if members else style.NO_CLASS
 
 
 _Drawn = tuple[list[Any], dict[str, Any]]
@@ -89,10 +69,11 @@ def _ternary(features: TaskFeatures, rows: np.ndarray) -> _Drawn:
         traces.append(go.Scatterternary(a=a, b=b, c=c, **common))
     # The names at the lower corners are one line lower, clear of the points at the corner.
     corners = [
-        f"{line}<b>{clipped(name, 22)}</b>"
+        f"{line}<b>{style.clipped(name, 22)}</b>"
         for line, name in zip(("<br>", "", "<br>"), features.data.checkpoints, strict=True)
     ]
-    axis = {"min": 0, "dtick": 0.2, "showticklabels": False, "ticks": "", "gridcolor": RULE, "linecolor": FAINT}
+    axis = {"min": 0, "dtick": 0.2, "showticklabels": False, "ticks": ""}
+    axis |= {"gridcolor": style.RULE, "linecolor": style.FAINT}
     ternary = {"sum": 1, "bgcolor": "rgba(0,0,0,0)", "domain": {"x": [0, 1], "y": [0.02, 0.98]}}
     for name, corner in zip(("baxis", "aaxis", "caxis"), corners, strict=True):
         ternary[name] = axis | {"title": {"text": corner}}
@@ -105,7 +86,7 @@ def _strip(features: TaskFeatures, rows: np.ndarray) -> _Drawn:
         go.Scatter(x=rounded(features.rel_ie[1, members], 5), y=rounded(features.strength[members], 5), **common)
         for members, common in _points_by_class(features, rows)
     ]
-    first, second = (clipped(name, 22) for name in features.data.checkpoints)
+    first, second = (style.clipped(name, 22) for name in features.data.checkpoints)
     ticks = {
         "tickvals": [0, 0.25, 0.5, 0.75, 1],
         "ticktext": [f"only {first}", ".25", "shared", ".75", f"only {second}"],
@@ -122,18 +103,20 @@ def _map(features: TaskFeatures, rows: np.ndarray) -> _Drawn:
     """Draw four or more checkpoints: RelIE of each feature as a row, sorted by its mean checkpoint."""
     data, relative = features.data, features.rel_ie[:, rows].T
     rows = rows[np.argsort(relative @ np.arange(relative.shape[1]), kind="stable")]
-    names = [f'<span style="color:{colour}">●</span> {clipped(name, 16)}' for name, colour in data.colours.items()]
+    names = [
+        f'<span style="color:{colour}">●</span> {style.clipped(name, 16)}' for name, colour in data.colours.items()
+    ]
     ids = features.feature[rows].tolist()
-    heat = heatmap(
+    heat = style.heatmap(
         z=[[round(value, 3) for value in row] for row in features.rel_ie[:, rows].T.tolist()],
         x=names,
         # One label per row, which the hover text shows: one text per cell would be M times as much.
-        y=["<br>".join(filter(None, (f"<b>Feature {i}</b>", escaped(data.notes.get(i, ""))))) for i in ids],
+        y=["<br>".join(filter(None, (f"<b>Feature {i}</b>", style.escaped(data.notes.get(i, ""))))) for i in ids],
         zmin=0,
         # The few largest values would leave the others pale.
         zmax=float(np.quantile(relative, 0.99)) if len(rows) else 1.0,
         meta={"features": ids},
-        hovertemplate=hover("%{y}", "%{x}: RelIE <b>%{z:.2f}</b>"),
+        hovertemplate=style.hover("%{y}", "%{x}: RelIE <b>%{z:.2f}</b>"),
         colorbar={"thickness": 8, "len": 0.4, "y": 1, "yanchor": "top", "outlinewidth": 0, "title": {"text": "RelIE"}},
     )
     plain = {"showticklabels": False, "ticks": "", "showline": False, "showgrid": False, "type": "category"}
@@ -156,11 +139,11 @@ def _points_by_class(features: TaskFeatures, rows: np.ndarray) -> list[tuple[np.
         size = (5 + 21 * np.sqrt(features.strength[members] / largest)).tolist()
         common = {
             "mode": "markers",
-            "name": f"{escaped(class_words(label, data.checkpoints))} ({len(members)})",
+            "name": f"{style.escaped(class_words(label, data.checkpoints))} ({len(members)})",
             "customdata": features.feature[members].tolist(),
             "text": [_text(features, row) for row in members.tolist()],
-            "hovertemplate": hover("%{text}"),
-            "marker": marker(class_colour(label, data), size, 0.82, 0.8),
+            "hovertemplate": style.hover("%{text}"),
+            "marker": style.marker(class_colour(label, data), size, 0.82, 0.8),
             "cliponaxis": False,
         }
         traces.append((members, common))
@@ -173,10 +156,10 @@ def _text(features: TaskFeatures, row: int) -> str:
     shares = zip(data.checkpoints, features.rel_ie[:, row].tolist(), strict=True)
     lines = [
         f"<b>Feature {feature}</b>",
-        escaped(class_words(features.classes[row], data.checkpoints)),
-        " · ".join(f"{escaped(name)} {format_share(share)}" for name, share in shares),
+        style.escaped(class_words(features.classes[row], data.checkpoints)),
+        " · ".join(f"{style.escaped(name)} {format_share(share)}" for name, share in shares),
         f"max |IE| {format_number(float(features.strength[row]), 3)}",
-        escaped(data.notes.get(feature, "")),
+        style.escaped(data.notes.get(feature, "")),
     ]
     return "<br>".join(filter(None, lines))
 
@@ -198,29 +181,21 @@ def pairwise_effects(features: TaskFeatures) -> Figure:
         height = row + 0.62 * (np.modf((1 + np.arange(len(kept))) * GOLDEN)[0] - 0.5)
         size = 4 + 12 * np.sqrt(strength[kept] / max(float(features.strength.max()), 1e-12))
         ids = features.feature[kept].tolist()
-        pair = f"{escaped(names[after])} against {escaped(names[before])}"
-        traces.append(
-            go.Scatter(
-                x=rounded(relative[kept], 3),
-                y=height.round(3).tolist(),
-                mode="markers",
-                marker=marker(mix([colours[before], colours[after]]), size.round(1).tolist(), edge=0.6),
-                customdata=ids,
-                text=[escaped(data.decoder_labels.get(feature, "")) for feature in ids],
-                hovertemplate=hover("<b>Feature %{customdata}</b>", f"{pair}: %{{x:.2f}}", "%{text}"),
-                cliponaxis=False,
-            )
-        )
-    ticks = [f"{clipped(names[a], 12)} → {clipped(names[b], 12)}" for a, b in compared]
+        dots = style.marker(style.mix([colours[before], colours[after]]), size.round(1).tolist(), edge=0.6)
+        pair = f"{style.escaped(names[after])} against {style.escaped(names[before])}: %{{x:.2f}}"
+        lines = ("<b>Feature %{customdata}</b>", pair, "%{text}")
+        text = [style.escaped(data.decoder_labels.get(feature, "")) for feature in ids]
+        traces.append(style.points(relative[kept], height, ids, dots, *lines, text=text))
+    ticks = [f"{style.clipped(names[a], 12)} → {style.clipped(names[b], 12)}" for a, b in compared]
     every = math.ceil(len(compared) / 16)
-    figure = styled(
+    figure = style.figure(
         traces,
-        None if any(len(trace.x) for trace in traces) else NO_EFFECT,
+        None if any(len(trace.x) for trace in traces) else style.NO_EFFECT,
         xaxis={"range": [-0.02, 1.02], "tickvals": [0, 0.3, 0.5, 0.7, 1], "title": {"text": "pairwise RelIE"}}
         | {"ticktext": ["earlier only", ".3", "shared", ".7", "later only"]},
         yaxis={"range": [len(compared) - 0.5, -0.5], "tickvals": list(range(0, len(compared), every))}
         | {"ticktext": ticks[::every], "showgrid": False, "automargin": True},
-        shapes=[rule(bound, 0, bound, 1, RULE, yref="paper") for bound in (0.3, 0.7)],
+        shapes=[style.rule(bound, 0, bound, 1, style.RULE, yref="paper") for bound in (0.3, 0.7)],
         margin={"l": 20, "r": 40},
     )
     return Figure("pairwise", "RelIE, pair by pair", {"": figure}, min(150 + 74 * len(compared), 560))
@@ -238,24 +213,24 @@ def effects_over_training(features: TaskFeatures) -> Figure:
     for one in extremes:
         feature = int(features.feature[one.feature])
         places = {group.rsplit(" ", 1)[1] for group in one.groups}
-        colour = FAINT if len(places) > 1 else colours[places.pop()]
-        text = hover(
+        colour = style.FAINT if len(places) > 1 else colours[places.pop()]
+        text = style.hover(
             f"<b>Feature {feature}</b>: {' and '.join(one.groups)}",
             "IE %{y:.4f} at %{text}",
-            escaped(data.notes.get(feature, "")),
+            style.escaped(data.notes.get(feature, "")),
         )
         ids = [feature] * len(axis.names)
         dots = {"size": 5, "color": colour}
         lines.append(axis.line(one.ie, colour, 1.5, "", 4, marker=dots, customdata=ids, hovertemplate=text))
         ends.append((float(one.ie[-1]), str(feature)))
-    span = padded(features.ie[:, [one.feature for one in extremes]])
-    figure = styled(
+    span = style.padded(features.ie[:, [one.feature for one in extremes]])
+    figure = style.figure(
         lines,
-        None if extremes else NO_EFFECT,
+        None if extremes else style.NO_EFFECT,
         xaxis=axis.xaxis(),
-        yaxis={"range": list(span), "nticks": 7, "zeroline": True, "zerolinecolor": FAINT}
+        yaxis={"range": list(span), "nticks": 7, "zeroline": True, "zerolinecolor": style.FAINT}
         | {"title": {"text": "indirect effect (IE)"}},
-        annotations=[one | {"font": {"size": 10.5, "color": SOFT}} for one in end_notes(ends, span, 0.043)],
+        annotations=[one | {"font": {"size": 10.5, "color": style.SOFT}} for one in style.end_notes(ends, span, 0.043)],
         margin={"l": 62, "r": 52},
     )
     return Figure("evolution", "The largest and the smallest effects over training", {"": figure}, 440)
@@ -267,23 +242,18 @@ def decoder_against_effect(features: TaskFeatures) -> Figure:
     few = len(data.checkpoints) <= 4
     rows = [row for row in features.strongest(MANY_POINTS // len(data.checkpoints)) if features.has_class[row]]
     ids = features.feature[rows].tolist()
-    traces = points_by_checkpoint(
-        ids,
-        features.rel_dec[:, rows],
-        features.rel_ie[:, rows],
-        data.colours,
-        "RelDec %{x:.2f}, RelIE %{y:.2f}",
-        "%{text}",
-        text=[escaped(data.decoder_labels.get(feature, "")) for feature in ids],
-    )
+    text = [style.escaped(data.decoder_labels.get(feature, "")) for feature in ids]
+    lines = ("RelDec %{x:.2f}, RelIE %{y:.2f}", "%{text}")
+    shares = features.rel_dec[:, rows], features.rel_ie[:, rows]
+    traces = style.points_by_checkpoint(*shares, ids, data.colours, *lines, text=text)
     top = float(features.rel_dec[:, rows].max(initial=0.1))
-    figure = styled(
+    figure = style.figure(
         traces,
         xaxis={"range": [0, min(1.0, 1.05 * top)], "title": {"text": "RelDec"}, "nticks": 6},
         yaxis={"range": [-0.02, 1.02], "title": {"text": "RelIE"}, "nticks": 6},
-        shapes=[rule(0, 0, top, top, RULE)],
+        shapes=[style.rule(0, 0, top, top, style.RULE)],
         showlegend=few,
-        legend=LEGEND_ABOVE,
+        legend=style.LEGEND_ABOVE,
         margin={"t": 30 if few else 12},
     )
     return Figure("decoder", "RelDec against RelIE", {"": figure}, 320)
@@ -319,15 +289,16 @@ def _overlap_map(found: Overlap, m: int) -> go.Figure:
         share = round(shared / most, 3) if most else None
         z[i][j] = share
         text[i][j] = (
-            f"{escaped(names[i])} and {escaped(names[j])}: <b>{shared}</b> shared<br>"
+            f"{style.escaped(names[i])} and {style.escaped(names[j])}: <b>{shared}</b> shared<br>"
             f"{format_fixed(expected, 1)} by chance, {format_p_value(p)}"
         )
         if n <= NUMBERED:
             number = f"<b>{shared}</b>" if p < limit else f"{shared}"
             number += f"<br><span style='font-size:10px'>{format_fixed(expected, 1)}</span>"
-            numbers.append(note(j, i, number, font={"size": 13, "color": "#fff" if (share or 0) > 0.6 else INK}))
+            font = {"size": 13, "color": "#fff" if (share or 0) > 0.6 else style.INK}
+            numbers.append(style.note(j, i, number, font=font))
     grid = list(range(n))
-    heat = heatmap(
+    heat = style.heatmap(
         x=grid,
         y=grid,
         z=z,
@@ -338,12 +309,12 @@ def _overlap_map(found: Overlap, m: int) -> go.Figure:
         hoverongaps=False,
         showscale=False,
         text=text,
-        hovertemplate=hover("%{text}"),
+        hovertemplate=style.hover("%{text}"),
     )
     every = math.ceil(n / 24)
-    axis = {"tickvals": grid[::every], "ticktext": [clipped(name, 26) for name in names][::every]}
+    axis = {"tickvals": grid[::every], "ticktext": [style.clipped(name, 26) for name in names][::every]}
     axis |= {"showgrid": False, "zeroline": False, "showline": False, "automargin": True}
-    return styled(
+    return style.figure(
         [heat],
         xaxis=axis | {"range": [-0.5, max(n - 1.5, 0.5)], "autotickangles": [0, -30, -90]},
         yaxis=axis | {"range": [n - 0.5, 0.5]},

@@ -120,7 +120,7 @@ def plain(figure: go.Figure) -> dict[str, Any]:
     return {"data": values["data"], "layout": values["layout"]}
 
 
-def styled(traces: Sequence[Any], message: str | None = None, **layout: Any) -> go.Figure:
+def figure(traces: Sequence[Any], message: str | None = None, **layout: Any) -> go.Figure:
     """Make a figure in the report's style.
 
     Args:
@@ -156,10 +156,10 @@ def styled(traces: Sequence[Any], message: str | None = None, **layout: Any) -> 
     if "ternary" in layout:
         base.pop("xaxis")
         base.pop("yaxis")
-    figure = go.Figure(data=list(traces), layout=base).update_layout(**layout)
+    styled = go.Figure(data=list(traces), layout=base).update_layout(**layout)
     if message:
-        figure.add_annotation(text=message, x=0.5, y=0.5, xref="paper", yref="paper", showarrow=False)
-    return figure
+        styled.add_annotation(text=message, x=0.5, y=0.5, xref="paper", yref="paper", showarrow=False)
+    return styled
 
 
 def escaped(text: str) -> str:
@@ -206,32 +206,31 @@ def histogram(values: np.ndarray, colour: str, span: tuple[float, float] | None,
         hovertemplate=hover(text),
     )
     xaxis = {"range": list(span)} if span else {}
-    return styled([bars], bargap=0, xaxis=xaxis | {"showgrid": False}, yaxis={"nticks": 4, "rangemode": "tozero"})
+    return figure([bars], bargap=0, xaxis=xaxis | {"showgrid": False}, yaxis={"nticks": 4, "rangemode": "tozero"})
+
+
+def points(
+    x: np.ndarray, y: np.ndarray, ids: Sequence[int], dots: dict[str, Any], *lines: str, **more: Any
+) -> go.Scatter:
+    """Make a trace of features, whose cards open on a click; `lines` are the hover text of a point."""
+    fields = {"customdata": list(ids), "marker": dots, "hovertemplate": hover(*lines), "cliponaxis": False}
+    return go.Scatter(x=rounded(x), y=rounded(y), mode="markers", **fields, **more)
 
 
 def points_by_checkpoint(
-    features: Sequence[int],
     x: Float[np.ndarray, "M N"],
     y: Float[np.ndarray, "M N"],
+    ids: Sequence[int],
     colours: Mapping[str, str],
     *lines: str,
     **more: Any,
 ) -> list[go.Scatter]:
-    """Make one trace of N features per checkpoint; `lines` end their hover text."""
-    return [
-        go.Scatter(
-            x=rounded(x[m], 3),
-            y=rounded(y[m], 3),
-            mode="markers",
-            name=clipped(name, 18),
-            marker=marker(colour),
-            customdata=list(features),
-            hovertemplate=hover(f"<b>Feature %{{customdata}}</b> at {escaped(name)}", *lines),
-            cliponaxis=False,
-            **more,
-        )
-        for m, (name, colour) in enumerate(colours.items())
-    ]
+    """Make one trace of N features per checkpoint; `lines` end the hover text."""
+    traces = []
+    for m, (name, colour) in enumerate(colours.items()):
+        head = f"<b>Feature %{{customdata}}</b> at {escaped(name)}"
+        traces.append(points(x[m], y[m], ids, marker(colour), head, *lines, name=clipped(name, 18), **more))
+    return traces
 
 
 def rule(x0: Number, y0: Number, x1: Number, y1: Number, colour: str = FAINT, **more: Any) -> dict[str, Any]:
@@ -413,7 +412,7 @@ def triangle(values: Float[np.ndarray, "C C"], names: Sequence[str], colours: Ma
     dots = go.Scatter(x=index, y=index, mode="markers", marker=dot, hoverinfo="skip")
     map_ = _map(names).update(z=shown, zmin=min(0.0, float(np.nanmin(values))))
     numbers = _numbers(values, 11.0 if n <= 10 else 9.5) if n <= NUMBERED else []
-    return styled([map_, dots], shapes=outlines, annotations=numbers, **_axes(names, colours))
+    return figure([map_, dots], shapes=outlines, annotations=numbers, **_axes(names, colours))
 
 
 def empty_triangle(
@@ -429,7 +428,7 @@ def empty_triangle(
     map_ = _map(names)
     if texts is not None:
         map_.update(text=[[escaped(text) for text in row] for row in texts])
-    return plain(styled([map_], **_axes(names, colours)))
+    return plain(figure([map_], **_axes(names, colours)))
 
 
 def _map(names: Sequence[str]) -> go.Heatmap:

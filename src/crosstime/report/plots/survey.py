@@ -15,23 +15,8 @@ from jaxtyping import Float
 from crosstime.evaluation.survey import Survey
 from crosstime.report.data import GroupShape, ReportData
 from crosstime.report.format import format_share, rounded, sentence_case, short_names
-from crosstime.report.plots.style import (
-    FAINT,
-    INK,
-    LINED,
-    PALE,
-    SOFT,
-    Figure,
-    TrainingAxis,
-    clipped,
-    end_notes,
-    escaped,
-    log_axis,
-    marker,
-    padded,
-    styled,
-    triangle,
-)
+from crosstime.report.plots import style
+from crosstime.report.plots.style import Figure, TrainingAxis
 from crosstime.report.trends import CHANCE, chance_band, pooled
 
 ALL_PAIRS = "all pairs"
@@ -53,9 +38,9 @@ def perplexity(data: ReportData) -> list[Figure]:
         return []
     axis = TrainingAxis.from_tokens(data.survey.checkpoints, data.survey.tokens)
     values = np.asarray(data.survey.perplexity, dtype=float)
-    line = _line(axis, values, "perplexity", INK, 2.0, "%{y:,.1f}")
-    figure = styled([line, _marked(axis, values, data)], **axis.layout(data.colours))
-    figure.update_yaxes(**log_axis(values))
+    line = _line(axis, values, "perplexity", style.INK, 2.0, "%{y:,.1f}")
+    figure = style.figure([line, _marked(axis, values, data)], **axis.layout(data.colours))
+    figure.update_yaxes(**style.log_axis(values))
     return [Figure("perplexity", "Perplexity on held-out text", {"": figure}, 300)]
 
 
@@ -65,7 +50,7 @@ def similarity(data: ReportData) -> list[Figure]:
         return []
     names = data.survey.checkpoints
     maps = {"Cosine": data.survey.cosine, "Pearson": data.survey.pearson}
-    variants = {kind: triangle(np.asarray(values, float), names, data.colours) for kind, values in maps.items()}
+    variants = {kind: style.triangle(np.asarray(values, float), names, data.colours) for kind, values in maps.items()}
     return [Figure("similarity", "Similarity of activations", variants, max(380, min(58 * len(names) + 90, 680)))]
 
 
@@ -107,10 +92,10 @@ def _panel(
     several = len(labels) > 1
     form = "%{y:.3f}" if span else "%{y:.2f}"
     whole = pooled(values, counts) if any(counts) else values.mean(axis=1)
-    lines = [_line(axis, values[:, i], label, PALE, 1.25, form) for i, label in enumerate(labels) if several]
-    lines.append(_line(axis, whole, ALL_PAIRS if several else labels[0], INK, 2.25, form))
+    lines = [_line(axis, values[:, i], label, style.PALE, 1.25, form) for i, label in enumerate(labels) if several]
+    lines.append(_line(axis, whole, ALL_PAIRS if several else labels[0], style.INK, 2.25, form))
     layout = axis.layout(data.colours)
-    low, high = span or padded(values)
+    low, high = span or style.padded(values)
     layout["yaxis"] = _accuracy_axis(low, high) if span else {"range": [low, high], "nticks": 6}
     layout["shapes"] += _chance(CHANCE if span else 0.0, chance_band(max(sum(counts), 1)) if span else 0.0)
     if several:
@@ -118,7 +103,7 @@ def _panel(
         layout["annotations"] += _end_labels(ends, (low, high))
         layout["margin"]["r"] = min(14 + 6.2 * max(len(label) for label in (*labels, ALL_PAIRS)), 150)
     message = None if np.isfinite(values).any() else "no pair of this task gives a prompt"
-    return styled([*lines, _marked(axis, whole, data)], message, **layout)
+    return style.figure([*lines, _marked(axis, whole, data)], message, **layout)
 
 
 def _accuracy_axis(low: float, high: float) -> dict[str, Any]:
@@ -131,15 +116,15 @@ def _accuracy_axis(low: float, high: float) -> dict[str, Any]:
 
 def _line(axis: TrainingAxis, values: np.ndarray, name: str, colour: str, width: float, form: str) -> go.Scatter:
     dots = {"size": 4.5 if width > 1.5 else 3, "color": colour}
-    text = f"{escaped(name)}: <b>{form}</b>"
-    return axis.line(values, colour, width, text, marker=dots, name=escaped(name), connectgaps=False)
+    text = f"{style.escaped(name)}: <b>{form}</b>"
+    return axis.line(values, colour, width, text, marker=dots, name=style.escaped(name), connectgaps=False)
 
 
 def _marked(axis: TrainingAxis, values: np.ndarray, data: ReportData) -> go.Scatter:
     """Dots on the crosscoder's checkpoints."""
     index = [i for i, name in enumerate(axis.names) if name in data.colours]
-    size = 11 if len(index) <= LINED else 6
-    dots = marker([data.colours[axis.names[i]] for i in index], size, None, size / 6)
+    size = 11 if len(index) <= style.LINED else 6
+    dots = style.marker([data.colours[axis.names[i]] for i in index], size, None, size / 6)
     x, y = [axis.positions[i] for i in index], rounded(values[index], 5)
     return go.Scatter(x=x, y=y, mode="markers", marker=dots, hoverinfo="skip")
 
@@ -149,16 +134,16 @@ def _chance(base: float, band: float) -> list[dict[str, Any]]:
     rectangle = {"type": "rect", "xref": "paper", "x0": 0, "x1": 1, "y0": base - band, "y1": base + band}
     return [
         rectangle | {"layer": "below", "line": {"width": 0}, "fillcolor": "rgba(28,33,40,.055)"},
-        line | {"line": {"color": FAINT, "width": 1}},
+        line | {"line": {"color": style.FAINT, "width": 1}},
     ]
 
 
 def _end_labels(ends: Sequence[tuple[float, str]], span: tuple[float, float]) -> list[dict[str, Any]]:
     """Labels at the ends of the lines; that of all pairs is bold."""
     notes = []
-    for label in end_notes(ends, span, 0.062):
+    for label in style.end_notes(ends, span, 0.062):
         whole = label["text"] == ALL_PAIRS
-        font = {"size": 11, "color": INK if whole else SOFT}
-        text = f"<b>{ALL_PAIRS}</b>" if whole else clipped(label["text"], 22)
+        font = {"size": 11, "color": style.INK if whole else style.SOFT}
+        text = f"<b>{ALL_PAIRS}</b>" if whole else style.clipped(label["text"], 22)
         notes.append(label | {"text": text, "font": font})
     return notes

@@ -12,23 +12,8 @@ import plotly.graph_objects as go
 
 from crosstime.report.data import ReportData
 from crosstime.report.format import readable
-from crosstime.report.plots.style import (
-    FAINT,
-    GRID,
-    INK,
-    LEGEND_ABOVE,
-    PALE,
-    RULE,
-    SOFT,
-    Figure,
-    empty_triangle,
-    escaped,
-    hover,
-    marker,
-    plain,
-    styled,
-    triangle,
-)
+from crosstime.report.plots import style
+from crosstime.report.plots.style import Figure
 from crosstime.report.trends import Population, find_turn, population, present
 
 
@@ -38,8 +23,8 @@ def feature_frames(data: ReportData) -> dict[str, Any]:
     later = [[f"{a} against {b}" for b in names] for a in names]
     return {
         "tile": _tile(data),
-        "directions": empty_triangle(names, data.colours),
-        "pairwise": empty_triangle(names, data.colours, later),
+        "directions": style.empty_triangle(names, data.colours),
+        "pairwise": style.empty_triangle(names, data.colours, later),
     }
 
 
@@ -49,7 +34,7 @@ def _tile(data: ReportData) -> dict[str, Any]:
     The script fills in `y` of the three traces.
     """
     axis, none = data.axis, np.empty(0)
-    dots = marker(list(data.colours.values()), 6 if len(data.checkpoints) <= 12 else 4, None)
+    dots = style.marker(list(data.colours.values()), 6 if len(data.checkpoints) <= 12 else 4, None)
     band = go.Scatter(
         x=[*axis.positions, *axis.positions[::-1]],
         mode="lines",
@@ -58,17 +43,17 @@ def _tile(data: ReportData) -> dict[str, Any]:
         line={"width": 0},
         hoverinfo="skip",
     )
-    effect = axis.line(none, INK, 1.25, "IE <b>%{y:.4f}</b>", marker=dots)
-    norm = axis.line(none, SOFT, 1.25, "decoder norm <b>%{y:.2f}</b>", marker=dots, yaxis="y2")
-    small = {"tickfont": {"size": 10, "color": SOFT}}
-    figure = styled(
+    effect = axis.line(none, style.INK, 1.25, "IE <b>%{y:.4f}</b>", marker=dots)
+    norm = axis.line(none, style.SOFT, 1.25, "decoder norm <b>%{y:.2f}</b>", marker=dots, yaxis="y2")
+    small = {"tickfont": {"size": 10, "color": style.SOFT}}
+    figure = style.figure(
         [band, effect, norm],
         xaxis=axis.xaxis() | small | {"anchor": "y2", "title": None, "nticks": 5},
-        yaxis=small | {"domain": [0.42, 1], "nticks": 4, "zeroline": True, "zerolinecolor": FAINT},
-        yaxis2=small | {"domain": [0, 0.32], "nticks": 3, "rangemode": "tozero", "gridcolor": GRID},
+        yaxis=small | {"domain": [0.42, 1], "nticks": 4, "zeroline": True, "zerolinecolor": style.FAINT},
+        yaxis2=small | {"domain": [0, 0.32], "nticks": 3, "rangemode": "tozero", "gridcolor": style.GRID},
         margin={"l": 46, "r": 8, "t": 6, "b": 26},
     )
-    return plain(figure)
+    return style.plain(figure)
 
 
 def directions(data: ReportData) -> list[Figure]:
@@ -77,11 +62,11 @@ def directions(data: ReportData) -> list[Figure]:
     if similarity is None:
         return []
     n, turn = len(similarity), find_turn(similarity)
-    figure = triangle(similarity, data.checkpoints, data.colours)
+    figure = style.triangle(similarity, data.checkpoints, data.colours)
     if turn is not None:
         at = turn.first_after - 0.5
         for x, y in (([at, at], [at, n - 0.5]), ([-0.5, at], [at, at])):
-            figure.add_scatter(x=x, y=y, mode="lines", line={"color": INK, "width": 2.25}, hoverinfo="skip")
+            figure.add_scatter(x=x, y=y, mode="lines", line={"color": style.INK, "width": 2.25}, hoverinfo="skip")
     return [Figure("directions", "Similarity of directions", {"": figure}, max(340, min(54 * n + 80, 560)))]
 
 
@@ -91,20 +76,20 @@ def neighbours(data: ReportData) -> list[Figure]:
     if similarity is None:
         return []
     axis, previous = data.axis, np.array([np.nan, *np.diagonal(similarity, offset=1)])
-    last = escaped(f"the last, {data.checkpoints[-1]}")
+    last = style.escaped(f"the last, {data.checkpoints[-1]}")
     lines = [
         axis.line(values, colour, 1.75, f"with {name}: <b>%{{y:.2f}}</b>", name=name, marker=dots)
         for values, name, colour, dots in (
-            (similarity[:, -1], last, PALE, {"size": 4, "color": PALE}),
-            (previous, "the previous one", INK, _dots(data)),
+            (similarity[:, -1], last, style.PALE, {"size": 4, "color": style.PALE}),
+            (previous, "the previous one", style.INK, _dots(data)),
         )
     ]
-    figure = styled(
+    figure = style.figure(
         lines,
         xaxis=axis.xaxis(),
         yaxis={"range": [min(0.0, float(np.nanmin(similarity))), 1.02], "nticks": 6},
         showlegend=True,
-        legend=LEGEND_ABOVE | {"y": 1.02},
+        legend=style.LEGEND_ABOVE | {"y": 1.02},
         margin={"t": 30},
     )
     return [Figure("neighbours", "Mean cosine of the directions at each checkpoint with those of", {"": figure}, 250)]
@@ -125,7 +110,7 @@ def populations(data: ReportData) -> list[Figure]:
 
 def _dots(data: ReportData) -> dict[str, Any]:
     size = 8 if len(data.checkpoints) <= 12 else 5
-    return marker(list(data.colours.values()), size, None, size / 8)
+    return style.marker(list(data.colours.values()), size, None, size / 8)
 
 
 def _population(counts: Population, data: ReportData) -> go.Figure:
@@ -141,13 +126,13 @@ def _population(counts: Population, data: ReportData) -> go.Figure:
             customdata=[[count] for count in values.tolist()],
             text=axis.hover(),
             textposition="none",
-            hovertemplate=hover(f"%{{customdata[0]}} {what}", "%{text}"),
+            hovertemplate=style.hover(f"%{{customdata[0]}} {what}", "%{text}"),
         )
         for values, sign, colour, what in (
             (counts.new, 1, "#9fbfb8", "absent at the previous checkpoint"),
             (counts.gone, -1, "#dcb59a", "present at the previous checkpoint, absent here"),
         )
     ]
-    line = axis.line(counts.present, INK, 1.75, "<b>%{y:,}</b> features present", digits=12, marker=_dots(data))
-    yaxis = {"nticks": 6, "zeroline": True, "zerolinecolor": RULE}
-    return styled([*bars, line], barmode="relative", xaxis=axis.xaxis(), yaxis=yaxis)
+    line = axis.line(counts.present, style.INK, 1.75, "<b>%{y:,}</b> features present", digits=12, marker=_dots(data))
+    yaxis = {"nticks": 6, "zeroline": True, "zerolinecolor": style.RULE}
+    return style.figure([*bars, line], barmode="relative", xaxis=axis.xaxis(), yaxis=yaxis)
