@@ -3,10 +3,15 @@
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+import crosstime as ct
 from crosstime.pipeline.toml import build
+from crosstime.report.build import build_report
+from crosstime.report.data import ReportData, RunFacts
+from crosstime.report.sections import SECTIONS as REPORT_SECTIONS
 from crosstime.tasks.pair_source import PairSource
 
 EXTENDING = (Path(__file__).parents[1] / "docs" / "extending.md").read_text(encoding="utf-8")
@@ -55,3 +60,15 @@ def test_a_new_architecture(tmp_path, monkeypatch, capsys):
     assert "torch.Size([1, 5, 32]) torch.Size([1, 5, 4096])" in capsys.readouterr().out
     whole = names["AutoModelForCausalLM"].from_pretrained("own-run/step2")
     torch.testing.assert_close(names["model"].upper(names["residual"]), whole(names["tokens"]).logits)
+
+
+def test_a_new_section_of_the_report(tmp_path, monkeypatch):
+    monkeypatch.setattr(REPORT_SECTIONS, "_values", dict(REPORT_SECTIONS._values))
+    run("A new section of the report")
+    frequency = np.array([0.0, 0.05, 0.2, 0.3])
+    losses = {name: np.ones(1) for name in ("explained_variance", "ce_clean", "ce_spliced", "ce_zero")}
+    quality = ct.Quality(["only"], n_tokens=1000, l0=1.0, dead=1, frequency=frequency, **losses)
+    data = ReportData("title", RunFacts("a folder", 3, 4, 0, 0), ["only"], quality=quality)
+    page = build_report(data, tmp_path).read_text(encoding="utf-8")
+    assert "2 of 4 features fire on more than 10\u202f% of the tokens" in page
+    assert (tmp_path / "data" / "figures-dense.js").is_file()

@@ -6,8 +6,9 @@ import sys
 
 import pytest
 
-from crosstime.pipeline import config, plugins
+from crosstime.pipeline import config, plugins, stages
 from crosstime.pipeline.execute import run
+from crosstime.report.sections import SECTIONS
 from users_run import edit, write_inputs
 
 RULE = """
@@ -36,6 +37,11 @@ def count(run: Run, draft: Path) -> None:
 
 
 STAGES.add(Stage("count", "counted", "counting checkpoints", ("selection",), inputs=("selection",), work=count))
+"""
+SECTION = """
+from crosstime.report.sections import SECTIONS, Section
+
+SECTIONS.add(Section("mine", "Mine", "My section", "{{ m.head(section) }}", present=lambda data: data.many))
 """
 
 
@@ -86,6 +92,14 @@ def test_a_stage_of_a_plugin_is_one_of_the_run(inputs):
     code, _, err = crosstime("show", inputs)
     assert code == 2
     assert "crosscoder.name 'counted' is reserved" in err
+
+
+def test_a_section_of_a_plugin_makes_the_report_stale(tmp_path, monkeypatch):
+    monkeypatch.setattr(SECTIONS, "_values", dict(SECTIONS._values))
+    (tmp_path / "section.py").write_text(SECTION)
+    plugins.load_plugins(["section.py"], tmp_path)
+    assert SECTIONS["mine"].label == "Mine"
+    assert "plugin section.py" in plugins.code_hashes(stages.STAGES["report"].code(None))
 
 
 @pytest.mark.parametrize(

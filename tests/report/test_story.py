@@ -93,32 +93,34 @@ def test_the_leaders_are_named_with_their_share_and_their_tokens(synthetic):
     contexts = {1: FeatureContexts(1, [context], {"step3786": [(" books", 1.5)]}, {}, 2.0)}
     features = features_of(synthetic, [[3.0, 0, 0], [1.0, 0, 6.0], [0, 0, -2.0], [0, 4.0, 0]], contexts)
     story = task_story(features)
-    half, first, second, third = (plain(sentence) for sentence in story.sentences)
-    assert half.endswith(": 1 at step256, 1 at step1000 and 1 at step3786.")
-    assert first == "Feature 0 leads at step256 (75\u202f%): specific to step256."
-    assert second == "Feature 3 leads at step1000 (100\u202f%): specific to step1000."
-    assert third == "Feature 1 leads at step3786 (75\u202f%): specific to step3786; fires on these; promotes books."
+    assert plain(story.half).endswith(": 1 at step256, 1 at step1000 and 1 at step3786.")
+    assert [(leader.top.feature, plain(leader.where)) for leader in story.leaders] == [
+        (0, "step256 (75\u202f%)"),
+        (3, "step1000 (100\u202f%)"),
+        (1, "step3786 (75\u202f%)"),
+    ]
+    last = story.leaders[2].top
+    assert (last.class_label, last.fires_on, last.promotes) == ("specific:step3786", ["these"], ["books"])
     assert [top.feature for top in story.top[2]] == [1, 2]
     assert "1 (fires on these) at step3786 (75\u202f%)." in plain(story.brief)
 
 
 def test_a_leader_against_the_correct_answer_is_marked(synthetic):
     story = task_story(features_of(synthetic, [[-3.0, -3.0, -3.0], [1.0, 1.0, 1.0]]))
-    assert plain(story.sentences[1]).endswith("shared by all checkpoints; works against the correct answer.")
     assert plain(story.brief).endswith(", against the correct answer.")
-    assert story.half == [1, 1, 1]
+    assert "1 at step256, 1 at step1000 and 1 at step3786" in plain(story.half)
 
 
 def test_a_task_without_any_effect_says_so(synthetic):
     story = task_story(features_of(synthetic, np.zeros((4, 3))))
-    assert plain(story.sentences[0]) == "No feature has an effect on my task."
+    assert plain(story.half) == "No feature has an effect on my task."
     assert story.top == [[], [], []]
 
 
 def test_with_many_checkpoints_only_the_ends_are_named(synthetic):
     data = synthetic.report_data(synthetic.many(8), n_features=64)
     stories = [task_story(features) for features in data.tasks.values()]
-    half = plain(stories[0].sentences[0])
+    half = plain(stories[0].half)
     assert half.startswith("Features that make up half of the sum of |IE|: ")
     assert half.count(" at ") <= 3
     assert any(re.search(r"at \d (of the )?checkpoints from \w+ to \w+ \(at most", plain(s.brief)) for s in stories)
@@ -138,4 +140,4 @@ def test_data_in_sentences_is_escaped(synthetic):
     contexts = {0: FeatureContexts(0, [Context(["<b>"], [1.0], 0)], {}, {}, 1.0)}
     story = task_story(features_of(synthetic, [[1.0, 0, 0]], contexts))
     assert "&lt;b&gt;" in story.brief
-    assert "<b>" not in story.brief + story.sentences[1]
+    assert "<b>" not in story.brief

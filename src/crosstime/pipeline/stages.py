@@ -6,6 +6,7 @@ import json
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
+from hashlib import sha256
 from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
@@ -34,6 +35,7 @@ from crosstime.pipeline.run import Run
 from crosstime.pipeline.summary import seconds
 from crosstime.report.build import build_report
 from crosstime.report.data import ReportData, RunFacts, TaskGroup, TrainingPoint
+from crosstime.report.sections import SECTIONS
 from crosstime.text import tokenise
 from crosstime.training.log import Record, read_log
 from crosstime.training.train import train_several
@@ -268,9 +270,10 @@ def _tasks_and_groups(run: Run) -> dict[str, Any]:
     return {f"task {n} {name}": [part.name for part in parts] for n, (name, parts) in groups}
 
 
-def _told(run: Run) -> dict[str, Any]:
-    """What the report tells besides what was computed: the names of the groups of tasks, and people's annotations."""
-    return _tasks_and_groups(run) | {"annotations": annotations_hash(run)}
+def _shown_besides(run: Run) -> dict[str, Any]:
+    """What the report shows besides artifacts: groups of tasks, annotations, and sections by their templates."""
+    sections = {section.name: sha256(section.source.encode()).hexdigest() for section in SECTIONS}
+    return _tasks_and_groups(run) | {"annotations": annotations_hash(run), "sections": sections}
 
 
 def _read_json(path: Path) -> Any:
@@ -429,8 +432,9 @@ _STAGES: tuple[Stage[Run], ...] = (
             "ablation",
             "contexts",
         ),
-        facts=_told,
+        facts=_shown_besides,
         work=write_report,
+        code=lambda _: SECTIONS,
     ),
 )
 

@@ -102,10 +102,8 @@ def _render(
     of_task = {figure.key: figure for figure in (task_figures[0] if task_figures else [])}
     pages = []
     for section in sections:
-        template = section.template
-        source = template.read_text(encoding="utf-8") if isinstance(template, Path) else template
         values = {"section": section, "figures": figures[section.name], "task_figures": of_task}
-        pages.append((section, Markup(jinja.from_string(source).render(**values, **section.values(data)))))
+        pages.append((section, Markup(jinja.from_string(section.source).render(**values, **section.values(data)))))
     stories = [task_story(features) for features in data.tasks.values()]
     return jinja.get_template("index.html.j2").render(
         sections=pages,

@@ -66,6 +66,11 @@ class Section:
         if not re.fullmatch(r"[a-z][a-z0-9-]*", self.name):
             raise SettingError("name", f"must consist of lower-case letters, digits and hyphens, not {self.name!r}")
 
+    @property
+    def source(self) -> str:
+        """The source of the template."""
+        return self.template.read_text(encoding="utf-8") if isinstance(self.template, Path) else self.template
+
 
 SECTIONS: Registry[Section] = Registry("section of the report")
 

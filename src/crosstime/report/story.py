@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import numpy as np
 from markupsafe import Markup
 
-from crosstime.report.classes import class_words
 from crosstime.report.data import GroupShape, ReportData, TaskFeatures
 from crosstime.report.format import format_p_value, format_percent, format_share, readable, sentence_case
 from crosstime.report.plots.style import FAINT
@@ -21,7 +20,6 @@ from crosstime.report.trends import Dip, Rise, Segment
 LEAD_GROUPS = 6
 """Groups in the head of the page; all groups have a panel further down."""
 BRIEF_LEADERS = 3
-LEADERS = 6
 FEW = 3
 """Up to this number, checkpoints are named one by one; of more, the first and the last."""
 
@@ -44,10 +42,8 @@ class Leader:
     """A feature with the largest |IE| at one or more checkpoints, described where its share is largest."""
 
     top: TopFeature
-    at: list[int]
-    """The checkpoints at which it leads."""
     best: int
-    """The one of them at which its share is largest."""
+    """The checkpoint of its largest share, among those at which it leads."""
     where: Markup
     """ "step256 (19 %)", "3 checkpoints from step64 to step256 (at most 19 %, at step128)"."""
 
@@ -59,13 +55,12 @@ class TaskStory:
     name: str
     brief: Markup
     """One line for the head of the page; empty if no feature has an effect."""
-    sentences: list[Markup]
+    half: Markup
+    """How many features make up half of the sum of |IE|, at each checkpoint or at some of many."""
     top: list[list[TopFeature]]
     """By checkpoint, largest |IE| first."""
     leaders: list[Leader]
     """In the order of the checkpoints at which they lead."""
-    half: list[int]
-    """By checkpoint: how many features make up half of the sum of |IE|."""
 
     @property
     def largest(self) -> float:
@@ -149,16 +144,13 @@ def _surveyed(data: ReportData, i: int) -> Markup:
 
 def task_story(features: TaskFeatures, k: int = 3) -> TaskStory:
     """Describe the `k` top features of a task at each checkpoint, and those that lead anywhere."""
-    n = len(features.data.checkpoints)
-    tops = [[_top_feature(features, row, m) for row in features.top(m, k)] for m in range(n)]
-    half = [features.count_for(m, 0.5) for m in range(n)]
-    leaders = _leaders(features.data, tops)
+    data = features.data
+    tops = [[_top_feature(features, row, m) for row in features.top(m, k)] for m in range(len(data.checkpoints))]
+    leaders = _leaders(data, tops)
     if not leaders:
         nothing = Markup("No feature has an effect on {}.").format(_strong(features.name))
-        return TaskStory(features.name, Markup(), [nothing], tops, [], half)
-    sentences = [_half(features.data, half)]
-    sentences += [_sentence(features.data, leader) for leader in _largest(leaders, LEADERS)]
-    return TaskStory(features.name, _brief(_largest(leaders, BRIEF_LEADERS)), sentences, tops, leaders, half)
+        return TaskStory(features.name, Markup(), nothing, tops, [])
+    return TaskStory(features.name, _brief(leaders), _half(features), tops, leaders)
 
 
 def _top_feature(features: TaskFeatures, row: int, m: int) -> TopFeature:
@@ -183,44 +175,29 @@ def _leaders(data: ReportData, tops: Sequence[Sequence[TopFeature]]) -> list[Lea
     for at in leading.values():
         shares = {m: tops[m][0].share for m in at}
         best = max(at, key=lambda m: (shares[m], m))
-        leaders.append(Leader(tops[best][0], at, best, _where(data, shares, best)))
+        leaders.append(Leader(tops[best][0], best, _where(data, shares, best)))
     return leaders
 
 
-def _largest(leaders: Sequence[Leader], limit: int) -> list[Leader]:
-    """The leaders with the largest shares, in the same order."""
-    kept = sorted(leaders, key=lambda leader: -leader.top.share)[:limit]
-    return [leader for leader in leaders if leader in kept]
-
-
-def _half(data: ReportData, half: Sequence[int]) -> Markup:
+def _half(features: TaskFeatures) -> Markup:
     """ "Features that make up half of the sum of |IE|: 31 at step256 and 18 at step1000." """
-    active = [(count, name) for name, count in zip(data.checkpoints, half, strict=True) if count]
-    if len(active) > FEW:  # the first, the last, and the one with the fewest
-        fewest = min(active, key=lambda entry: entry[0])
-        active = [entry for entry in active if entry in (active[0], fewest, active[-1])]
-    places = [Markup("{} at {}").format(_figure(count), checkpoint(name, data.colours)) for count, name in active]
+    data = features.data
+    counts = [(features.count_for(m, 0.5), name) for m, name in enumerate(data.checkpoints)]
+    counts = [(count, name) for count, name in counts if count]
+    if len(counts) > FEW:  # the first, the last, and the one with the fewest
+        fewest = min(counts, key=lambda entry: entry[0])
+        counts = [entry for entry in counts if entry in (counts[0], fewest, counts[-1])]
+    places = [Markup("{} at {}").format(_figure(count), checkpoint(name, data.colours)) for count, name in counts]
     return Markup("Features that make up half of the sum of |IE|: {}.").format(_listed(places))
-
-
-def _sentence(data: ReportData, leader: Leader) -> Markup:
-    """ "Feature 2107 leads at step1000 (11 %): specific to step1000; fires on these; promotes books." """
-    top = leader.top
-    parts: list[str] = [class_words(top.class_label, data.checkpoints)]
-    if top.fires_on:
-        parts.append(Markup("fires on {}").format(tokens(top.fires_on)))
-    if top.promotes:
-        parts.append(Markup("promotes {}").format(tokens(top.promotes)))
-    if top.ie < 0:
-        parts.append("works against the correct answer")
-    name = _feature(top.feature, f"Feature {top.feature}")
-    return Markup("{} leads at {}: {}.").format(name, leader.where, Markup("; ").join(parts))
 
 
 def _brief(leaders: Sequence[Leader]) -> Markup:
     """ "Top features: 452 (fires on those) at step256 (19 %); 1487 at step1000 (7 %), against the correct answer." """
+    largest = sorted(leaders, key=lambda leader: -leader.top.share)[:BRIEF_LEADERS]
     parts = []
     for leader in leaders:
+        if leader not in largest:
+            continue
         top = leader.top
         fires = Markup(" (fires on {})").format(tokens(top.fires_on[:2])) if top.fires_on else ""
         against = ", against the correct answer" if top.ie < 0 else ""
