@@ -39,7 +39,7 @@ def study(crosscoder: ct.Crosscoder, models: list[ct.SplitLM], heldout: ct.Corpu
     """What one crosscoder is worth; values by checkpoint are averaged."""
     quality = ct.evaluate(crosscoder, models, heldout, ct.EvaluationConfig(blocks=256))
     diagnostics = ct.diagnose(crosscoder, models, heldout, ct.DiagnosticsConfig(blocks=256))
-    rel_dec = ct.relative(crosscoder.decoder_norms().detach().numpy().T)
+    rel_dec = ct.relative(crosscoder.decoder_norms().detach().numpy())
     fires = quality.frequency > 0
     specific = (rel_dec.max(0) > SPECIFIC) & fires
     absent = (diagnostics.relative_norm < 0.2).any(0) & fires

@@ -107,7 +107,7 @@ def _train(
     for step in range(steps):
         x = rows[torch.randint(len(rows), (512,), generator=generator)]
         f = crosscoder.encode(x)
-        penalty = f @ crosscoder.decoder_norms().sum(1)
+        penalty = f @ crosscoder.decoder_norms().sum(0)
         loss = (crosscoder.decode(f) - x).square().sum((1, 2)) + l1 * min(1, 10 * step / steps) * penalty
         for group in optimiser.param_groups:
             group["lr"] = 5e-3 * min(1, 3 * (1 - step / steps))

@@ -82,7 +82,7 @@ def test_a_gated_code_is_taken_as_it_was_written(transformers_models, models, ga
     closed = 0
     for m in range(2):
         decoder = gated.raw_decoder(m).detach()
-        written = [gated.at(code, m).detach() for code in f]
+        written = [gated.gate(code, m).detach() for code in f]
         for code in written:
             code[0] = 0
         for i in range(0, 40, 3):

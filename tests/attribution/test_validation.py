@@ -45,7 +45,7 @@ def rows_of(table: pa.Table) -> dict:
 def test_it_is_the_papers_correlation_for_each_pair_of_neighbours(crosscoder, values):
     ie, change = values
     found = rows_of(validate(exact_with(ie, change), crosscoder, AblationConfig(bootstrap=0), top_k=(5, 30)))
-    norms = crosscoder.decoder_norms().detach().numpy()[::2]
+    norms = crosscoder.decoder_norms().detach().numpy().T[::2]
     for a, b in ((0, 1), (1, 2)):
         for k in (5, 30):
             row = found["t", NAMES[a], NAMES[b], k]

@@ -72,21 +72,21 @@ def test_a_checkpoint_in_other_units_changes_its_scale_factor_and_nothing_else(c
 
 
 def test_rescaling_a_feature_leaves_reconstruction_and_penalty_alone(crosscoder, x):
-    x_hat, penalty = crosscoder(x), crosscoder.encode(x) @ crosscoder.decoder_norms().sum(1)
+    x_hat, penalty = crosscoder(x), crosscoder.encode(x) @ crosscoder.decoder_norms().sum(0)
     with torch.no_grad():
         crosscoder.W_enc[:, :, 3] *= 4
         crosscoder.b_enc[3] *= 4
         crosscoder.W_dec[3] /= 4
     torch.testing.assert_close(crosscoder(x), x_hat)
-    torch.testing.assert_close(crosscoder.encode(x) @ crosscoder.decoder_norms().sum(1), penalty)
+    torch.testing.assert_close(crosscoder.encode(x) @ crosscoder.decoder_norms().sum(0), penalty)
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_start_values(config, tied):
+def test_initialisation(config, tied):
     made = Crosscoder(config)
     mean, scale = torch.randn(M, D), torch.tensor([2.0, 1.0, 0.5])
     made.initialise(mean, scale, decoder_norm=0.08, tied=tied, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(made.decoder_norms(), torch.full((F, M), 0.08))
+    torch.testing.assert_close(made.decoder_norms(), torch.full((M, F), 0.08))
     torch.testing.assert_close(made.W_enc, made.W_dec.permute(1, 2, 0))
     torch.testing.assert_close(made.raw_bias(), mean)
     assert torch.equal(made.W_dec[:, 0], made.W_dec[:, 2]) == tied
@@ -132,7 +132,7 @@ def test_weights_that_do_not_fit_the_config_are_refused(crosscoder, tmp_path):
     crosscoder.save_pretrained(tmp_path)
     path = tmp_path / "config.json"
     path.write_text(path.read_text().replace('"features": 7', '"features": 8'))
-    with pytest.raises(ValueError, match="do not fit"):
+    with pytest.raises(ValueError, match="don't fit"):
         Crosscoder.from_pretrained(tmp_path)
 
 
@@ -141,7 +141,7 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
         Crosscoder.from_pretrained(tmp_path)
     save_file({"w": torch.zeros(1)}, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text('{"model_type": "gpt_neox"}')
-    with pytest.raises(ValueError, match="does not describe a crosscoder"):
+    with pytest.raises(ValueError, match="doesn't describe a crosscoder"):
         Crosscoder.from_pretrained(tmp_path)
 
 
@@ -172,7 +172,7 @@ def test_a_config_with_a_rule_that_is_not_there_is_named(crosscoder, tmp_path):
     crosscoder.save_pretrained(tmp_path)
     path = tmp_path / "config.json"
     path.write_text(path.read_text().replace('"rule": "l1"', '"rule": "mine"'))
-    with pytest.raises(ValueError, match=r"config\.json: there is no sparsity rule 'mine'.*once it is imported"):
+    with pytest.raises(ValueError, match=r"config\.json: unknown sparsity rule 'mine'.*import the module"):
         Crosscoder.from_pretrained(tmp_path)
 
 
@@ -196,7 +196,7 @@ def test_a_failed_save_leaves_the_old_crosscoder_whole(crosscoder, x, tmp_path, 
 
 
 def test_what_describes_no_crosscoder_is_refused():
-    with pytest.raises(ValueError, match="needs a checkpoint to read"):
+    with pytest.raises(ValueError, match="must name at least one checkpoint"):
         CrosscoderConfig((), 0, D, F)
     with pytest.raises(ValueError, match="different names"):
         CrosscoderConfig(("a", "a"), 0, D, F)

@@ -3,9 +3,8 @@
 import pytest
 import torch
 
-from crosstime.crosscoder.sparsity.rule import Progress
+from crosstime.crosscoder.sparsity.rule import Scratch, TrainingProgress
 from crosstime.crosscoder.sparsity.rules import BatchTopK
-from crosstime.crosscoder.sparsity.scratch import Scratch
 from golden_numbers import assert_golden, crosscoder, read_json, tensors
 
 
@@ -72,11 +71,12 @@ def test_the_threshold_of_batch_topk(rows, weights, decay):
     rule = BatchTopK(8, threshold_start=0, threshold_decay=decay)
     ours = crosscoder(weights, rule)
     for batch, expected in zip(rows["train_batches_scaled"], golden, strict=True):
-        kept, progress = ours.encode(batch, mode="training"), Progress(expected["step"] + 1, 100)
-        ours.threshold.copy_(rule.codes(kept, ours.decoder_norms(), ours.threshold, progress, Scratch()).threshold)
+        kept, progress = ours.encode(batch, mode="training"), TrainingProgress(expected["step"] + 1, 100)
+        activations = rule.activate(kept, ours.decoder_norms(), ours.threshold, progress, Scratch())
+        ours.threshold.copy_(activations.threshold)
         assert float(ours.threshold) == pytest.approx(expected["threshold"], rel=1e-5)
 
 
 def test_the_schedule_of_k():
     for step, k in read_json("batchtopk_k_schedule")["k_schedule"]:
-        assert BatchTopK(200).k_at(Progress(step, 97_656)) == k
+        assert BatchTopK(200).scheduled_k(TrainingProgress(step, 97_656)) == k

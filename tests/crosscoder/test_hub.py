@@ -96,7 +96,7 @@ def test_pushed_and_pulled_it_is_the_same(upload, crosscoder, tmp_path, monkeypa
         again = Crosscoder.from_pretrained(REPO)
         with pytest.raises(ValueError, match="nosuch"):
             Crosscoder.from_pretrained(REPO, revision="nosuch")
-        with pytest.raises(ValueError, match="neither a folder nor a repository"):
+        with pytest.raises(ValueError, match="neither a local path nor a repository"):
             Crosscoder.from_pretrained("someone/nothing")
     assert again.config == crosscoder.config
     assert torch.equal(again.W_dec, crosscoder.W_dec)

@@ -121,7 +121,7 @@ def test_a_checkpoint_whose_gate_is_closed_promotes_nothing(rare_world, tokenize
     gated = Crosscoder(dataclasses.replace(plain.config, sparsity=JumpReLU(threshold=1e-3)))
     gated.load_state_dict({**gated.state_dict(), **plain.state_dict()})
     early, late = rare_world.names[0], rare_world.names[-1]
-    (i, *_) = (plain.decoder_norms() > 0.1).all(1).nonzero()[:, 0].tolist()
+    (i, *_) = (plain.decoder_norms() > 0.1).all(0).nonzero()[:, 0].tolist()
     with torch.no_grad():
         gated.W_dec[i, 0] *= 1e-6
     feature = contexts(gated, rare_world.models(), text, tokenizer, [i])[i]

@@ -184,14 +184,14 @@ def by_brute_force(crosscoder, models, text):
     tokens = torch.from_numpy(text.blocks.astype(np.int64))
     x = torch.stack([model.lower(tokens)[:, 1:] for model in models], dim=2).flatten(0, 1).double()
     f = crosscoder.encode(x)
-    scale, norms = crosscoder.scale.double(), crosscoder.decoder_norms()
+    scale, norms = crosscoder.scale.double(), crosscoder.decoder_norms().T
     x_hat, x = crosscoder.decode(f) * scale[:, None], x * scale[:, None]
     error, reconstruction = np.full((2, *norms.T.shape), np.nan)
     for j in range(len(norms)):
         r = int(norms[j].argmax())
-        written = (crosscoder.at(f, r)[:, j, None] * crosscoder.W_dec[j, r]).flatten().numpy()
+        written = (crosscoder.gate(f, r)[:, j, None] * crosscoder.W_dec[j, r]).flatten().numpy()
         for m in range(norms.shape[1]):
-            own = crosscoder.at(f, m)[:, j, None] * crosscoder.W_dec[j, m]
+            own = crosscoder.gate(f, m)[:, j, None] * crosscoder.W_dec[j, m]
             targets = x[:, m] - (x_hat[:, m] - own), x_hat[:, m] - crosscoder.b_dec[m]
             for beta, y in zip((error, reconstruction), targets, strict=True):
                 if written.any():

@@ -215,14 +215,14 @@ def test_a_single_crosscoder_may_be_written_either_way(tmp_path):
         ('name = "again"', 'name = ".."', r"crosscoder 2.*name '\.\.' isn't a valid folder name"),
         ('name = "again"', 'name = " a"', r"crosscoder 2.*name ' a' isn't a valid folder name"),
         ('name = "again"', 'nam = "again"', r"\[crosscoder 2\] unknown key `nam`; the nearest is 'name'"),
-        ("seed = 153", "seed = -1", r"crosscoder\.seed must not be negative"),
+        ("seed = 153", "seed = -1", r"crosscoder 2\.seed must be at least 0"),
         (
             "seed = 153",
             "layer = 3",
             r"crosscoder 'l1' has layer 2 and 'again' layer 3, but several",
         ),
         ("seed = 153", 'from = "theirs"', r"crosscoder 'again': `from` works only for a single crosscoder"),
-        ("k = 7", "k = 99_999", r"crosscoder 'few': sparsity\.k is 99999: a dictionary of 16384 features has not so"),
+        ("k = 7", "k = 99_999", r"crosscoder 'few': sparsity\.k \(99999\) exceeds the number of features \(16384\)"),
         ('"topk"', '"topq"', r"\[crosscoder 3\.sparsity\] `rule` must be one of .*; the nearest is 'topk'"),
         ("weight", "wieght", r"\[sparsity\] unknown key `wieght`; the nearest is 'weight'"),
     ],
@@ -295,12 +295,12 @@ def test_a_sparsity_rule_is_named_with_keys_of_its_own(tmp_path, section, rule):
 @pytest.mark.parametrize(
     ("section", "message"),
     [
-        ('rule = "fixed"', r'sparsity.rule "fixed" is that of imported crosscoders'),
+        ('rule = "fixed"', r'sparsity.rule "fixed" is for imported crosscoders'),
         ("weight = 1.0", r"\[sparsity\] `rule` must be one of .* it is missing"),
         ('rule = "batch-topk"', "the nearest is 'batchtopk'"),
         ("rule = 3", "it is 3"),
         ('rule = "topk"\nweight = 1.0', r"\[sparsity\] unknown key `weight`"),
-        ('rule = "topk"\nk = 100000', "a dictionary of 16384 features has not so many"),
+        ('rule = "topk"\nk = 100000', r"k \(100000\) exceeds the number of features \(16384\)"),
     ],
 )
 def test_a_wrong_sparsity_rule_is_refused(tmp_path, section, message):

@@ -190,7 +190,7 @@ def test_an_unfinished_training_takes_no_other_in_and_goes_on_with_fewer(finishe
     edit(interrupted, AGAIN, "")
     edit(interrupted, "k = 6", "k = 5")
     assert cli.main(["run", str(interrupted), "--until", "train"]) == cli.BAD_INPUT
-    assert "few/sparsity.k was 6 and is 5" in capfd.readouterr().err
+    assert "few/sparsity.k was 6, now 5" in capfd.readouterr().err
     edit(interrupted, "k = 5", "k = 6")
     # As if the process had been killed after one was in its place, before the other was.
     shutil.copytree(finished / "l1" / "crosscoder", interrupted / "l1" / "crosscoder")

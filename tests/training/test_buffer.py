@@ -1,4 +1,4 @@
-"""The buffer serves every row once, in random order, from a fixed store."""
+"""The activation buffer serves every token once, in random order, from fixed memory."""
 
 import torch
 from hypothesis import given, settings
@@ -9,17 +9,17 @@ from crosstime.training.buffer import ActivationBuffer
 CPU = torch.device("cpu")
 
 
-def _buffer(rows, seed=0):
-    return ActivationBuffer(rows, 1, dtype=torch.float32, device=CPU, seed=seed)
+def _buffer(size, seed=0):
+    return ActivationBuffer(size, 1, dtype=torch.float32, device=CPU, seed=seed)
 
 
-def _serve_all(buffer, n_rows, refill, batch):
-    """All full batches of rows 0 .. n_rows - 1, filled in order."""
+def _serve_all(buffer, n_tokens, refill, batch):
+    """Return all full batches of tokens 0 .. n_tokens - 1, filled in order."""
     filled, served = 0, []
     while True:
-        while filled < n_rows and buffer.free >= refill:
-            buffer.fill(torch.arange(filled, min(filled + refill, n_rows))[:, None].float())
-            filled = min(filled + refill, n_rows)
+        while filled < n_tokens and buffer.free >= refill:
+            buffer.fill(torch.arange(filled, min(filled + refill, n_tokens))[:, None].float())
+            filled = min(filled + refill, n_tokens)
             buffer.shuffle()
         if buffer.live < batch:
             return served
@@ -28,13 +28,13 @@ def _serve_all(buffer, n_rows, refill, batch):
 
 @settings(max_examples=30, deadline=None)
 @given(n=st.integers(1, 200), refill=st.integers(1, 20), batch=st.integers(1, 20), spare=st.integers(0, 30))
-def test_every_row_is_served_at_most_once_and_few_are_left(n, refill, batch, spare):
+def test_every_token_is_served_at_most_once_and_few_are_left(n, refill, batch, spare):
     served = [row for rows in _serve_all(_buffer(refill + batch + spare), n, refill, batch) for row in rows]
     assert len(set(served)) == len(served)
     assert n - len(served) < batch
 
 
-def test_rows_are_mixed_over_the_whole_store():
+def test_tokens_are_mixed_over_the_whole_buffer():
     served = _serve_all(_buffer(1000), 1000, 100, 50)
     means = [sum(batch) / len(batch) for batch in served[:10]]
     assert max(means) - min(means) < 350  # unmixed, the first batches would differ by hundreds
@@ -49,14 +49,14 @@ def test_memory_does_not_grow():
     assert len(buffer.store) == 40
 
 
-def test_it_goes_on_from_a_saved_state():
+def test_it_resumes_from_a_saved_state():
     buffer = _buffer(60)
     buffer.fill(torch.arange(60)[:, None].float())
     buffer.shuffle()
     buffer.serve(25)
-    saved = {name: tensor.clone() for name, tensor in buffer.state().items()}
+    saved = {name: tensor.clone() for name, tensor in buffer.tensors().items()}
 
-    def goes_on(buffer):
+    def serve_more(buffer):
         rows = [buffer.serve(10)]
         buffer.fill(torch.arange(100, 130)[:, None].float())
         buffer.shuffle()
@@ -64,4 +64,4 @@ def test_it_goes_on_from_a_saved_state():
 
     other = _buffer(60, seed=9)
     other.restore(saved)
-    assert torch.equal(goes_on(other), goes_on(buffer))
+    assert torch.equal(serve_more(other), serve_more(buffer))

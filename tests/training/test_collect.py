@@ -71,7 +71,7 @@ def test_activations_that_are_not_finite_name_checkpoint_and_token():
 def test_activations_that_are_all_zero_are_refused():
     models = WORLD.models()
     models[2].embed.zero_()
-    with pytest.raises(ValueError, match=rf"checkpoint {models[2].name}: its activations are all zero"):
+    with pytest.raises(ValueError, match=rf"checkpoint {models[2].name}: all of its activations are zero"):
         calibrate(ActivationCollector(models, CORPUS, Positions(), seed=0), blocks=5, batch=5)
 
 
@@ -92,7 +92,7 @@ def test_the_same_rows_in_the_same_order_where_memory_runs_out(monkeypatch):
     expected = _rows(_collector(), 13)
     models, notes = WORLD.models(), []
     _short_of_memory(monkeypatch, models, 3)
-    collector = ActivationCollector(models, CORPUS, Positions(), seed=0, note=notes.append)
+    collector = ActivationCollector(models, CORPUS, Positions(), seed=0, notify=notes.append)
     torch.testing.assert_close(_rows(collector, 13), expected)
     assert len(notes) == 2
     assert notes[-1].startswith(
@@ -104,13 +104,13 @@ def test_the_same_rows_in_the_same_order_where_memory_runs_out(monkeypatch):
 
 
 def test_blocks_at_once_bound_a_pass():
-    collector = ActivationCollector(WORLD.models(), CORPUS, Positions(), seed=0, blocks_at_once=4)
+    collector = ActivationCollector(WORLD.models(), CORPUS, Positions(), seed=0, max_batch_blocks=4)
     assert [len(rows) for rows in collector.collect(10)] == [36, 36, 18]
 
 
 def test_where_not_one_block_fits_it_says_what_to_lower(monkeypatch):
     models = WORLD.models()
     _short_of_memory(monkeypatch, models, 0)
-    collector = ActivationCollector(models, CORPUS, Positions(), seed=0, blocks_at_once=1)
-    with pytest.raises(ValueError, match=r"collection: .* a single block of 10 tokens: lower training\.buffer_tokens"):
+    collector = ActivationCollector(models, CORPUS, Positions(), seed=0, max_batch_blocks=1)
+    with pytest.raises(ValueError, match=r"collection: .* a single block of 10 tokens: lower buffer_tokens"):
         _rows(collector, 2)

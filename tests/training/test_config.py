@@ -22,13 +22,13 @@ def test_schedules_may_be_left_out():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"tokens": 0}, "training.tokens must be at least 1"),
-        ({"lr": 0.0}, "training.lr must be positive"),
-        ({"lr": float("nan")}, "training.lr must be positive"),
-        ({"lr_decay": 1.5}, "training.lr_decay is a share"),
-        ({"seed": -1}, "training.seed must not be negative"),
-        ({"buffer_tokens": 10}, "must be at least training.batch_size"),
-        ({"tokens": 100}, "less than one training.batch_size"),
+        ({"tokens": 0}, "tokens must be at least 1"),
+        ({"lr": 0.0}, "lr must be positive"),
+        ({"lr": float("nan")}, "lr must be positive"),
+        ({"lr_decay": 1.5}, "lr_decay must be a share"),
+        ({"seed": -1}, "seed must be at least 0"),
+        ({"buffer_tokens": 10}, r"buffer_tokens \(10\) must be at least batch_size \(4096\)"),
+        ({"tokens": 100}, r"^tokens \(100\) must be at least batch_size"),
     ],
 )
 def test_impossible_settings_are_refused(settings, message):

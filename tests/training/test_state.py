@@ -1,4 +1,4 @@
-"""Many steps: as a plain trainer takes them, whatever the precision; and over batches that are not finite."""
+"""Many steps: they train like a plain trainer in any precision, and skip batches that aren't finite."""
 
 import math
 
@@ -7,10 +7,11 @@ import torch
 from torch import nn
 
 from crosstime.crosscoder.crosscoder import Crosscoder, CrosscoderConfig
+from crosstime.crosscoder.sparsity.rule import TrainingProgress
 from crosstime.crosscoder.sparsity.rules import L1, BatchTopK
 from crosstime.training.config import TrainConfig
-from crosstime.training.matmul import SPARSE_UP_TO
 from crosstime.training.state import TrainState
+from crosstime.training.step import MAX_SPARSE_SHARE
 
 M, D, F, B, STEPS = 3, 16, 64, 128, 500
 RULES = [L1(0.3), BatchTopK(8, k_start=16, k_steps=100)]
@@ -25,7 +26,8 @@ def _config(matmul_dtype="bfloat16"):
 def _crosscoder(rule):
     made = Crosscoder(CrosscoderConfig(("a", "b", "c"), 0, D, F, sparsity=rule))
     generator = torch.Generator().manual_seed(0)
-    made.initialise(torch.zeros(M, D), torch.ones(M), decoder_norm=rule.decoder_norm, tied=True, generator=generator)
+    norm = rule.initial_decoder_norm
+    made.initialise(torch.zeros(M, D), torch.ones(M), decoder_norm=norm, tied=True, generator=generator)
     return made
 
 
@@ -45,14 +47,13 @@ def _plain_steps(crosscoder, batches):
     """Autograd in float32, clipping, unfused Adam: the loss and the explained variance of every step."""
     config, rule = _config("float32"), crosscoder.config.sparsity
     optimiser = torch.optim.Adam(crosscoder.parameters(), lr=config.lr)
-    learner = TrainState(crosscoder, config)  # only for its schedules
     for step, x in enumerate(batches):
-        learner.step = step
+        progress = TrainingProgress(step, config.steps)
         norms = crosscoder.decoder_norms()
         h = torch.relu(x @ crosscoder.W_enc.flatten(0, 1) + crosscoder.b_enc)
-        f = rule.select_in_training(h, norms, crosscoder.threshold, learner.progress)
+        f = rule.select_in_training(h, norms, crosscoder.threshold, progress)
         error = (f @ crosscoder.W_dec.flatten(1) + crosscoder.b_dec.flatten() - x).square().sum(1).mean()
-        loss = error + rule.weight_at(learner.progress) * (f @ norms.sum(1)).mean()
+        loss = error + rule.penalty_coefficient(progress) * (f @ norms.sum(0)).mean()
         optimiser.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(crosscoder.parameters(), config.clip)
@@ -64,12 +65,12 @@ def _plain_steps(crosscoder, batches):
 
 @pytest.mark.parametrize("sparse_up_to", [0.0, 1.0], ids=["dense", "sparse"])
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.rule)
-def test_low_precision_learns_what_a_plain_trainer_learns(rule, sparse_up_to, batches, monkeypatch):
-    monkeypatch.setitem(SPARSE_UP_TO, "cpu", sparse_up_to)
-    learner = TrainState(_crosscoder(rule), _config())
+def test_low_precision_trains_like_a_plain_trainer(rule, sparse_up_to, batches, monkeypatch):
+    monkeypatch.setitem(MAX_SPARSE_SHARE, "cpu", sparse_up_to)
+    state = TrainState(_crosscoder(rule), _config())
     ours = []
     for x in batches:
-        stats = learner.train_step(x)
+        stats = state.train_step(x)
         loss = stats.squared_error.sum() + stats.penalty
         ours.append((float(loss), float(1 - stats.squared_error.sum() / stats.variance.sum())))
     loss, explained = torch.tensor(ours).T
@@ -83,15 +84,15 @@ def test_low_precision_learns_what_a_plain_trainer_learns(rule, sparse_up_to, ba
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.rule)
 def test_a_batch_that_is_not_finite_leaves_the_crosscoder_as_it_is(rule, batches):
-    learner = TrainState(_crosscoder(rule), _config())
-    assert learner.train_step(batches[0]).taken == 1
-    before = {name: tensor.clone() for name, tensor in learner.tensors().items() if name != "tokens_since_fired"}
+    state = TrainState(_crosscoder(rule), _config())
+    assert state.train_step(batches[0]).taken == 1
+    before = {name: tensor.clone() for name, tensor in state.tensors().items() if name != "tokens_since_fired"}
     bad = batches[1].clone()
     bad[3, 5] = math.nan
-    stats = learner.train_step(bad)
-    assert learner.step == 2
+    stats = state.train_step(bad)
+    assert state.step == 2
     for value in vars(stats).values():
         assert (value == 0).all()
     for name, tensor in before.items():
-        assert torch.equal(learner.tensors()[name], tensor), name
-    assert learner.train_step(batches[2]).taken == 1
+        assert torch.equal(state.tensors()[name], tensor), name
+    assert state.train_step(batches[2]).taken == 1

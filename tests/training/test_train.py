@@ -1,4 +1,4 @@
-"""Training finds planted features, treats checkpoints alike, and goes on after an interruption as if nothing was."""
+"""Training finds planted features, treats checkpoints alike, and resumes bit-identically after an interruption."""
 
 import dataclasses
 import json
@@ -49,12 +49,12 @@ def _corpus(n_tokens, n_blocks=40, context=17, seed=0):
     return Corpus(blocks, "planted")
 
 
-def _trainer(world, config=SMALL, *, sparsity=L1(0.1), features=16, models=None, state=None, corpus=None):  # noqa: B008
+def _trainer(world, config=SMALL, *, sparsity=L1(0.1), features=16, models=None, resume=None, corpus=None):  # noqa: B008
     models = models or world.models()
     names = tuple(model.name for model in models)
     crosscoder = CrosscoderConfig(names, 0, models[0].width, features, sparsity=sparsity)
     states = {"": TrainState(Crosscoder(crosscoder), config)}
-    return Trainer(states, config, models, corpus or _corpus(len(world.rows)), state)
+    return Trainer(states, config, models, corpus or _corpus(len(world.rows)), resume)
 
 
 def _trained(*args, **kwargs):
@@ -64,8 +64,8 @@ def _trained(*args, **kwargs):
 
 
 def _crosscoder(trainer):
-    (learner,) = trainer.states.values()
-    return learner.crosscoder
+    (state,) = trainer.states.values()
+    return state.crosscoder
 
 
 def _equal(a, b):
@@ -116,7 +116,7 @@ def test_identical_checkpoints_share_every_feature_equally():
     for i, model in enumerate(models):
         model.name = f"step{i}"
     crosscoder = _trained(world, models=models)
-    norms = crosscoder.decoder_norms().detach().T.numpy()
+    norms = crosscoder.decoder_norms().detach().numpy()
     np.testing.assert_allclose(relative(norms), 1 / 3, atol=1e-6)
 
 
@@ -204,7 +204,7 @@ def test_an_interrupted_run_ends_with_the_same_bits(tmp_path, steps_before, rule
     world = plant(n_rows=200)
     peace = _trained(world, sparsity=rule)
     state = ResumeFolder(tmp_path, {"any": 1})
-    trainer = _trainer(world, sparsity=rule, state=state)
+    trainer = _trainer(world, sparsity=rule, resume=state)
 
     def kill(_record):
         if trainer.step >= steps_before:
@@ -213,7 +213,7 @@ def test_an_interrupted_run_ends_with_the_same_bits(tmp_path, steps_before, rule
     trainer.config = dataclasses.replace(SMALL, log_steps=1)
     with pytest.raises(_Killed):
         trainer.run([kill])
-    resumed = _trainer(world, sparsity=rule, state=state)
+    resumed = _trainer(world, sparsity=rule, resume=state)
     assert resumed.step == steps_before - 1  # the kill came before the save of its own step
     resumed.run()
     assert _equal(_crosscoder(resumed), peace)
@@ -247,7 +247,7 @@ def test_several_on_the_same_activations_end_with_the_bits_of_runs_of_their_own(
     assert ["k" in record for record in records[-4:]] == [False, False, False, True]
 
 
-def test_several_go_on_after_an_interruption(tmp_path, tiny_suite):
+def test_several_resume_after_an_interruption(tmp_path, tiny_suite):
     suite = Suite.from_folder(tiny_suite)
     ids = np.random.default_rng(0).integers(2, suite.vocab_size, (80, 17), dtype=np.uint16)
     corpus, config = Corpus(ids, "random", bos=False), dataclasses.replace(SMALL, tokens=1000)
@@ -255,10 +255,10 @@ def test_several_go_on_after_an_interruption(tmp_path, tiny_suite):
     peace = train_several(suite, corpus, SWEEP, **common)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Trainer, "_report", _kill_after_saves)
+        patch.setattr(Trainer, "_log", _kill_after_saves)
         with pytest.raises(_Killed):
             train_several(suite, corpus, SWEEP, **common, state_folder=tmp_path)
-    with pytest.raises(ValueError, match=r"again/crosscoder\.seed was 7 and is 8"):
+    with pytest.raises(ValueError, match=r"again/crosscoder\.seed was 7, now 8"):
         train_several(
             suite, corpus, SWEEP | {"again": CrosscoderSpec(16, L1(0.5), seed=8)}, **common, state_folder=tmp_path
         )
@@ -274,7 +274,7 @@ def _kill_after_saves(trainer, *_):
 @pytest.mark.parametrize("names", [(), ("a", "a/b")])
 def test_crosscoders_need_plain_names(tiny_suite, names):
     specs = {name: CrosscoderSpec(16) for name in names}
-    with pytest.raises(ValueError, match="name at least one crosscoder, without a /"):
+    with pytest.raises(ValueError, match="name at least one crosscoder, without /"):
         train_several(Suite.from_folder(tiny_suite), _corpus(9), specs, layer=0)
 
 
@@ -284,13 +284,13 @@ def test_one_checkpoint_leaves_nothing_to_compare(tiny_suite):
         train(suite.select(suite.names[:1]), _corpus(9), layer=0, features=16)
 
 
-def test_adam_ring_random_state_and_position_survive(tmp_path):
+def test_adam_buffer_random_state_and_position_survive(tmp_path):
     world = plant(n_rows=200)
     state = ResumeFolder(tmp_path, {})
     config = dataclasses.replace(SMALL, tokens=1000)
-    trainer = _trainer(world, config, state=state)
+    trainer = _trainer(world, config, resume=state)
     trainer.run()
-    again = _trainer(world, config, state=state)
+    again = _trainer(world, config, resume=state)
     before, after = trainer._tensors(), again._tensors()
     assert before.keys() == after.keys()
     assert any(name.startswith("adam.W_enc.exp_avg") for name in before)
@@ -303,12 +303,12 @@ def test_adam_ring_random_state_and_position_survive(tmp_path):
 def test_a_signal_saves_and_stops(tmp_path, number):
     world = plant(n_rows=200)
     config = dataclasses.replace(SMALL, save_seconds=1e9, log_steps=5)
-    trainer = _trainer(world, config, state=ResumeFolder(tmp_path, {}))
+    trainer = _trainer(world, config, resume=ResumeFolder(tmp_path, {}))
     handler = signal.getsignal(number)
     with pytest.raises(KeyboardInterrupt):
         trainer.run([lambda _: os.kill(os.getpid(), number)])
     assert signal.getsignal(number) is handler
-    resumed = _trainer(world, config, state=ResumeFolder(tmp_path, {}))
+    resumed = _trainer(world, config, resume=ResumeFolder(tmp_path, {}))
     assert resumed.step == trainer.step == 5
     resumed.run()
     assert _equal(_crosscoder(resumed), _trained(world))
@@ -317,10 +317,10 @@ def test_a_signal_saves_and_stops(tmp_path, number):
 def test_a_signal_in_the_last_step_is_obeyed_too(tmp_path):
     world = plant(n_rows=200)
     config = dataclasses.replace(SMALL, save_seconds=1e9, log_steps=SMALL.steps)  # the only record is the last step's
-    trainer = _trainer(world, config, state=ResumeFolder(tmp_path, {}))
+    trainer = _trainer(world, config, resume=ResumeFolder(tmp_path, {}))
     with pytest.raises(KeyboardInterrupt):
         trainer.run([lambda _: os.kill(os.getpid(), signal.SIGINT)])
-    resumed = _trainer(world, config, state=ResumeFolder(tmp_path, {}))
+    resumed = _trainer(world, config, resume=ResumeFolder(tmp_path, {}))
     assert resumed.step == SMALL.steps
     resumed.run()
     assert _equal(_crosscoder(resumed), _trained(world))
@@ -328,7 +328,7 @@ def test_a_signal_in_the_last_step_is_obeyed_too(tmp_path):
 
 def test_a_state_of_other_settings_is_refused_and_the_difference_named(tmp_path):
     ResumeFolder(tmp_path, {"training.lr": 0.1, "text": "a"}).save(3, {"x": torch.zeros(1)})
-    with pytest.raises(ValueError, match=r"training\.lr was 0\.1 and is 0\.2"):
+    with pytest.raises(ValueError, match=r"training\.lr was 0\.1, now 0\.2"):
         ResumeFolder(tmp_path, {"training.lr": 0.2, "text": "a"}).load()
 
 
@@ -338,14 +338,14 @@ def test_a_state_of_more_crosscoders_serves_fewer_but_not_others(tmp_path, tiny_
     corpus, config = Corpus(ids, "random", bos=False), dataclasses.replace(SMALL, tokens=1000)
     common = {"layer": 1, "positions": Positions(bos=False), "config": config, "state_folder": tmp_path}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Trainer, "_report", _kill_after_saves)
+        patch.setattr(Trainer, "_log", _kill_after_saves)
         with pytest.raises(_Killed):
             train_several(suite, corpus, SWEEP, **common)
-    with pytest.raises(ValueError, match="was begun without new, newer: leave that out until it is finished"):
+    with pytest.raises(ValueError, match="was begun without new, newer: finish it first"):
         train_several(suite, corpus, {**SWEEP, "new": CrosscoderSpec(8), "newer": CrosscoderSpec(8)}, **common)
     fewer = {name: SWEEP[name] for name in ("again", "topk")}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Trainer, "_start", None)  # it goes on
+        patch.setattr(Trainer, "_initialise", None)  # it resumes
         found = train_several(suite, corpus, fewer, **common)
     peace = train_several(suite, corpus, fewer, **{**common, "state_folder": None})
     assert all(_equal(found[name], peace[name]) for name in fewer)
@@ -371,7 +371,7 @@ def test_a_state_of_another_context_is_refused(tmp_path, tiny_suite):
     ids = np.random.default_rng(0).integers(2, suite.vocab_size, 4096, dtype=np.uint16)
     kwargs = {"layer": 1, "features": 8, "positions": Positions(bos=False), "config": config, "state_folder": tmp_path}
     train(suite, Corpus(ids.reshape(-1, 32), "wide", bos=False), **kwargs)
-    with pytest.raises(ValueError, match="context was 32 and is 16"):
+    with pytest.raises(ValueError, match="context was 32, now 16"):
         train(suite, Corpus(ids.reshape(-1, 16), "narrow", bos=False), **kwargs)
 
 
@@ -407,7 +407,7 @@ def test_records_hold_what_the_log_promises():
     assert set(last["explained_variance_by_checkpoint"]) == set(world.names)
     assert 0 <= last["collection_share"] <= 1
     assert last["penalty"] > 0
-    assert last["penalty_weight"] == 0.1
+    assert last["penalty_coefficient"] == 0.1
     assert last["loss"] == pytest.approx(last["squared_error"] + last["penalty"], rel=1e-4)
 
 
@@ -434,13 +434,13 @@ def test_the_first_interval_begins_after_the_calibration(monkeypatch):
     assert _trainer(plant(n_rows=200)).interval.begin >= done[0]
 
 
-def test_the_share_of_the_peak_is_that_of_the_time_without_collector(monkeypatch):
+def test_the_share_of_the_peak_is_that_of_the_time_without_collection(monkeypatch):
     trainer = _trainer(plant(n_rows=200))
-    (learner,) = trainer.states.values()
-    flop = 10 * SMALL.batch_size * learner.crosscoder.W_enc.numel()
+    (state,) = trainer.states.values()
+    flop = 10 * SMALL.batch_size * state.crosscoder.W_enc.numel()
     monkeypatch.setattr("crosstime.training.train.peak_matmul_flops", lambda *_: 8.0 * flop)
-    trainer._learn(trainer.next_batch())
-    trainer._learn(trainer.next_batch())
+    trainer._train_step(trainer.next_batch())
+    trainer._train_step(trainer.next_batch())
     now = trainer.interval.begin
     monkeypatch.setattr("time.perf_counter", lambda: now + 5)
     trainer.interval.collection_seconds = 4.0
@@ -481,13 +481,13 @@ def test_passes_may_be_smaller_than_a_refill():
     names = tuple(model.name for model in world.models())
     config = CrosscoderConfig(names, 0, 24, 16, sparsity=L1(0.1))
     corpus = _corpus(len(world.rows))
-    trainer = Trainer({"": TrainState(Crosscoder(config), SMALL)}, SMALL, world.models(), corpus, blocks_at_once=1)
+    trainer = Trainer({"": TrainState(Crosscoder(config), SMALL)}, SMALL, world.models(), corpus, max_batch_blocks=1)
     trainer.run()
     torch.testing.assert_close(_crosscoder(trainer).W_dec, _trained(world).W_dec, rtol=1e-3, atol=1e-5)
 
 
 def test_where_there_is_no_terminal_lines_tell_how_far_it_is(caplog, monkeypatch):
-    monkeypatch.setattr("crosstime.training.progress.SECONDS", 0.0)
+    monkeypatch.setattr("crosstime.training.log.MESSAGE_SECONDS", 0.0)
     with caplog.at_level("INFO", logger="crosstime"):
         _trainer(plant(n_rows=200)).run()
     lines = [record.getMessage() for record in caplog.records]
@@ -501,7 +501,7 @@ def test_where_there_is_no_terminal_lines_tell_how_far_it_is(caplog, monkeypatch
 
 def test_a_run_that_diverges_says_so():
     world = plant(n_rows=200)
-    with pytest.raises(ValueError, match=r"training diverged: .* lower training\.lr"):
+    with pytest.raises(ValueError, match=r"training diverged: .* lower lr"):
         _trained(world, dataclasses.replace(SMALL, lr=1e30, clip=1e30))
 
 

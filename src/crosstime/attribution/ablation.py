@@ -295,7 +295,7 @@ def intervene(
         for m, model in enumerate(models):
             batch = _Batch(model, x[:, :, m], prompts.right[index], prompts.wrong[index])
             answers.clean[m] = batch.answers(torch.arange(len(index)), 0)
-            removed, decoder = crosscoder.at(f, m) - crosscoder.at(new, m), crosscoder.raw_decoder(m)
+            removed, decoder = crosscoder.gate(f, m) - crosscoder.gate(new, m), crosscoder.raw_decoder(m)
             changed = (removed != 0).any(dim=1)
             one = partial(_one, removed[..., chosen], decoder[chosen])
             answers.alone[m] = batch.without(changed[:, chosen], one, answers.clean[m], batch_size, batches)

@@ -43,7 +43,7 @@ def states(crosscoder: Crosscoder, x: Float[Tensor, "B S M D"]) -> Iterator[Resi
     """Yield the residual state of each checkpoint on the same tokens."""
     f = encode(crosscoder, x)
     for m in range(x.shape[2]):
-        yield ResidualState(x[:, :, m], crosscoder.at(f, m))
+        yield ResidualState(x[:, :, m], crosscoder.gate(f, m))
 
 
 PathEnds = Callable[[Int[Tensor, " B"]], Iterable[Iterable[ResidualState]]]

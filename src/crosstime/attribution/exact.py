@@ -190,7 +190,7 @@ def validate(
         return _SCHEMA.empty_table()
     if exact.checkpoints != names:
         raise InputError(f"the exact effects are of {exact.checkpoints}, the crosscoder of {names}: measure them again")
-    norms = crosscoder.decoder_norms().detach().cpu().numpy().T
+    norms = crosscoder.decoder_norms().detach().cpu().numpy()
     rng = np.random.default_rng(config.seed)
     rows = []
     for k in (k for k in top_k if k <= config.exact):

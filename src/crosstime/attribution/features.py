@@ -109,7 +109,7 @@ class FeatureTable(CheckpointTable):
             crosscoder: F features over M checkpoints.
             frequency: Share of held-out tokens on which each feature fires (`Quality.frequency`).
         """
-        norms = crosscoder.decoder_norms().float().cpu().numpy().T
+        norms = crosscoder.decoder_norms().float().cpu().numpy()
         decoder = {"decoder_norm": norms, "rel_dec": relative(norms).astype(np.float32)}
         tables = []
         for one in effects:

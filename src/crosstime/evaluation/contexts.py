@@ -265,7 +265,7 @@ def _promotions(
     mean[features] = torch.tensor(activation).to(mean.dtype).to(mean.device)
     for m, (name, model) in enumerate(zip(crosscoder.config.checkpoints, models, strict=True)):
         bias = crosscoder.raw_bias()[m].to(model.device)
-        sizes = crosscoder.at(mean, m)[features]
+        sizes = crosscoder.gate(mean, m)[features]
         written = (sizes[:, None] * crosscoder.raw_decoder(m)[features]).to(model.device)
         is_written = (sizes > 0).tolist()
         for start in range(0, len(features), LENS_CHUNK):

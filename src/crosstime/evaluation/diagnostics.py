@@ -322,7 +322,7 @@ def latent_scaling(
 
 def scaled_decoder(crosscoder: Crosscoder) -> Float[Tensor, "F M D"]:
     """The decoder in scaled units, in which checkpoints are comparable."""
-    return crosscoder.W_dec * crosscoder.unit[:, None]
+    return crosscoder.W_dec * crosscoder.norm_scale[:, None]
 
 
 class _Batch(NamedTuple):
@@ -343,7 +343,7 @@ class _Sums:
 
     def __init__(self, crosscoder: Crosscoder) -> None:
         self.crosscoder = crosscoder
-        self.units = crosscoder.scale * crosscoder.unit  # from raw to scaled
+        self.units = crosscoder.scale * crosscoder.norm_scale  # from raw to scaled
         decoder = scaled_decoder(crosscoder)
         self.reference: Int[Tensor, " F"] = decoder.norm(dim=-1).argmax(1)
         rows = torch.arange(len(decoder), device=decoder.device)
@@ -362,11 +362,11 @@ class _Sums:
         xhat, bias = self.crosscoder.decode(f), self.crosscoder.raw_bias()
         g = f
         for m in range(x.shape[1]):  # one checkpoint's features at a time: with JumpReLU they are many
-            g = torch.where(self.reference == m, self.crosscoder.at(f, m), g)
+            g = torch.where(self.reference == m, self.crosscoder.gate(f, m), g)
         error, reconstruction = [], []
         for m in range(x.shape[1]):
             residual = (x[:, m] - xhat[:, m]) * self.units[m] @ self.direction.T
-            error.append(_dot(g, residual) + _dot(g, self.crosscoder.at(f, m)) * self.own[:, m])
+            error.append(_dot(g, residual) + _dot(g, self.crosscoder.gate(f, m)) * self.own[:, m])
             written = (xhat[:, m] - bias[m]) * self.units[m] @ self.direction.T
             reconstruction.append(_dot(g, written))
         return _Batch(len(x), (g > 0).sum(0).cpu(), _dot(g, g), torch.stack(error), torch.stack(reconstruction))

@@ -63,8 +63,7 @@ class CrosscoderSection:
     def __post_init__(self) -> None:
         check_at_least(1, features=self.features)
         check_at_least(0, layer=self.layer)
-        if self.seed is not None:
-            check_seed("crosscoder.seed", self.seed)
+        check_seed("seed", self.seed)
         plain = self.name.isprintable() and self.name == self.name.strip() and not set(self.name) & set("/\\")
         if not plain or self.name.startswith((".", "-")):
             raise SettingError(

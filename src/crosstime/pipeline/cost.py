@@ -209,7 +209,7 @@ def _training_bytes(configs: Sequence[RunConfig], shape: ModelShape) -> int:
 
 def _code_bytes(config: RunConfig) -> int:
     codes = config.training.batch_size * config.crosscoder.features
-    return codes * (GATED_CODE_BYTES * config.selection.size if config.sparsity.gated else CODE_BYTES)
+    return codes * (GATED_CODE_BYTES * config.selection.size if config.sparsity.gates_checkpoints else CODE_BYTES)
 
 
 def _analysis_bytes(configs: Sequence[RunConfig], shape: ModelShape) -> int:

@@ -160,7 +160,7 @@ def text(name: str, rule: str | None = None, seed: int = SEED) -> str:
         "sparsity": _part(rule),
         "checkpoints": _listed(preset.checkpoints),
         "layer": preset.layer,
-        "decoder_norm": Sparsity.from_dict({"rule": rule}).decoder_norm,
+        "decoder_norm": Sparsity.from_dict({"rule": rule}).initial_decoder_norm,
         "seed": seed,
         "title": f"{name}, {rule}, seed {seed}",
     }

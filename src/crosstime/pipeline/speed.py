@@ -254,7 +254,7 @@ class _Bench:
         made.initialise(
             torch.zeros(self.checkpoints, width, device=self.device),
             torch.ones(self.checkpoints, device=self.device),
-            decoder_norm=config.training.decoder_norm or config.sparsity.decoder_norm,
+            decoder_norm=config.training.decoder_norm or config.sparsity.initial_decoder_norm,
             tied=True,
             generator=torch.Generator().manual_seed(0),
         )

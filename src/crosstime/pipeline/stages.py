@@ -108,7 +108,7 @@ def write_crosscoders(runs: Sequence[Run], drafts: Sequence[Path]) -> None:
         device=shared.device,
         state_folder=shared.folder / TRAINING_STATE,
         log_path=shared.folder / TRAINING_LOG,
-        blocks_at_once=shared.batches.collection,
+        max_batch_blocks=shared.batches.collection,
     )
     for run, draft in zip(runs, drafts, strict=True):
         trained[run.name].save_pretrained(draft)

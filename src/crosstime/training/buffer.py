@@ -1,4 +1,4 @@
-"""The ring: a fixed store in which rows of text order become rows of random order."""
+"""The activation buffer, which shuffles activations in fixed memory."""
 
 from __future__ import annotations
 
@@ -6,64 +6,72 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-ROWS_AT_ONCE = 65_536
+_COPIED_TOKENS = 65_536
 
 
 class ActivationBuffer:
-    """Holds rows for shuffling. Rows that were served free their slots, and new rows are written into those.
+    """Store activations in the order of the text, and serve them in random order, each exactly once.
 
-    So memory stays what it was at the start, each row is served exactly once, and no data is moved to shuffle:
-    only `slots`, a permutation of slot numbers, is. Its first `live` entries are slots that hold rows yet to serve.
+    Served activations free their slots for new ones, so memory is constant. Shuffling moves no data: it permutes slot
+    numbers. The first `live` entries of `slots` are slots with activations yet to be served.
+
+    Args:
+        size: Tokens that the buffer has room for.
+        width: W, the numbers per token.
+        dtype: Precision of the stored activations.
+        device: Where they are stored.
+        seed: Seed of the shuffling.
     """
 
-    def __init__(self, rows: int, width: int, *, dtype: torch.dtype, device: torch.device, seed: int) -> None:
-        self.store = torch.empty(rows, width, dtype=dtype, device=device)
-        self.slots = torch.arange(rows)
+    def __init__(self, size: int, width: int, *, dtype: torch.dtype, device: torch.device, seed: int) -> None:
+        self.store = torch.empty(size, width, dtype=dtype, device=device)
+        self.slots = torch.arange(size)
         self.live = 0
         self.generator = torch.Generator().manual_seed(seed)
 
     @property
     def free(self) -> int:
-        """Slots that hold nothing."""
+        """Number of free slots."""
         return len(self.slots) - self.live
 
-    def fill(self, rows: Float[Tensor, "N W"]) -> None:
-        """Write new rows into free slots."""
-        assert len(rows) <= self.free, f"{len(rows)} rows for {self.free} free slots"
-        taken = self.slots[self.live : self.live + len(rows)]
-        self.store[taken.to(self.store.device)] = rows.to(self.store.dtype)
-        self.live += len(rows)
+    def fill(self, activations: Float[Tensor, "N W"]) -> None:
+        """Write activations into free slots."""
+        assert len(activations) <= self.free, f"{len(activations)} activations for {self.free} free slots"
+        taken = self.slots[self.live : self.live + len(activations)]
+        self.store[taken.to(self.store.device)] = activations.to(self.store.dtype)
+        self.live += len(activations)
 
     def shuffle(self) -> None:
-        """Draw a new order for the rows that are yet to be served."""
+        """Draw a new order of all activations yet to be served."""
         order = torch.randperm(self.live, generator=self.generator)
         self.slots[: self.live] = self.slots[: self.live][order]
 
     def serve(self, n: int) -> Float[Tensor, "N W"]:
-        """The next n rows of the drawn order; their slots become free."""
-        assert n <= self.live, f"{n} rows asked of {self.live}"
+        """Return the next n activations, and free their slots."""
+        assert n <= self.live, f"{n} activations requested, but only {self.live} are left"
         taken = self.slots[self.live - n : self.live]
         self.live -= n
         return self.store[taken.to(self.store.device)]
 
-    def state(self) -> dict[str, Tensor]:
-        """Everything needed to go on from here, as tensors; free slots are not kept."""
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the state of the buffer, without the free slots."""
         return {
-            "buffer.activations": self._live_rows(),
+            "buffer.activations": self._live_activations(),
             "buffer.slots": self.slots,
             "buffer.random": self.generator.get_state(),
         }
 
-    def _live_rows(self) -> Float[Tensor, "N W"]:
-        """The rows yet to be served, in order, on the CPU: by parts, so that the device holds no second ring."""
-        rows = torch.empty(self.live, self.store.shape[1], dtype=self.store.dtype)
-        for part, slots in zip(rows.split(ROWS_AT_ONCE), self.slots[: self.live].split(ROWS_AT_ONCE), strict=True):
-            part.copy_(self.store[slots.to(self.store.device)])
-        return rows
+    def _live_activations(self) -> Float[Tensor, "N W"]:
+        """Copy the activations yet to be served to the CPU, in chunks, so that the device holds no second buffer."""
+        copied = torch.empty(self.live, self.store.shape[1], dtype=self.store.dtype)
+        slots = self.slots[: self.live].split(_COPIED_TOKENS)
+        for chunk, chosen in zip(copied.split(_COPIED_TOKENS), slots, strict=True):
+            chunk.copy_(self.store[chosen.to(self.store.device)])
+        return copied
 
-    def restore(self, state: dict[str, Tensor]) -> None:
-        """Go on from a state."""
-        self.slots.copy_(state["buffer.slots"])
-        self.live = len(state["buffer.activations"])
-        self.store[self.slots[: self.live].to(self.store.device)] = state["buffer.activations"].to(self.store.device)
-        self.generator.set_state(state["buffer.random"])
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        """Restore the state that `tensors` returned."""
+        self.slots.copy_(tensors["buffer.slots"])
+        self.live = len(tensors["buffer.activations"])
+        self.store[self.slots[: self.live].to(self.store.device)] = tensors["buffer.activations"].to(self.store.device)
+        self.generator.set_state(tensors["buffer.random"])

@@ -1,4 +1,4 @@
-"""Adam that clips the gradient, and passes over steps whose gradient is not finite, while it takes its step."""
+"""Adam with gradient clipping inside its fused kernel; steps whose gradient isn't finite are skipped."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from torch.nn.utils import get_total_norm
 
 
 class ClippedAdam(torch.optim.Adam):
-    """Fused Adam on gradients that are scaled down to norm `clip` where they are larger.
+    """Fused Adam on gradients that are scaled down to the norm `clip` if theirs is larger.
 
-    The fused kernel divides gradients by `grad_scale`, and does nothing where `found_inf` is 1: both are made for mixed
-    precision and save two passes over the gradients here, and every wait for the device.
+    The fused kernel divides gradients by `grad_scale`, and does nothing if `found_inf` is 1. Both are meant for mixed
+    precision; here they save two passes over the gradients, and all waiting for the device.
     """
 
     grad_scale: Tensor
@@ -26,7 +26,7 @@ class ClippedAdam(torch.optim.Adam):
         self.clip = clip
 
     def clipped_step(self) -> Bool[Tensor, ""]:
-        """Take a step; gives whether it was taken, which it is not where the gradient is not finite."""
+        """Take a step; return whether it was taken, that is, whether the gradient was finite."""
         norm = get_total_norm(p.grad for group in self.param_groups for p in group["params"])
         finite = norm.isfinite()
         self.grad_scale = ((norm + 1e-6) / self.clip).clamp_min(1)

@@ -1,4 +1,4 @@
-"""ActivationCollector: token blocks in, activation rows of every checkpoint out, on the fly and without end."""
+"""Collect activations: from token blocks to the activations of every checkpoint, on the fly and without end."""
 
 from __future__ import annotations
 
@@ -15,24 +15,23 @@ from crosstime.models.split import SplitLM, finite_residual
 from crosstime.text.corpus import Corpus
 from crosstime.text.positions import Positions
 
-LOWER = "training.buffer_tokens, training.batch_size, crosscoder.features or text.context"
-"""What leaves more memory to the harvest."""
+_LOWER = "buffer_tokens, batch_size, features or context"
+"""Settings that leave more memory to activation collection if they are lower."""
 
 
 class ActivationCollector:
-    """Reads a corpus epoch after epoch, each in an order of its own, and gives the activations of all checkpoints.
+    """Run a corpus through all checkpoints, epoch after epoch, each in its own order.
 
-    `position` counts the blocks read since the start; it alone says where the harvest stands, so it is all that is
-    saved. The order of an epoch is a function of the seed and the epoch's number.
+    The state is `position`, the number of blocks read so far: the order of an epoch is a function of seed and epoch.
 
     Args:
-        models: one a checkpoint.
-        corpus: token blocks.
-        positions: the policy for position 0.
-        seed: of the order.
-        blocks_at_once: blocks that one forward pass reads at most, without it all that are asked for; the rows do not
-            depend on it beyond rounding.
-        note: is told when memory ran out and the passes become smaller.
+        models: One per checkpoint.
+        corpus: Token blocks.
+        positions: The policy for position 0.
+        seed: Seed of the order.
+        max_batch_blocks: Limit on the blocks per forward pass; None for no limit. The activations don't depend on it,
+            except by rounding.
+        notify: Called with a message if memory runs out and the passes become smaller.
     """
 
     def __init__(
@@ -42,36 +41,33 @@ class ActivationCollector:
         positions: Positions,
         *,
         seed: int,
-        blocks_at_once: int | None = None,
-        note: Callable[[str], None] = warn,
+        max_batch_blocks: int | None = None,
+        notify: Callable[[str], None] = warn,
     ) -> None:
-        self.models = models
-        self.corpus = corpus
-        self.positions = positions
-        self.seed = seed
+        self.models, self.corpus, self.positions, self.seed = models, corpus, positions, seed
         self.position = 0
-        at_once = None if blocks_at_once is None else blocks_at_once * corpus.context
-        self._batches = AdaptiveBatches("activation collection", "block", at_once, lower=LOWER, notify=note)
+        max_tokens = None if max_batch_blocks is None else max_batch_blocks * corpus.context
+        self._batches = AdaptiveBatches("activation collection", "block", max_tokens, lower=_LOWER, notify=notify)
         self._order = (-1, np.empty(0, dtype=np.int64))
 
     @property
     def tokens_per_block(self) -> int:
-        """Rows that one block yields: its positions, without the first where that is not trained on."""
+        """Activations per block: its positions, without the first unless that is trained on."""
         return self.corpus.blocks.shape[1] - self.positions.first_trained
 
     def collect(self, blocks: int) -> Iterator[Float[Tensor, "N M D"]]:
-        """The raw activations at the trained positions of the next blocks, in one part or, as memory allows, several.
+        """Yield the raw activations at the trained positions of the next blocks, in as many parts as memory requires.
 
         Raises:
-            InputError: an activation is not finite (the checkpoint and the token are named), or there is not enough
-                memory for one block.
+            InputError: An activation isn't finite; the message names the checkpoint and the token.
+            OutOfMemory: There isn't enough memory for a single block.
         """
-        return self._batches.run(torch.from_numpy(self._next_blocks(blocks)), self._read, length=self.corpus.context)
+        return self._batches.run(torch.from_numpy(self._next_blocks(blocks)), self._run, length=self.corpus.context)
 
     def _next_blocks(self, blocks: int) -> np.ndarray:
-        picked = [self._block(self.position + i) for i in range(blocks)]
+        chosen = [self._block(self.position + i) for i in range(blocks)]
         self.position += blocks
-        return np.stack(picked).astype(np.int64)
+        return np.stack(chosen).astype(np.int64)
 
     def _block(self, position: int) -> np.ndarray:
         epoch, index = divmod(position, len(self.corpus))
@@ -79,34 +75,37 @@ class ActivationCollector:
             self._order = (epoch, np.random.default_rng((self.seed, epoch)).permutation(len(self.corpus)))
         return self.corpus.blocks[self._order[1][index]]
 
-    def _read(self, tokens: Int[Tensor, "B S"]) -> Float[Tensor, "N M D"]:
-        return torch.stack([self._residual(model, tokens) for model in self.models], dim=2).flatten(0, 1)
-
-    def _residual(self, model: SplitLM, tokens: Int[Tensor, "B S"]) -> Float[Tensor, "B T D"]:
-        return finite_residual(model, tokens)[:, self.positions.first_trained :]
+    def _run(self, tokens: Int[Tensor, "B S"]) -> Float[Tensor, "N M D"]:
+        first = self.positions.first_trained
+        return torch.stack([finite_residual(model, tokens)[:, first:] for model in self.models], dim=2).flatten(0, 1)
 
 
 @torch.no_grad()
 def calibrate(
     collector: ActivationCollector, *, blocks: int, batch: int
 ) -> tuple[Float[Tensor, "M D"], Float[Tensor, " M"]]:
-    """Mean raw activation and scale factor of each checkpoint, from the first blocks; the harvest is wound back.
+    """Measure each checkpoint's mean raw activation and scale factor on the first blocks; then reset the position.
 
-    The scale factor is c_m = sqrt(D) / mean norm (arXiv 2509.05291), over trained positions only.
+    The scale factor is c_m = sqrt(D) / mean norm (arXiv 2509.05291), over trained positions.
+
+    Args:
+        collector: The source of activations.
+        blocks: Blocks to measure on, at most the corpus once.
+        batch: Blocks per forward pass.
 
     Raises:
-        InputError: an activation is not finite, or a checkpoint's activations are all zero.
+        InputError: An activation isn't finite, or a checkpoint's activations are all zero.
     """
     start, blocks = collector.position, min(blocks, len(collector.corpus))
-    # float64 for the sums over batches, on the CPU: not every device has it.
+    # Sums over batches are in float64, and on the CPU since not every device has it.
     total, norms, count = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64), 0
     for first in range(0, blocks, batch):
-        for rows in map(torch.Tensor.float, collector.collect(min(batch, blocks - first))):
-            total = total + rows.sum(0).cpu().double()
-            norms = norms + rows.norm(dim=-1).sum(0).cpu().double()
-            count += len(rows)
+        for x in map(torch.Tensor.float, collector.collect(min(batch, blocks - first))):
+            total = total + x.sum(0).cpu().double()
+            norms = norms + x.norm(dim=-1).sum(0).cpu().double()
+            count += len(x)
     collector.position = start
     if (norms == 0).any():
         name = collector.models[int((norms == 0).nonzero()[0])].name
-        raise InputError(f"checkpoint {name}: its activations are all zero, so there is nothing to learn from")
+        raise InputError(f"checkpoint {name}: all of its activations are zero, so there is nothing to train on")
     return (total / count).float(), (total.shape[-1] ** 0.5 * count / norms).float()

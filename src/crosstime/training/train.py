@@ -1,4 +1,4 @@
-"""The training loop: collect activations, shuffle, step; log, save, and resume after an interruption."""
+"""Train crosscoders: collect activations, shuffle, step; log, save, and resume after an interruption."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from crosstime.base.device import available_device, peak_matmul_flops, synchroni
 from crosstime.base.errors import InputError, TrainingDiverged
 from crosstime.base.memory import peak_bytes, warn
 from crosstime.crosscoder.crosscoder import Crosscoder, CrosscoderConfig
+from crosstime.crosscoder.sparsity.rule import Scratch
 from crosstime.crosscoder.sparsity.rules import L1, Sparsity
-from crosstime.crosscoder.sparsity.scratch import Scratch
 from crosstime.models.split import SplitLM
 from crosstime.models.suite import Suite
 from crosstime.text.corpus import Corpus
@@ -32,11 +32,9 @@ from crosstime.text.positions import Positions
 from crosstime.training.buffer import ActivationBuffer
 from crosstime.training.collect import ActivationCollector, calibrate
 from crosstime.training.config import CrosscoderSpec, TrainConfig
-from crosstime.training.interval import Interval
-from crosstime.training.log import Sink, open_log
-from crosstime.training.progress import Progress
+from crosstime.training.log import Interval, ProgressBar, Record, Sink, open_log
 from crosstime.training.resume import ResumeFolder
-from crosstime.training.state import TrainState
+from crosstime.training.state import TrainState, strip_prefix
 
 
 def train(
@@ -51,45 +49,55 @@ def train(
     device: torch.device | str = "cpu",
     state_folder: Path | None = None,
     log_path: Path | None = None,
-    blocks_at_once: int | None = None,
+    max_batch_blocks: int | None = None,
 ) -> Crosscoder:
-    """Train one crosscoder over all checkpoints of a suite (`suite.select([...])` for some).
+    """Train one crosscoder over all checkpoints of a suite (use `suite.select([...])` for some of them).
 
     Args:
-        suite: at least two checkpoints.
-        corpus: token blocks; read again from the start, in another order, when the rows ask for more.
-        layer: the block whose output is learnt, counted from 0.
-        features: F, the size of the dictionary.
-        sparsity: which features it keeps: L1 (the default), TopK, BatchTopK, JumpReLU, or a rule of yours.
-        positions: the policy for position 0.
-        config: see `TrainConfig`.
-        device: where checkpoints and crosscoder live.
-        state_folder: where the state is saved, and found again: a run that was killed goes on from there, and on CPU
-            ends with the weights that it would have had in peace. Ctrl-C and SIGTERM save first.
-        log_path: file of the log, one JSON object a line (see `Trainer.records`).
-        blocks_at_once: blocks that a forward pass of a checkpoint reads at most, where memory has no room for
-            `config.model_batch_blocks`; the ring is refilled by that number in any case, so no result depends on it.
+        suite: At least two checkpoints.
+        corpus: Token blocks; read again in another order if `config.tokens` asks for more.
+        layer: The block whose output is encoded, counted from 0.
+        features: F, the number of features.
+        sparsity: The sparsity rule: L1 (the default), TopK, BatchTopK, JumpReLU, or your own.
+        positions: The policy for position 0.
+        config: Settings of training.
+        device: Device of the checkpoints and the crosscoder.
+        state_folder: Where the state is saved. A killed run resumes from here; on a CPU the final weights are
+            bit-identical to those of an uninterrupted run. Ctrl-C and SIGTERM save the state first.
+        log_path: File of the log, one JSON object per line (see `Trainer.records`).
+        max_batch_blocks: Limit on the blocks per forward pass of a checkpoint, if `config.model_batch_blocks` don't fit
+            into memory. It doesn't affect the results, except by rounding.
 
     Raises:
-        InputError: fewer than two checkpoints, a layer out of range, an activation that is not finite, a saved state of
-            a run with other settings, or too little memory for one block.
-        KeyboardInterrupt: on Ctrl-C or SIGTERM, after the state was saved.
+        InputError: Fewer than two checkpoints, a layer out of range, an activation that isn't finite, or a saved state
+            of a run with other settings.
+        OutOfMemory: Not even one block fits into memory.
+        TrainingDiverged: The loss is no longer finite.
+        KeyboardInterrupt: After Ctrl-C or SIGTERM, once the state is saved.
 
     Warns:
-        MemoryWarning: memory ran out while collecting activations, which continues in smaller passes.
+        MemoryWarning: Memory ran out while activations were collected; forward passes became smaller.
+
+    Example:
+        >>> import crosstime as ct
+        >>> from crosstime import demo
+        >>> suite = ct.Suite.from_folder(demo.SUITE, ["step256", "step3786"])
+        >>> text = ct.Corpus.from_text(demo.HELDOUT_TEXT, suite.tokenizer, context=32, limit_tokens=2000)
+        >>> config = ct.TrainConfig(tokens=512, batch_size=128, lr=1e-3, buffer_tokens=512, calibration_blocks=4)
+        >>> ct.train(suite, text, layer=0, features=64, config=config).W_dec.shape
+        torch.Size([64, 2, 128])
     """
-    spec = CrosscoderSpec(features, sparsity or L1())
     (crosscoder,) = train_several(
         suite,
         corpus,
-        {"": spec},
+        {"": CrosscoderSpec(features, sparsity or L1())},
         layer=layer,
         positions=positions,
         config=config,
         device=device,
         state_folder=state_folder,
         log_path=log_path,
-        blocks_at_once=blocks_at_once,
+        max_batch_blocks=max_batch_blocks,
     ).values()
     return crosscoder
 
@@ -105,26 +113,41 @@ def train_several(
     device: torch.device | str = "cpu",
     state_folder: Path | None = None,
     log_path: Path | None = None,
-    blocks_at_once: int | None = None,
+    max_batch_blocks: int | None = None,
 ) -> dict[str, Crosscoder]:
-    """Train several crosscoders on the same activations: other sparsities, sizes or seeds.
+    """Train several crosscoders on the same activations: other sparsity rules, sizes or seeds.
 
-    The checkpoints run once for all of them. Each ends with the weights of a training of its own with the same
-    `config`, on CPU to the last bit.
+    The checkpoints run once for all of them. Each crosscoder ends with the weights of a separate training with the same
+    `config`, on a CPU bit-identically.
 
     Args:
-        specs: what each crosscoder is, by a name of your choice.
-        suite, corpus, layer, positions, config, device, blocks_at_once: as for `train`.
-        state_folder: as for `train`; from a state of more crosscoders those that are asked for go on.
-        log_path: as for `train`; each line has the name under "crosscoder", unless there is one without a name, and
-            lines of other names stay.
+        suite: See `train`.
+        corpus: See `train`.
+        specs: The crosscoders, by a name of your choice.
+        layer: See `train`.
+        positions: See `train`.
+        config: See `train`.
+        device: See `train`.
+        state_folder: See `train`. A run can resume with fewer crosscoders than it began with.
+        log_path: See `train`. Each record has the name under "crosscoder", unless the name is empty; records of other
+            names are kept.
+        max_batch_blocks: See `train`.
 
     Raises:
-        InputError: as for `train`; or there is no spec, or a name holds a "/".
-        KeyboardInterrupt: as for `train`.
+        InputError: As `train`; or there is no spec, or a name contains "/".
+
+    Example:
+        >>> import crosstime as ct
+        >>> from crosstime import demo
+        >>> suite = ct.Suite.from_folder(demo.SUITE, ["step256", "step3786"])
+        >>> text = ct.Corpus.from_text(demo.HELDOUT_TEXT, suite.tokenizer, context=32, limit_tokens=2000)
+        >>> config = ct.TrainConfig(tokens=512, batch_size=128, lr=1e-3, buffer_tokens=512, calibration_blocks=4)
+        >>> specs = {"l1": ct.CrosscoderSpec(64, ct.L1(0.5)), "topk": ct.CrosscoderSpec(32, ct.TopK(k=8))}
+        >>> sorted(ct.train_several(suite, text, specs, layer=0, config=config))
+        ['l1', 'topk']
     """
     if not specs or any("/" in name for name in specs):
-        raise InputError(f"name at least one crosscoder, without a / in its name; got {list(specs)}")
+        raise InputError(f"name at least one crosscoder, without / in its name, not {list(specs)}")
     if len(suite.names) < 2:
         raise InputError(f"a crosscoder compares at least two checkpoints; the suite has only {suite.names[0]!r}")
     config, positions = (config or TrainConfig()).on(available_device(device)), positions or Positions()
@@ -147,28 +170,26 @@ def train_several(
     models = [suite.load(name, layer=layer, dtype=dtype, device=device).without_upper() for name in suite.names]
     scratch = Scratch()
     states = {
-        name: TrainState(Crosscoder(of).to(models[0].device), config, specs[name].seed, scratch)
-        for name, of in configs.items()
+        name: TrainState(Crosscoder(each).to(models[0].device), config, specs[name].seed, scratch)
+        for name, each in configs.items()
     }
-    resume = None
-    if state_folder is not None:
-        resume = ResumeFolder(state_folder, _settings(states, config, corpus))
-    trainer = Trainer(states, config, models, corpus, resume, blocks_at_once=blocks_at_once)
+    resume = ResumeFolder(state_folder, _settings(states, config, corpus)) if state_folder else None
+    trainer = Trainer(states, config, models, corpus, resume, max_batch_blocks=max_batch_blocks)
     with open_log(log_path, config.loggers, from_step=trainer.step, names=specs) as log:
         trainer.run(log)
     return {name: state.crosscoder for name, state in states.items()}
 
 
 class Trainer:
-    """A training run between two steps: the crosscoders, the activation buffer, and the position in the text.
+    """The training loop of one or several crosscoders, with its state between two steps.
 
     Args:
-        states: by name; "" is that of one alone.
-        config: the one that the states have.
-        models: one a checkpoint, in the crosscoders' order.
-        corpus: token blocks.
-        resume: where the state is saved and found.
-        blocks_at_once: as for `train`.
+        states: The crosscoders by name; "" for a single one.
+        config: Settings of training, those of the states.
+        models: One per checkpoint, in the crosscoders' order.
+        corpus: Token blocks.
+        resume: Where the state is saved, and loaded from if it holds one.
+        max_batch_blocks: As for `train`.
     """
 
     def __init__(
@@ -179,139 +200,139 @@ class Trainer:
         corpus: Corpus,
         resume: ResumeFolder | None = None,
         *,
-        blocks_at_once: int | None = None,
+        max_batch_blocks: int | None = None,
     ) -> None:
         self.states, self.config, self.resume = states, config, resume
         self.device = models[0].device
         self.step = 0
         """Steps taken."""
-        any_crosscoder = next(iter(states.values())).crosscoder
         self.notes: list[str] = []
-        """What the next records are to say in words."""
+        """Messages for the next records."""
+        any_crosscoder = next(iter(states.values())).crosscoder
         self.collector = ActivationCollector(
             models,
             corpus,
             any_crosscoder.config.positions,
             seed=config.seed,
-            blocks_at_once=blocks_at_once,
-            note=partial(_note, self.notes),  # not a method, which would keep this in memory
+            max_batch_blocks=max_batch_blocks,
+            notify=partial(_note, self.notes),  # not a method, which would keep this object in memory
         )
         self.refill = config.model_batch_blocks * self.collector.tokens_per_block
-        rows = config.buffer_size(self.collector.tokens_per_block)
+        size = config.buffer_size(self.collector.tokens_per_block)
         width = len(models) * any_crosscoder.config.width
-        self.buffer = ActivationBuffer(rows, width, dtype=models[0].dtype, device=self.device, seed=config.seed)
+        self.buffer = ActivationBuffer(size, width, dtype=models[0].dtype, device=self.device, seed=config.seed)
         saved = resume.load() if resume else None
         if saved is None:
-            self._start()
+            self._initialise()
         else:
             self._restore(*saved)
-        self.interval = Interval()  # from here on: calibration is no part of the first one
+        self.interval = Interval()  # from here on: calibration isn't part of the first one
         self.scale = any_crosscoder.scale
-        """c_m, the factor of each checkpoint's activations, which all states share."""
+        """c_m, the factor of each checkpoint's activations, shared by all crosscoders."""
 
     def run(self, log: Sequence[Sink] = ()) -> None:
-        """Take all steps that are left."""
+        """Take all remaining steps."""
         batch = self.config.batch_size
-        progress = Progress(self.step * batch, self.config.steps * batch)
-        with _stop_signals(wanted=self.resume is not None) as stop, closing(progress):
+        progress = ProgressBar(self.step * batch, self.config.steps * batch)
+        with _stop_signals(wanted=self.resume is not None) as signals, closing(progress):
             last_save = time.monotonic()
             while self.step < self.config.steps:
-                self._learn(self.next_batch())
+                self._train_step(self.next_batch())
                 progress.advance(batch)
                 if self.step % self.config.log_steps == 0 or self.step == self.config.steps:
-                    self._report(log, progress)
+                    self._log(log, progress)
                 due = time.monotonic() - last_save >= self.config.save_seconds
-                if self.resume is not None and (due or stop):
+                if self.resume is not None and (due or signals):
                     self.resume.save(self.step, self._tensors())
                     last_save = time.monotonic()
-                if stop:
+                if signals:
                     raise KeyboardInterrupt
 
     def next_batch(self) -> Float[Tensor, "B W"]:
-        """The next shuffled rows, scaled, all checkpoints side by side."""
+        """Return the next shuffled activations, scaled, of all checkpoints side by side."""
         if self.buffer.free >= self.refill:
             self._refill()
-        rows = self.buffer.serve(self.config.batch_size).float().unflatten(1, (len(self.scale), -1))
-        return (rows * self.scale[:, None]).flatten(1)
+        raw = self.buffer.serve(self.config.batch_size).float().unflatten(1, (len(self.scale), -1))
+        return (raw * self.scale[:, None]).flatten(1)
 
-    def _learn(self, batch: Float[Tensor, "B W"]) -> None:
+    def _train_step(self, batch: Float[Tensor, "B W"]) -> None:
         for name, state in self.states.items():
             self.interval.add(name, state.train_step(batch))
         self.interval.steps += 1
         self.step += 1
 
     def _refill(self) -> None:
-        synchronise(self.device)  # or the wait for the steps before would count as collection
+        synchronise(self.device)  # or waiting for earlier steps would count as collection
         begin = time.perf_counter()
         while self.buffer.free >= self.refill:
-            for rows in self.collector.collect(self.config.model_batch_blocks):
-                self.buffer.fill(rows.flatten(1))
+            for activations in self.collector.collect(self.config.model_batch_blocks):
+                self.buffer.fill(activations.flatten(1))
         self.buffer.shuffle()
         self.interval.collection_seconds += time.perf_counter() - begin
 
-    def _start(self) -> None:
-        mean, scale = calibrate(
-            self.collector, blocks=self.config.calibration_blocks, batch=self.config.model_batch_blocks
-        )
+    def _initialise(self) -> None:
+        config = self.config
+        mean, scale = calibrate(self.collector, blocks=config.calibration_blocks, batch=config.model_batch_blocks)
         for state in self.states.values():
-            state.start(mean, scale)
+            state.initialise(mean, scale)
 
     def _tensors(self) -> dict[str, Tensor]:
+        states = self.states.items()
         return {
-            **{_of(name, key): value for name, one in self.states.items() for key, value in one.tensors().items()},
-            **self.buffer.state(),
+            **{_qualified(name, key): value for name, state in states for key, value in state.tensors().items()},
+            **self.buffer.tensors(),
             "collector.position": torch.tensor(self.collector.position),
         }
 
     def _restore(self, step: int, tensors: dict[str, Tensor]) -> None:
         for name, state in self.states.items():
-            prefix = _of(name, "")
-            state.restore(step, {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
+            state.restore(step, strip_prefix(_qualified(name, ""), tensors))
         self.buffer.restore(tensors)
         self.collector.position = int(tensors["collector.position"])
         self.step = step
 
-    def _report(self, log: Sequence[Sink], progress: Progress) -> None:
+    def _log(self, log: Sequence[Sink], progress: ProgressBar) -> None:
         records = self.records()
         for record in records:
             if not math.isfinite(record["loss"]):
-                who = f" of {record['crosscoder']}" if "crosscoder" in record else ""
+                name = f" of {record['crosscoder']}" if "crosscoder" in record else ""
                 raise TrainingDiverged(
-                    f"training diverged: the loss{who} is {record['loss']} at step {self.step}; lower training.lr and "
-                    "start anew"
+                    f"training diverged: the loss{name} is {record['loss']} at step {self.step}; lower lr and start "
+                    "again"
                 )
             for sink in log:
                 sink(record)
-        progress.tell(records)
+        progress.show(records)
 
     @cached_property
-    def peak(self) -> float:
-        """FLOP/s of this machine in the products of the first crosscoder, measured once, in a moment."""
+    def peak_flops(self) -> float:
+        """FLOP/s that this device reaches in the matrix products of the first crosscoder, measured once."""
         state = next(iter(self.states.values()))
-        columns, features = state.crosscoder.W_enc.flatten(0, 1).shape
-        return peak_matmul_flops(self.config.batch_size, columns, features, state.products, self.device)
+        inputs, features = state.crosscoder.W_enc.flatten(0, 1).shape
+        return peak_matmul_flops(self.config.batch_size, inputs, features, state.matmul_dtype, self.device)
 
-    def records(self) -> list[dict[str, Any]]:
-        """What happened since the last records, a record a crosscoder, means over its steps.
+    def records(self) -> list[Record]:
+        """Return one record per crosscoder, with means over the steps since the last records.
 
-        Keys: crosscoder (its name, where it has one), step, tokens, loss, squared_error, penalty and auxiliary (what
-        sparsity and dead features add to the loss), l0, skipped_steps (whose gradient was not finite; they are in no
-        mean), explained_variance (all checkpoints together, ratio of sums), explained_variance_by_checkpoint, lr, what
-        the sparsity rule schedules (its penalty_weight, k or threshold); then, of all crosscoders together,
-        tokens_per_second (a token counts once, though every checkpoint reads it), collection_share (of
-        the time), peak_share (FLOP/s of the crosscoders' matrix products, in the time that collection leaves, over
-        what this machine reaches in such products alone), memory (bytes: on CUDA what tensors held at most; elsewhere
-        what is held now, on a CPU the resident set of the process); and note, where there is something to say.
+        Keys of one crosscoder: crosscoder (its name, if it has one), step, tokens, loss, squared_error, penalty and
+        auxiliary (the other terms of the loss), l0, skipped_steps (those whose gradient wasn't finite; no mean includes
+        them), explained_variance (ratio of sums over all checkpoints), explained_variance_by_checkpoint, lr, and the
+        values of the sparsity rule's schedules (penalty_coefficient, k or threshold). Keys shared by all:
+        tokens_per_second, where a token counts once though every checkpoint reads it; collection_share, of the time;
+        peak_share, the FLOP/s of the matrix products outside collection over those that this device reaches in such
+        products alone; memory in bytes (peak of CUDA's tensors, otherwise the present use, on a CPU the resident set of
+        the process); and note, if there is a message.
         """
         interval = self.interval
         means = {
-            name: interval.sums[name].means(state.crosscoder.config.checkpoints) for name, state in self.states.items()
-        }  # which waits for the device, before the clock is read
-        speed = interval.speed(self.config.batch_size, sum(one.product_flop for one in self.states.values()))
+            name: interval.means(name, state.crosscoder.config.checkpoints) for name, state in self.states.items()
+        }  # this waits for the device, before the clock is read
+        flop = sum(state.matmul_flop for state in self.states.values())
+        tokens_per_second, collection_share, flops = interval.speed(self.config.batch_size, flop)
         common = {
-            "tokens_per_second": speed.tokens,
-            "collection_share": speed.collection_share,
-            "peak_share": speed.flop / self.peak,
+            "tokens_per_second": tokens_per_second,
+            "collection_share": collection_share,
+            "peak_share": flops / self.peak_flops,
             "memory": peak_bytes(self.device),
             **({"note": "; ".join(self.notes)} if self.notes else {}),
         }
@@ -321,7 +342,7 @@ class Trainer:
                 "step": self.step,
                 "tokens": self.step * self.config.batch_size,
                 **means[name],
-                **state.logged(),
+                **state.scheduled_values(),
                 **common,
             }
             for name, state in self.states.items()
@@ -331,18 +352,18 @@ class Trainer:
         return records
 
 
-def _note(notes: list[str], note: str) -> None:
-    notes.append(note)
-    warn(note)
+def _note(notes: list[str], message: str) -> None:
+    notes.append(message)
+    warn(message)
 
 
-def _of(name: str, key: str) -> str:
-    """What belongs to one crosscoder of several, in a state; one alone needs no name."""
+def _qualified(name: str, key: str) -> str:
+    """Prefix a key by the name of its crosscoder, if it has one."""
     return f"{name}/{key}" if name else key
 
 
 def _settings(states: Mapping[str, TrainState], config: TrainConfig, corpus: Corpus) -> dict[str, Any]:
-    """All that decides the course of training, flat, so that a difference can be named."""
+    """Return everything that the result of training depends on, flat, so that a difference can be named."""
     matters = [field.name for field in dataclasses.fields(config) if field.metadata.get("matters", True)]
     common = next(iter(states.values())).crosscoder.config
     settings = {
@@ -355,24 +376,23 @@ def _settings(states: Mapping[str, TrainState], config: TrainConfig, corpus: Cor
         "text": hashlib.sha256(np.ascontiguousarray(corpus.blocks).data).hexdigest(),
     }
     for name, state in states.items():
-        of = state.crosscoder.config
-        settings[_of(name, "crosscoder.features")] = of.features
-        settings |= {_of(name, f"sparsity.{key}"): value for key, value in of.sparsity.to_dict().items()}
+        own = state.crosscoder.config
+        settings[_qualified(name, "crosscoder.features")] = own.features
+        settings |= {_qualified(name, f"sparsity.{key}"): value for key, value in own.sparsity.to_dict().items()}
         if state.seed != config.seed:
-            settings[_of(name, "crosscoder.seed")] = state.seed
+            settings[_qualified(name, "crosscoder.seed")] = state.seed
     return settings
 
 
 @contextmanager
 def _stop_signals(*, wanted: bool) -> Iterator[list[int]]:
-    """A list that is empty until Ctrl-C or SIGTERM arrives. The second one ends the process at once.
+    """Yield a list that is empty until Ctrl-C or SIGTERM arrives. A second one ends the process at once.
 
-    Only the main thread may change what signals do; elsewhere, and where there is nothing to save, they do what
-    they did.
+    Only the main thread may change signal handlers. In other threads, and if `wanted` is false, they don't change.
     """
-    stop: list[int] = []
+    signals: list[int] = []
     if not wanted or threading.current_thread() is not threading.main_thread():
-        yield stop
+        yield signals
         return
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
@@ -380,13 +400,13 @@ def _stop_signals(*, wanted: bool) -> Iterator[list[int]]:
         for number, handler in before.items():
             signal.signal(number, handler)
 
-    def note(number: int, _frame: Any) -> None:
-        stop.append(number)
+    def handle(number: int, _frame: Any) -> None:
+        signals.append(number)
         restore()
 
     for number in before:
-        signal.signal(number, note)
+        signal.signal(number, handle)
     try:
-        yield stop
+        yield signals
     finally:
         restore()

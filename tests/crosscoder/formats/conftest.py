@@ -26,7 +26,7 @@ def computes(tmp_path):
             with torch.no_grad():
                 f = made.encode(x)
                 for m in range(codes.shape[1]):
-                    _close(made.at(f, m), codes[:, m])
+                    _close(made.gate(f, m), codes[:, m])
                 _close(made.decode(f), x_hat)
 
     return check

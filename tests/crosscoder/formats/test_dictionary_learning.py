@@ -27,8 +27,8 @@ def test_relu(tmp_path, computes, normalizer):
     ours = import_crosscoder(_write(tmp_path, state), **STATED)
     computes(ours, lambda x: foreign.learning_forward(state, x))
     assert ours.config.sparsity == L1(weight=0.0)  # the files do not say what it was trained with
-    if normalizer in (None, "checkpoint"):  # one size a checkpoint: decoder norms are those of the file
-        torch.testing.assert_close(ours.decoder_norms(), state["decoder.weight"].norm(dim=2).T)
+    if normalizer in (None, "checkpoint"):  # one size per checkpoint: decoder norms are those of the file
+        torch.testing.assert_close(ours.decoder_norms(), state["decoder.weight"].norm(dim=2))
 
 
 @pytest.mark.parametrize("normalizer", [None, "checkpoint", "neuron"])
@@ -59,7 +59,7 @@ def test_decoupled_with_one_threshold_is_gated_by_checkpoint(tmp_path, computes)
 
 def test_decoupled_with_several_thresholds_is_refused_by_name(tmp_path):
     state = foreign.learning_weights(None, threshold=[1.0, 1.0, 2.0], normalization=DECOUPLED)
-    with pytest.raises(ValueError, match="DECOUPLED gates every checkpoint by a threshold of its own"):
+    with pytest.raises(ValueError, match="DECOUPLED has one threshold per checkpoint"):
         import_crosscoder(_write(tmp_path, state), **STATED)
 
 
@@ -78,7 +78,7 @@ def test_a_lone_state_dict_of_an_old_version(tmp_path, computes):
     state = foreign.learning_weights(None)
     old = {name: tensor for name, tensor in state.items() if name.startswith(("encoder", "decoder"))}
     torch.save(old, tmp_path / "ae.pt")
-    with pytest.raises(ValueError, match="no crosscoder of a known format"):
+    with pytest.raises(ValueError, match="no crosscoder in a known format"):
         import_crosscoder(tmp_path, **STATED)
     ours = import_crosscoder(tmp_path / "ae.pt", "dictionary-learning", **STATED)
     computes(ours, lambda x: foreign.learning_forward(state, x))
@@ -89,7 +89,7 @@ def test_an_encoder_that_reads_only_some_checkpoints(tmp_path, computes):
     whole = state["encoder.weight"].clone()
     whole[1] = 0
     state["encoder.weight"] = state["encoder.weight"][[0, 2]]
-    with pytest.raises(ValueError, match="does not say which are read"):
+    with pytest.raises(ValueError, match="doesn't list the encoder's"):
         import_crosscoder(_write(tmp_path, state), **STATED)
     ours = import_crosscoder(_write(tmp_path, state, CONFIG | {"encoder_layers": [0, 2]}), **STATED)
     computes(ours, lambda x: foreign.learning_forward(state | {"encoder.weight": whole}, x))
@@ -99,7 +99,7 @@ def test_an_encoder_that_reads_only_some_checkpoints(tmp_path, computes):
     ("config", "state", "message"),
     [
         ({"latent_processor": "f"}, {}, "it has a latent_processor"),
-        ({"dict_class": "GatedAutoEncoder"}, {}, "is a GatedAutoEncoder, no crosscoder"),
+        ({"dict_class": "GatedAutoEncoder"}, {}, "is a GatedAutoEncoder, not a crosscoder"),
         ({}, {"code_normalization_id": torch.tensor(9), "threshold": torch.tensor(1.0)}, "code normalization 9"),
         ({}, {"activation_mean": torch.zeros(1, foreign.D)}, r"activation_mean has the shape \(1, 5\), not \(3, 5\)"),
     ],
@@ -112,7 +112,7 @@ def test_parts_without_a_counterpart_are_refused_by_name(tmp_path, config, state
 
 def test_checkpoints_and_layer_are_asked_for(tmp_path):
     where = _write(tmp_path, foreign.learning_weights(None))
-    with pytest.raises(ValueError, match="state them with `checkpoints`"):
+    with pytest.raises(ValueError, match="the files lack `checkpoints`"):
         import_crosscoder(where)
-    with pytest.raises(ValueError, match="which block it reads: state it with `layer`"):
+    with pytest.raises(ValueError, match="the files lack `layer`"):
         import_crosscoder(where, checkpoints=STATED["checkpoints"])

@@ -62,9 +62,9 @@ def test_factors_that_were_worked_in_already(tmp_path, computes):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"norm_activation": "token-wise"}, "norm_activation 'token-wise' scales every token or batch by itself"),
-        ({"act_fn": "topk"}, "act_fn 'topk' chooses the largest features of every checkpoint by itself"),
-        ({"act_fn": "batchtopk"}, "act_fn 'batchtopk' chooses"),
+        ({"norm_activation": "token-wise"}, "norm_activation 'token-wise' scales each token or batch by itself"),
+        ({"act_fn": "topk"}, "act_fn 'topk' selects features for each checkpoint separately"),
+        ({"act_fn": "batchtopk"}, "act_fn 'batchtopk' selects"),
         ({"sparsity_include_decoder_norm": False}, "sparsity_include_decoder_norm is false"),
         ({"hook_points": None}, "`hook_points` is missing"),
     ],
@@ -78,7 +78,7 @@ def test_heads_that_are_places_in_one_model_name_no_checkpoints(tmp_path):
     heads = [f"blocks.{n}.hook_resid_post" for n in (3, 4, 5)]
     state = {name: tensor for name, tensor in foreign.llama_weights().items() if "norm." not in name}
     where = _write(tmp_path, state, CONFIG | {"hook_points": heads, "norm_activation": "inference"})
-    with pytest.raises(ValueError, match="state them with `checkpoints`"):
+    with pytest.raises(ValueError, match="the files lack `checkpoints`"):
         import_crosscoder(where)
 
 

@@ -92,16 +92,16 @@ def test_revisions_are_split_as_they_were_joined(tmp_path, model, joined, names)
 def test_what_cannot_be_known_is_asked_for(tmp_path):
     weights = foreign.paper_weights()
     where = _write(tmp_path / "version_7", weights, CONFIG | {"estimated_act_norm_list": None})
-    with pytest.raises(ValueError, match=r"its files do not say the scale factors .* state them with `scale`"):
+    with pytest.raises(ValueError, match=r"the files lack `scale` \(3 values, one per checkpoint\): pass it"):
         import_crosscoder(where)
     assert import_crosscoder(where, scale=SCALE).scale.tolist() == pytest.approx(SCALE)
-    with pytest.raises(ValueError, match="reads 3 checkpoints; scale has 2"):
+    with pytest.raises(ValueError, match="has 3 checkpoints, but scale has 2"):
         import_crosscoder(where, scale=SCALE[:2])
     _write(where, weights, CONFIG | {"revision_list": "step1-step2-step3-step4"})
-    with pytest.raises(ValueError, match="names 4 checkpoints when split at '-'; n_models is 3"):
+    with pytest.raises(ValueError, match="has 4 names when split at '-', but n_models is 3"):
         import_crosscoder(where)
     assert import_crosscoder(where, checkpoints=["a", "b", "c"]).config.checkpoints == ("a", "b", "c")
-    with pytest.raises(ValueError, match="its files say the scale factors"):
+    with pytest.raises(ValueError, match="the files have scale factors"):
         import_crosscoder(where, checkpoints=["a", "b", "c"], scale=SCALE)
 
 
@@ -116,7 +116,10 @@ def test_one_of_many_saves_must_be_named(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"W_dec": torch.zeros(foreign.F, 2, foreign.D)}, r"W_dec has the shape \(24, 2, 5\); \(24, 3, 5\) would fit"),
+        (
+            {"W_dec": torch.zeros(foreign.F, 2, foreign.D)},
+            r"W_dec has the shape \(24, 2, 5\), not \(24, 3, 5\) as its encoder",
+        ),
         ({"b_dec": torch.full((3, foreign.D), torch.nan)}, "b_dec holds NaN"),
         ({"W_enc": torch.zeros(3, foreign.D)}, "W_enc must have 3 dimensions"),
         ({"b_enc": None}, "holds no tensor 'b_enc'; it has W_dec, W_enc"),
@@ -139,9 +142,9 @@ def test_ckkissane(tmp_path, computes):
     torch.save(weights, tmp_path / "cc_weights.pt")
     config = {"model_name": "gemma-2-2b", "hook_point": "blocks.14.hook_resid_pre", "l1_coeff": 2}
     (tmp_path / "cfg.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match="do not say which checkpoints it reads: state them with `checkpoints`"):
+    with pytest.raises(ValueError, match="the files lack `checkpoints`"):
         import_crosscoder(tmp_path)
-    with pytest.raises(ValueError, match="do not say the scale factors"):
+    with pytest.raises(ValueError, match="the files lack `scale`"):
         import_crosscoder(tmp_path, checkpoints=["base", "chat", "other"])
     for path in (tmp_path, tmp_path / "cc_weights.pt"):
         ours = import_crosscoder(path, checkpoints=["base", "chat", "other"], scale=scale)

@@ -55,12 +55,12 @@ def test_a_column_is_the_crosscoder_with_the_other_checkpoints_at_zero(tmp_path,
         alone = torch.zeros_like(x)
         alone[:, m] = x[:, m]
         with torch.no_grad():
-            f = crosscoder.at(crosscoder.encode(alone), m)
+            f = crosscoder.gate(crosscoder.encode(alone), m)
             torch.testing.assert_close(_encode(column, x[:, m]), f)
             assert 0 < float((f > 0).float().mean()) < 1
             # The decoder is exact: the crosscoder's own code gives the crosscoder's reconstruction.
             f = crosscoder.encode(x)
-            x_hat = crosscoder.at(f, m) @ column["W_dec"] + column["b_dec"]
+            x_hat = crosscoder.gate(f, m) @ column["W_dec"] + column["b_dec"]
             torch.testing.assert_close(x_hat, crosscoder.decode(f)[:, m])
         config = json.loads((folder / "cfg.json").read_text())
         assert config["architecture"] == architecture
@@ -79,12 +79,12 @@ def test_cfg_says_what_a_column_is_and_where_it_reads(tmp_path):
 
 
 def test_a_rule_that_compares_features_has_no_columns(tmp_path):
-    with pytest.raises(ValueError, match="rule 'topk' compares the features of a row with one another"):
+    with pytest.raises(ValueError, match="rule 'topk' compares the features of a token with one another"):
         export_saelens(_crosscoder(TopK(k=4)), tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_two_checkpoints_in_one_folder(tmp_path):
     crosscoder = Crosscoder(CrosscoderConfig(("a/b", "a_b"), 3, D, F))
-    with pytest.raises(ValueError, match="would be written into one folder"):
+    with pytest.raises(ValueError, match="would be written to the same folder"):
         export_saelens(crosscoder, tmp_path)

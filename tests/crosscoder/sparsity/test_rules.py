@@ -10,11 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crosstime.crosscoder.crosscoder import Crosscoder, CrosscoderConfig
-from crosstime.crosscoder.sparsity.batch_topk import keep_largest
-from crosstime.crosscoder.sparsity.rule import END, Progress, Sparsity
+from crosstime.crosscoder.sparsity.rule import FINISHED, Scratch, Sparsity, TrainingProgress
 from crosstime.crosscoder.sparsity.rules import L1, BatchTopK, JumpReLU, TopK
-from crosstime.crosscoder.sparsity.scratch import Scratch
-from crosstime.crosscoder.sparsity.topk import largest_per_row
+from crosstime.crosscoder.sparsity.topk import keep_largest, largest_per_token
 
 M, D, F = 3, 5, 12
 RULES = [L1(0.5), TopK(3), BatchTopK(3), JumpReLU(threshold=0.5)]
@@ -41,7 +39,7 @@ def x():
 def _scaled(crosscoder, x):
     scaled = x * crosscoder.scale[:, None]
     h = torch.relu(torch.einsum("bmd,mdf->bf", scaled, crosscoder.W_enc) + crosscoder.b_enc)
-    return h, h * crosscoder.decoder_norms().sum(1)
+    return h, h * crosscoder.decoder_norms().sum(0)
 
 
 def test_topk_keeps_the_largest_of_each_row(x):
@@ -79,10 +77,10 @@ def test_a_row_may_stand_alone_in_either_mode(rule, x):
 def test_jumprelu_gates_each_checkpoint_by_itself(x):
     crosscoder = _crosscoder(JumpReLU(threshold=0.5))
     f, (h, _) = crosscoder.encode(x), _scaled(crosscoder, x)
-    norms = crosscoder.decoder_norms()
+    norms = crosscoder.decoder_norms().T
     open_at = h[:, :, None] * norms > 0.5
     torch.testing.assert_close(f, h * open_at.any(2))
-    written = torch.stack([crosscoder.at(f, m) for m in range(M)], 2)
+    written = torch.stack([crosscoder.gate(f, m) for m in range(M)], 2)
     torch.testing.assert_close(written, h[:, :, None] * open_at)
     assert (open_at.any(2) & ~open_at.all(2)).any(), "some feature fires at one checkpoint and not at another"
     x_hat = torch.einsum("bfm,fmd->bmd", written, crosscoder.W_dec) + crosscoder.b_dec
@@ -101,7 +99,7 @@ def test_jumprelu_with_equal_norms_is_gated_as_one(x):
         crosscoder.W_dec.div_(crosscoder.W_dec.norm(dim=-1, keepdim=True))
     f = crosscoder.encode(x)
     for m in range(M):
-        assert torch.equal(crosscoder.at(f, m), f)
+        assert torch.equal(crosscoder.gate(f, m), f)
 
 
 @pytest.mark.parametrize("rule", RULES, ids=str)
@@ -155,7 +153,7 @@ def test_the_largest_of_a_batch_are_exactly_so_many_and_the_first_of_equals(rows
 @settings(deadline=None, max_examples=60)
 @given(st.lists(st.integers(0, 3), min_size=6, max_size=6), st.integers(1, 6))
 def test_the_largest_of_a_row_are_the_first_of_equals(row, k):
-    kept = largest_per_row(torch.tensor([row], dtype=torch.float32), k)[0]
+    kept = largest_per_token(torch.tensor([row], dtype=torch.float32), k)[0]
     order = sorted(range(len(row)), key=lambda i: (-row[i], i))
     assert set(kept.nonzero()[:, 0].tolist()) == set(order[:k])
 
@@ -163,28 +161,34 @@ def test_the_largest_of_a_row_are_the_first_of_equals(row, k):
 def test_schedules():
     rule = BatchTopK()
     long = 97_656
-    assert [rule.k_at(Progress(step, long)) for step in (0, 2500, 4999, 5000)] == [1000, 600, 200, 200]
-    assert rule.k_at(Progress(500, 1000)) == 200, "a short run arrives half-way"
-    assert L1(2.0).weight_at(Progress(2441, long)) == pytest.approx(2 * 2441 / 4882.8)
-    assert L1(2.0).weight_at(Progress(4883, long)) == 2
-    assert L1(2.0, warmup=0.0).weight_at(Progress(0, long)) == 2
-    assert JumpReLU(0.3).weight_at(END) == 0.3
+    assert [rule.scheduled_k(TrainingProgress(step, long)) for step in (0, 2500, 4999, 5000)] == [1000, 600, 200, 200]
+    assert rule.scheduled_k(TrainingProgress(500, 1000)) == 200, "a short run arrives half-way"
+    assert L1(2.0).penalty_coefficient(TrainingProgress(2441, long)) == pytest.approx(2 * 2441 / 4882.8)
+    assert L1(2.0).penalty_coefficient(TrainingProgress(4883, long)) == 2
+    assert L1(2.0, warmup=0.0).penalty_coefficient(TrainingProgress(0, long)) == 2
+    assert JumpReLU(0.3).penalty_coefficient(FINISHED) == 0.3
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: L1(-1.0), "sparsity.weight must not be negative"),
-        (lambda: L1(warmup=1.5), "sparsity.warmup is a share"),
-        (lambda: L1(float("nan")), "sparsity.weight must not be negative"),
-        (lambda: TopK(0), "sparsity.k must be at least 1"),
-        (lambda: BatchTopK(0), "sparsity.k must be at least 1"),
-        (lambda: BatchTopK(threshold_decay=1.0), "sparsity.threshold_decay must be from 0"),
-        (lambda: BatchTopK(aux_weight=-1.0), "sparsity.aux_weight must not be negative"),
-        (lambda: BatchTopK(dead_tokens=0), "sparsity.dead_tokens must be at least 1"),
-        (lambda: JumpReLU(threshold=0.0), "sparsity.threshold must be positive"),
-        (lambda: CrosscoderConfig(("a", "b"), 0, 4, 8, sparsity=TopK(9)), "a dictionary of 8 features"),
-        (lambda: CrosscoderConfig(("a", "b"), 0, 4, 8, sparsity=BatchTopK(9)), "a dictionary of 8 features"),
+        (lambda: L1(-1.0), "weight must not be negative"),
+        (lambda: L1(warmup=1.5), "warmup must be a share"),
+        (lambda: L1(float("nan")), "weight must not be negative"),
+        (lambda: TopK(0), "k must be at least 1"),
+        (lambda: BatchTopK(0), "k must be at least 1"),
+        (lambda: BatchTopK(threshold_decay=1.0), "threshold_decay must be at least 0"),
+        (lambda: BatchTopK(aux_weight=-1.0), "aux_weight must not be negative"),
+        (lambda: BatchTopK(dead_tokens=0), "dead_tokens must be at least 1"),
+        (lambda: JumpReLU(threshold=0.0), "threshold must be positive"),
+        (
+            lambda: CrosscoderConfig(("a", "b"), 0, 4, 8, sparsity=TopK(9)),
+            "k \\(9\\) exceeds the number of features \\(8\\)",
+        ),
+        (
+            lambda: CrosscoderConfig(("a", "b"), 0, 4, 8, sparsity=BatchTopK(9)),
+            "k \\(9\\) exceeds the number of features \\(8\\)",
+        ),
         (lambda: Sparsity.from_dict({"rule": "batchtop"}), "the nearest is 'batchtopk'"),
     ],
 )

@@ -1,15 +1,19 @@
-"""What every sparsity rule is: which features a crosscoder keeps, and what it pays for keeping them.
+"""The interface of sparsity rules: which features stay active, and what the training loss adds for sparsity.
 
-A rule is a frozen dataclass of settings; it has no state. Whatever it learns or measures in training is one tensor, the
-crosscoder's `threshold`. A new rule is a new subclass of `Sparsity` in a file of its own (docs/extending.md).
+A rule is a frozen dataclass of settings, without state. What it learns or measures in training is one tensor, the
+crosscoder's `threshold`. To add a rule, subclass `Sparsity` in a module of its own (docs/extending.md).
+
+Symbols: B tokens, M checkpoints, F features; h [B, F] = ReLU(pre-activations); f [B, F] = feature activations, h or 0;
+norms [M, F] = ||d_m,i||, norms of the decoder vectors in scaled units.
 """
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -17,195 +21,245 @@ from torch import Tensor
 
 from crosstime.base.errors import InputError, nearest
 from crosstime.base.registry import Family
-from crosstime.crosscoder.sparsity.scratch import Scratch
 
+Features = Float[Tensor, "*b F"]
+BatchFeatures = Float[Tensor, "B F"]
+DecoderNorms = Float[Tensor, "M F"]
+PerFeature = Float[Tensor, " F"]
 Mode = Literal["training", "inference"]
 
 
 @dataclass(frozen=True)
-class Progress:
-    """Where a training run stands: schedules are functions of it."""
+class TrainingProgress:
+    """Position within a training run; schedules are functions of it."""
 
     step: int
-    """Counted from 0."""
+    """Index of the current step, from 0."""
     steps: int
-    """Of the whole run."""
+    """Total number of steps."""
 
 
-END = Progress(1, 1)
-"""After the last step: every schedule has arrived."""
+FINISHED = TrainingProgress(1, 1)
+"""Progress after the last step: every schedule has reached its final value."""
 
 
-class Codes(ABC):
-    """What a rule made of one batch in training, and the way back for the gradients."""
+@dataclass(frozen=True)
+class AuxK:
+    """Settings of the auxiliary loss that revives dead features (Gao et al. 2024, as in arXiv 2509.05291).
 
-    shared: Float[Tensor, "B F"]
-    """The features of each row; zero where one does not fire."""
-    sums: Float[Tensor, " F"]
-    """Those of each feature, added over the rows: 0 for one that fires in no row."""
-    written: Sequence[Float[Tensor, "B F"]]
-    """What the decoder reads: one matrix for all checkpoints, or one for each where the rule gates them apart."""
+    `training.step` adds it to the loss of any rule whose `auxk` isn't None.
+    """
+
+    weight: float
+    """Coefficient of the auxiliary loss."""
+    k: int | None
+    """Dead features that reconstruct the residual of each token; None for half the model's width."""
+    dead_tokens: int
+    """Tokens after which a feature that hasn't fired counts as dead."""
+
+
+class Scratch:
+    """Preallocated memory by name, for a training step's intermediate values.
+
+    Asking for a name again returns the same memory, so a value is valid until then. On a CPU, allocating costs several
+    times as much as writing. Other devices' allocators cache freed memory, so there each request allocates.
+    """
+
+    def __init__(self) -> None:
+        self._held: dict[str, Tensor] = {}
+
+    def empty(self, name: str, shape: tuple[int, ...], like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """Return an uninitialised tensor on the device of `like`, by default of its dtype."""
+        dtype = dtype or like.dtype
+        if like.device.type != "cpu":
+            return torch.empty(shape, dtype=dtype, device=like.device)
+        size = math.prod(shape) * dtype.itemsize
+        if name not in self._held or self._held[name].numel() < size:
+            self._held[name] = torch.empty(size, dtype=torch.uint8)
+        return self._held[name][:size].view(dtype).view(shape)
+
+
+class RuleGradients(NamedTuple):
+    """Gradients of the loss that pass through a sparsity rule; None where there is none."""
+
+    h: BatchFeatures
+    """0 where h is 0."""
+    norms: DecoderNorms | None
+    threshold: PerFeature | None
+
+
+class Activations(ABC):
+    """Feature activations of a training batch, the sparsity penalty, and their gradients."""
+
+    f: BatchFeatures
+    """Feature activations; positive if the feature is active at any checkpoint."""
+    feature_sums: PerFeature
+    """Sum of f over the tokens: 0 for features that don't fire in the batch."""
+    decoder_inputs: Sequence[BatchFeatures]
+    """What the decoder reads: one matrix for all checkpoints, or one per checkpoint if the rule gates each."""
     penalty: Float[Tensor, ""]
     """What the rule adds to the loss."""
+    penalty_gradient: PerFeature | None = None
+    """Gradient of the penalty with respect to f, if it is the same for every token; None if it is zero or part of
+    `backward`."""
+    norms_gradient: DecoderNorms | None = None
+    """Gradient of the penalty with respect to the decoder norms; None if it is zero or part of `backward`."""
     threshold: Tensor | None = None
-    """The crosscoder's threshold after this batch, where the rule measures it."""
-    slope: Float[Tensor, " F"] | None
-    """Gradient of the penalty with respect to every row's codes, where that is the same in all rows; None if zero, or
-    if `backward` sees to it."""
+    """The crosscoder's threshold after this batch, if the rule measures it."""
+    only_masks: bool = False
+    """Whether `backward` is nothing but the mask f > 0 and `norms_gradient`; sparse matrix products may then replace
+    dense ones."""
 
     @abstractmethod
-    def backward(
-        self, gradients: Sequence[Float[Tensor, "B F"]]
-    ) -> tuple[Float[Tensor, "B F"], Float[Tensor, "F M"] | None, Float[Tensor, " F"] | None]:
-        """From gradients of the loss with respect to `written` (`slope` included) to those with respect to h, decoder
-        norms and threshold; None where there is none. That of h is 0 where h is 0. May overwrite its arguments.
+    def backward(self, gradients: Sequence[BatchFeatures]) -> RuleGradients:
+        """Turn gradients with respect to `decoder_inputs` into those with respect to h, norms and threshold.
+
+        The gradients include `penalty_gradient`, and may be overwritten.
         """
 
 
-def total_norms(norms: Float[Tensor, "F M"]) -> Float[Tensor, " F"]:
-    """s_i = sum over checkpoints of ||d_i,m||: by f_i s_i features of different decoder norm are compared."""
-    return norms.sum(1)
+class MaskedActivations(Activations):
+    """Activations that are h or 0, the same at all checkpoints, with an L1 penalty weighted by decoder norms.
 
-
-def count_active(f: Float[Tensor, "B F"]) -> Int[Tensor, ""]:
-    """How many codes are active. Those that are not are all zero bits, and integers are counted many times faster."""
-    return torch.count_nonzero(bits(f))
-
-
-def bits(values: Float[Tensor, "*b"]) -> Int[Tensor, "*b"]:
-    """The bits of floats as integers. Where no float is negative, the integers are in the order of the floats."""
-    return values.view({2: torch.int16, 4: torch.int32, 8: torch.int64}[values.dtype.itemsize])
-
-
-def where_positive(
-    a: Float[Tensor, "B F"], b: Float[Tensor, "B F"], *, out: Float[Tensor, "B F"]
-) -> Float[Tensor, "B F"]:
-    """a where b > 0, else 0, in one pass: what torch does to go back through a ReLU.
-
-    It is written into `out`, which may be a or b, unless gradients are to flow back to a.
-    """
-    kernel = torch.ops.aten.threshold_backward
-    return kernel(a, b, 0) if a.requires_grad else kernel.grad_input(a, b, 0, grad_input=out)
-
-
-class MaskedCodes(Codes):
-    """Codes that are h or 0, the same for all checkpoints, at a price of `weight` sum_i f_i s_i a row (0 for none).
-
-    Its gradients are written out, so training keeps nothing but the codes and their gradient.
+    The penalty is coefficient * mean over tokens of sum_i f_i s_i. Gradients are written by hand, so training stores
+    only the activations and their gradient.
     """
 
-    def __init__(self, f: Float[Tensor, "B F"], norms: Float[Tensor, "F M"], weight: float) -> None:
-        self.shared, self.written = f, (f,)
-        price = weight / len(f)
-        # Added up in float32 and rounded once, at the end: to ask for float32 would first copy the codes to it.
-        self.sums = f.sum(0).float()
-        self.penalty = price * (self.sums @ total_norms(norms))
-        self.slope = price * total_norms(norms) if weight else None
-        self.norms_gradient = (price * self.sums)[:, None].expand(norms.shape) if weight else None
-        """Gradient of the penalty with respect to the decoder norms [F, M]; None where there is no penalty."""
+    only_masks = True
 
-    def backward(
-        self, gradients: Sequence[Float[Tensor, "B F"]]
-    ) -> tuple[Float[Tensor, "B F"], Float[Tensor, "F M"] | None, Float[Tensor, " F"] | None]:
-        gradient = where_positive(gradients[0], self.shared, out=gradients[0])
-        return gradient, self.norms_gradient, None
+    def __init__(self, f: BatchFeatures, norms: DecoderNorms, coefficient: float) -> None:
+        self.f, self.decoder_inputs = f, (f,)
+        per_token = coefficient / len(f)
+        # Summed in float32 and rounded once, at the end: asking for a float32 result would first copy f to it.
+        self.feature_sums = f.sum(0).float()
+        self.penalty = per_token * (self.feature_sums @ total_norms(norms))
+        if coefficient:
+            self.penalty_gradient = per_token * total_norms(norms)
+            self.norms_gradient = (per_token * self.feature_sums).expand(norms.shape)
+
+    def backward(self, gradients: Sequence[BatchFeatures]) -> RuleGradients:
+        return RuleGradients(where_positive(gradients[0], self.f, out=gradients[0]), self.norms_gradient, None)
 
 
 @dataclass(frozen=True)
 class Sparsity(Family, ABC):
-    """Base of all rules. Activations h = ReLU(pre-activations); norms ||d_i,m|| are in scaled units, [F, M]."""
+    """Base class of sparsity rules; see L1, TopK, BatchTopK and JumpReLU.
+
+    Only `select` must be overridden.
+
+    Example:
+        >>> from crosstime import Sparsity
+        >>> Sparsity.from_dict({"rule": "l1", "weight": 0.5})
+        L1(rule='l1', weight=0.5, warmup=0.05)
+    """
 
     variant_key: ClassVar[str] = "rule"
 
     rule: str = field(default="", init=False)
-    """What run.toml and config.json call the rule; each subclass states its own."""
+    """Name of the rule in run.toml and config.json; each subclass sets its own."""
+    initial_decoder_norm: ClassVar[float] = 1.0
+    """Default norm of each d_m,i at initialisation, in scaled units (1 in the paper for BatchTopK)."""
+    gates_checkpoints: ClassVar[bool] = False
+    """Whether `gate` differs between checkpoints; a training batch then holds M matrices of activations."""
 
     @abstractmethod
-    def select(
-        self, h: Float[Tensor, "*b F"], norms: Float[Tensor, "F M"], threshold: Tensor | None
-    ) -> Float[Tensor, "*b F"]:
-        """The codes at inference: h where a feature is kept, else 0. No row depends on another."""
+    def select(self, h: Features, norms: DecoderNorms, threshold: Tensor | None) -> Features:
+        """Return the feature activations at inference. Tokens don't affect one another."""
 
     def select_in_training(
-        self, h: Float[Tensor, "B F"], norms: Float[Tensor, "F M"], threshold: Tensor | None, progress: Progress
-    ) -> Float[Tensor, "B F"]:
-        """The codes of a batch in training, where they differ from those at inference."""
+        self, h: BatchFeatures, norms: DecoderNorms, threshold: Tensor | None, progress: TrainingProgress
+    ) -> BatchFeatures:
+        """Return the feature activations of a training batch, by default those at inference."""
         return self.select(h, norms, threshold)
 
-    def weight_at(self, progress: Progress) -> float:
-        """At a step, the price of sum_i f_i s_i, a row's codes times decoder norms."""
+    def penalty_coefficient(self, progress: TrainingProgress) -> float:
+        """Return the coefficient of the penalty sum_i f_i s_i at a step."""
         return 0.0
 
-    def codes(
+    def activate(
         self,
-        h: Float[Tensor, "B F"],
-        norms: Float[Tensor, "F M"],
+        h: BatchFeatures,
+        norms: DecoderNorms,
         threshold: Tensor | None,
-        progress: Progress,
+        progress: TrainingProgress,
         scratch: Scratch,
-    ) -> Codes:
-        """The codes of a batch in training, their price, and the way back for the gradients.
-
-        They are done with before the next batch, so they may lie in `scratch`.
-        """
+    ) -> Activations:
+        """Return the activations of a training batch with penalty and gradients. They may use memory of `scratch`."""
         f = self.select_in_training(h, norms, threshold, progress).to(h.dtype)
-        return MaskedCodes(f, norms, self.weight_at(progress))
+        return MaskedActivations(f, norms, self.penalty_coefficient(progress))
 
-    def at(
-        self, f: Float[Tensor, "*b F"], norms: Float[Tensor, " F"], threshold: Tensor | None
-    ) -> Float[Tensor, "*b F"]:
-        """The codes as one checkpoint, whose decoder norms are given, writes them."""
+    def gate(self, f: Features, norms: PerFeature, threshold: Tensor | None) -> Features:
+        """Return the feature activations that one checkpoint's decoder reads, given its decoder norms."""
         return f
 
-    def least_code(self, norms: Float[Tensor, "F M"], m: int, threshold: Tensor | None) -> Float[Tensor, " F"] | None:
-        """What each feature must exceed for checkpoint m to write it; None where other features of the row decide."""
+    def activation_threshold(self, norms: DecoderNorms, m: int, threshold: Tensor | None) -> PerFeature | None:
+        """Return what h must exceed for checkpoint m's decoder to read it; None if that depends on other features."""
         return None
 
     @property
-    def decoder_norm(self) -> float:
-        """Norm of each d_i,m at the start that suits the rule, in scaled units (1 in the paper for BatchTopK)."""
-        return 1.0
-
-    @property
-    def gated(self) -> bool:
-        """Whether every checkpoint writes codes of its own (`at`): a batch in training then holds M times as many."""
-        return False
-
-    @property
-    def threshold_lr_share(self) -> float:
-        """Learning rate of a learnt threshold, in parts of that of the weights."""
-        return 1.0
-
-    def first_threshold(self, features: int) -> Tensor | None:
-        """The threshold before training: an nn.Parameter where it is learnt, a tensor where it is measured."""
+    def auxk(self) -> AuxK | None:
+        """Settings of the auxiliary loss on dead features; None for no such loss."""
         return None
 
-    def logged(self, progress: Progress) -> dict[str, float | int]:
-        """The rule's scheduled values at a step, for the log."""
+    @property
+    def threshold_lr_scale(self) -> float:
+        """Learning rate of a learnt threshold, relative to that of the weights."""
+        return 1.0
+
+    def initial_threshold(self, features: int) -> Tensor | None:
+        """Return the threshold before training: an nn.Parameter if it is learnt, a tensor if it is measured."""
+        return None
+
+    def scheduled_values(self, progress: TrainingProgress) -> dict[str, float | int]:
+        """Return the values of the rule's schedules at a step, for the training log."""
         return {}
 
     def check(self, features: int) -> None:
-        """Raise InputError where the rule does not fit a dictionary of so many features."""
+        """Raise SettingError if the rule doesn't fit a dictionary of this size."""
 
     def check_trainable(self) -> None:
-        """Raise InputError where nothing can be learnt under the rule."""
+        """Raise SettingError if a crosscoder can't be trained with this rule."""
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any]) -> Sparsity:
-        """The rule that `to_dict` wrote.
+        """Build a rule from the output of `to_dict`.
 
         Raises:
-            InputError: there is no such rule.
-            TypeError: it has no such setting.
+            InputError: No such rule has been imported.
+            TypeError: The rule has no such setting.
         """
         settings = dict(settings)
-        name, known = settings.pop("rule"), cls.variants()
-        if name not in known:
+        name, variants = settings.pop("rule"), cls.variants()
+        if name not in variants:
             raise InputError(
-                f"there is no sparsity rule {name!r}{nearest(name, known)} (yours is there once it is imported)"
+                f"unknown sparsity rule {name!r}{nearest(name, variants)}; import the module of your own rules first"
             )
-        return known[name](**settings)
+        return variants[name](**settings)
 
     def to_dict(self) -> dict[str, Any]:
-        """The rule's name and settings, as JSON can hold them."""
+        """Return the rule's name and settings as plain values."""
         return asdict(self)
+
+
+def total_norms(norms: DecoderNorms) -> PerFeature:
+    """Return s_i = sum_m ||d_m,i||: rules compare features by f_i s_i, which rescaling a feature doesn't change."""
+    return norms.sum(0)
+
+
+def count_active(f: BatchFeatures) -> Int[Tensor, ""]:
+    """Count the active features of a batch. As integers they are counted many times faster; 0.0 has all bits zero."""
+    return torch.count_nonzero(float_bits(f))
+
+
+def float_bits(values: Float[Tensor, "*b"]) -> Int[Tensor, "*b"]:
+    """View floats as integers of the same width. Integers are ordered like the floats if no float is negative."""
+    return values.view({2: torch.int16, 4: torch.int32, 8: torch.int64}[values.dtype.itemsize])
+
+
+def where_positive(a: BatchFeatures, b: BatchFeatures, *, out: BatchFeatures) -> BatchFeatures:
+    """Return a where b > 0, else 0, in one pass: the kernel of ReLU's backward pass.
+
+    The result is written into `out`, which may be a or b, unless a requires gradients.
+    """
+    kernel = torch.ops.aten.threshold_backward
+    return kernel(a, b, 0) if a.requires_grad else kernel.grad_input(a, b, 0, grad_input=out)

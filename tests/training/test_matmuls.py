@@ -1,11 +1,10 @@
-"""Products with codes: the sparse ones against the dense ones, and which are taken."""
+"""Matrix products with feature activations: sparse against dense ones, and the choice between them."""
 
 import pytest
 import torch
 
-from crosstime.crosscoder.sparsity.rule import MaskedCodes, count_active
-from crosstime.crosscoder.sparsity.scratch import Scratch
-from crosstime.training.matmul import DenseProducts, Products, SparseProducts
+from crosstime.crosscoder.sparsity.rule import MaskedActivations, Scratch, count_active
+from crosstime.training.step import DenseMatmuls, SparseMatmuls, choose_matmuls
 
 B, F, M, D = 7, 9, 2, 4
 
@@ -14,11 +13,11 @@ def _random(*shape, seed=0, dtype=torch.float32):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
-def _codes(share, weight=0.3, dtype=torch.float32):
-    """Codes of which a share is active; no feature fires in row 2, and feature 3 fires nowhere."""
+def _activations(share, weight=0.3, dtype=torch.float32):
+    """Return activations of which a share is positive; none at token 2, and none of feature 3."""
     f = _random(B, F).abs() * (torch.rand(B, F, generator=torch.Generator().manual_seed(1)) < share)
     f[2], f[:, 3] = 0, 0
-    return MaskedCodes(f.to(dtype), _random(F, M, seed=2).abs(), weight)
+    return MaskedActivations(f.to(dtype), _random(M, F, seed=2).abs(), weight)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -27,8 +26,8 @@ def _codes(share, weight=0.3, dtype=torch.float32):
 def test_sparse_products_are_the_dense_ones(share, weight, dtype):
     w_dec, x, e = (_random(*shape, dtype=dtype) for shape in ((F, M * D), (B, M * D), (B, M * D)))
     dense, sparse = (
-        DenseProducts(_codes(share, weight, dtype), w_dec, Scratch()),
-        SparseProducts(_codes(share, weight, dtype), w_dec),
+        DenseMatmuls(_activations(share, weight, dtype), w_dec, Scratch()),
+        SparseMatmuls(_activations(share, weight, dtype), w_dec),
     )
     close = {"rtol": 1e-5, "atol": 1e-6} if dtype == torch.float32 else {"rtol": 2e-2, "atol": 2e-2}
     torch.testing.assert_close(sparse.decode(), dense.decode(), **close)
@@ -40,8 +39,8 @@ def test_sparse_products_are_the_dense_ones(share, weight, dtype):
             torch.testing.assert_close(value, expected, **close, check_dtype=False)
 
 
-def test_sparse_products_are_taken_where_few_codes_are_active():
+def test_sparse_products_are_taken_if_few_features_are_active():
     w_dec = _random(F, M * D)
-    for share, kind in ((0.0, SparseProducts), (1.0, DenseProducts)):
-        codes = _codes(share)
-        assert type(Products.of(codes, count_active(codes.shared), w_dec, Scratch())) is kind
+    for share, kind in ((0.0, SparseMatmuls), (1.0, DenseMatmuls)):
+        activations = _activations(share)
+        assert type(choose_matmuls(activations, count_active(activations.f), w_dec, Scratch())) is kind
