@@ -24,7 +24,13 @@ from measure import report, seconds
 from paper_effects import PaperEffects
 
 import models
-from crosstime.attribution.effects import CompletenessWarning, Effects, attribute, attribute_several
+from crosstime.attribution.effects import (
+    AttributionConfig,
+    CompletenessWarning,
+    Effects,
+    attribute,
+    attribute_several,
+)
 from crosstime.tasks.prompts import Prompts
 from crosstime.text.positions import Positions
 
@@ -71,8 +77,8 @@ def main() -> None:
     ]
     ours = partial(attribute, crosscoders[0], lms)
     cases: dict[str, Callable[[], object]] = {
-        "released": lambda: ours(prompts, method="released", **SAME),
-        "paper": lambda: ours(prompts, method="paper", **SAME),
+        "released": lambda: ours(prompts, AttributionConfig(method="released", **SAME)),
+        "paper": lambda: ours(prompts, AttributionConfig(method="paper", **SAME)),
         "gradient": lambda: ours(prompts),
         "several": lambda: attribute_several(crosscoders, lms, prompts),
     }
@@ -83,7 +89,7 @@ def main() -> None:
         theirs = PaperEffects.where_it_can_run(sizes.reference, wholes, crosscoders[0], few)
     if theirs is not None:
         for method, run in (("released", theirs.run), ("paper", theirs.run_repaired)):
-            also[method] = {"difference": _difference(ours(few, method=method, **SAME), run())}
+            also[method] = {"difference": _difference(ours(few, AttributionConfig(method=method, **SAME)), run())}
         cases["peer"] = theirs.run
     taken = seconds(cases, repeats=sizes.repeats, device=sizes.device)
     peer = {} if theirs is None else {"paper's code": taken["peer"] * len(prompts) / len(few)}

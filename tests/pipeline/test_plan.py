@@ -118,8 +118,8 @@ def test_times_are_counts_times_speeds(folder, monkeypatch):
 def test_points_of_a_path_are_those_of_the_method(folder, monkeypatch, method, points):
     monkeypatch.setattr(plan, "measure", lambda *_: SPEEDS)
     (configuration,) = config.load(folder)
-    effects = replace(configuration.effects, method=method, steps=4)
-    found = plan.plan(runs(folder, [replace(configuration, effects=effects)]))
+    attribution = replace(configuration.attribution, method=method, steps=4)
+    found = plan.plan(runs(folder, [replace(configuration, attribution=attribution)]))
     (stage,) = (stage for stage in found.stages if stage.name == "attribute")
     assert stage.what.endswith(f" {points} points each")
 
