@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from functools import cached_property, partial
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -183,8 +184,9 @@ class Survey:
         """
         has_prompts = np.array(self.n_prompts) > 0
         if not has_prompts.any():
-            return beats_chance(self.sentence_accuracy, np.array(self.n_pairs)).any(axis=1)
-        return beats_chance(self.token_accuracy[:, has_prompts], np.array(self.n_prompts)[has_prompts]).any(axis=1)
+            return np.any(beats_chance(self.sentence_accuracy, np.array(self.n_pairs)), axis=1)
+        n = np.array(self.n_prompts)[has_prompts]
+        return np.any(beats_chance(self.token_accuracy[:, has_prompts], n), axis=1)
 
     def _first_reason(self, i: int) -> str:
         """Describe the first checkpoint of a proposal."""
@@ -236,8 +238,11 @@ class Survey:
         def array(table: pa.Table, column: str) -> np.ndarray:
             return table[column].to_numpy().reshape(len(summary["checkpoints"]), -1).copy()
 
+        plain: dict[str, Any] = {
+            name: summary[name] for name in ("checkpoints", "tokens", "tasks", "n_pairs", "n_prompts", "layer")
+        }
         return cls(
-            **{name: summary[name] for name in ("checkpoints", "tokens", "tasks", "n_pairs", "n_prompts", "layer")},
+            **plain,
             **{name: array(accuracy, name) for name in ("sentence_accuracy", "token_accuracy", "logit_difference")},
             **{name: array(similarity, name) for name in ("cosine", "pearson")},
             perplexity=np.array([np.inf if value is None else value for value in summary["perplexity"]]),
