@@ -64,6 +64,12 @@ class Ablation:
 
     lpd is log p(right) - log p(wrong) at the last prompt token, mean over prompts, in nats; accuracy is the share of
     prompts with lpd > 0. A delta is clean - ablated: it is positive if the feature supports the right answer, as IE.
+
+    Example:
+        >>> import pyarrow as pa
+        >>> import crosstime as ct
+        >>> ct.Ablation(pa.table({"ie": [0.1, 0.2, 0.3], "delta_lpd": [0.2, 0.1, 0.3]}), pa.table({})).correlation
+        0.5
     """
 
     table: pa.Table
@@ -138,6 +144,20 @@ def ablate(
 
     Raises:
         InputError: Models, effects or frequencies aren't this crosscoder's, or the effects are of another task.
+
+    Example:
+        >>> import numpy, torch
+        >>> import crosstime as ct
+        >>> from crosstime import demo
+        >>> suite = ct.Suite.from_folder(demo.SUITE, ["step64", "step3786"])
+        >>> models = [suite.load(name, layer=1) for name in suite.names]
+        >>> prompts = ct.BlimpPairs("distractor").load().take(4).prompts(suite.tokenizer)
+        >>> random = ct.Crosscoder(ct.CrosscoderConfig(tuple(suite.names), layer=1, width=suite.width, features=16))
+        >>> _ = torch.nn.init.normal_(random.W_enc), torch.nn.init.normal_(random.W_dec)
+        >>> effects = ct.attribute(random, models, prompts, ct.AttributionConfig(method="released", threshold=0.0))
+        >>> ablation = ct.ablate(random, models, prompts, effects, numpy.ones(16), ct.AblationConfig(top_k=1))
+        >>> set(ablation.table["group"].to_pylist()) == {"top", "random"}
+        True
     """
     config = config or AblationConfig()
     check_effects(crosscoder, models, prompts, effects)

@@ -17,7 +17,13 @@ from crosstime.base.settings import check_at_least
 
 @dataclass(frozen=True)
 class Evolution:
-    """One feature's indirect effects over the checkpoints, and the groups for which it was chosen."""
+    """One feature's indirect effects over the checkpoints, and the groups for which it was chosen.
+
+    Example:
+        >>> import numpy as np
+        >>> Evolution(7, ("largest at last",), np.array([0.0, 1.5])).ie.max()
+        1.5
+    """
 
     feature: int
     groups: tuple[str, ...]
@@ -61,6 +67,13 @@ class Overlap:
 
     By chance means that both tops are drawn at random from the features with an effect on either task. Features without
     effect on both can't be in a top; counting them would make every overlap look large.
+
+    Example:
+        >>> import numpy as np
+        >>> import crosstime as ct
+        >>> ie = {"number": np.eye(4)[:1], "gender": np.eye(4)[:1]}
+        >>> ct.overlap(ie, ["step1000"], k=1).jaccard.tolist()
+        [[[1.0, 1.0], [1.0, 1.0]]]
     """
 
     checkpoints: list[str]
@@ -140,7 +153,14 @@ def _ratio(
 
 @dataclass(frozen=True)
 class NormAndEffect:
-    """RelDec and RelIE of N features at each of M checkpoints."""
+    """RelDec and RelIE of N features at each of M checkpoints.
+
+    Example:
+        >>> import numpy as np
+        >>> shares = np.array([[0.25, 0.5, 1.0]])
+        >>> NormAndEffect(np.arange(3), rel_dec=shares, rel_ie=shares).correlation.tolist()
+        [1.0]
+    """
 
     features: np.ndarray
     """[N] Feature ids."""

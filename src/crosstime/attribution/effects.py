@@ -181,6 +181,19 @@ class Effects(TaskTotals):
 
     IE > 0 means that the feature supports the right answer. Intervals are bootstrap percentile intervals over prompts,
     at 95 %. Arrays are [M, F].
+
+    Example:
+        >>> import numpy as np
+        >>> import crosstime as ct
+        >>> ie, bounds, totals = np.array([[0.1, 0.0], [0.3, -0.2]]), np.zeros((2, 2)), np.array([0.5, 1.0])
+        >>> effects = ct.Effects(
+        ...     task="agreement", method="gradient", baseline="bias", checkpoints=["step64", "step3786"],
+        ...     n_examples=100, skipped={}, explained=totals, error=totals / 4, total=totals, gap=0 * totals,
+        ...     metric_clean=-totals, metric_end=0 * totals, ie=ie, ie_low=bounds, ie_high=bounds,
+        ...     rel_ie=ct.relative(ie), rel_ie_low=bounds, rel_ie_high=bounds, sign_consistency=bounds,
+        ... )  # what `attribute` returns
+        >>> effects.rel_ie.round(2).tolist(), effects.feature_share.tolist()
+        ([[0.25, 0.0], [0.75, 1.0]], [0.75, 0.75])
     """
 
     ie: np.ndarray
@@ -241,6 +254,18 @@ def attribute(
 
     Warns:
         CompletenessWarning: The completeness gap exceeds 5 % at some checkpoint, and the method claims completeness.
+
+    Example:
+        >>> import crosstime as ct
+        >>> from crosstime import demo
+        >>> suite = ct.Suite.from_folder(demo.SUITE, ["step64", "step3786"])
+        >>> models = [suite.load(name, layer=1) for name in suite.names]
+        >>> prompts = ct.BlimpPairs("distractor").load().take(4).prompts(suite.tokenizer)
+        >>> text = ct.Corpus.from_text(demo.HELDOUT_TEXT, suite.tokenizer, context=32, limit_tokens=500)
+        >>> untrained = ct.Crosscoder(ct.CrosscoderConfig(tuple(suite.names), layer=1, width=suite.width, features=16))
+        >>> effects = ct.attribute(untrained, models, prompts, ct.AttributionConfig(baseline="mean"), text=text)
+        >>> effects.feature_share.round(3) + 0.0  # all effects are the error's
+        array([0., 0.])
     """
     (effects,) = attribute_several([crosscoder], models, prompts, config, text=text)
     return effects
@@ -271,6 +296,18 @@ def attribute_several(
 
     Raises:
         InputError: As `attribute`; or there is no crosscoder, or they differ in their policy for position 0.
+
+    Example:
+        >>> import crosstime as ct
+        >>> from crosstime import demo
+        >>> suite = ct.Suite.from_folder(demo.SUITE, ["step64", "step3786"])
+        >>> models = [suite.load(name, layer=1) for name in suite.names]
+        >>> prompts = ct.BlimpPairs("distractor").load().take(4).prompts(suite.tokenizer)
+        >>> shape = ct.CrosscoderConfig(tuple(suite.names), layer=1, width=suite.width, features=16)
+        >>> untrained = [ct.Crosscoder(shape) for _ in range(2)]
+        >>> one, other = ct.attribute_several(untrained, models, prompts, ct.AttributionConfig(method="released"))
+        >>> bool((one.metric_clean == other.metric_clean).all())
+        True
     """
     config = config or AttributionConfig()
     method, baseline = METHODS[config.method], BASELINES[config.baseline]

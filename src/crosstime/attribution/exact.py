@@ -50,6 +50,15 @@ class Exact(CheckpointTable):
     The table's columns are task, feature, checkpoint; ie (the estimate by which the feature was chosen), exact and
     rel_exact, both with bounds (exact_low, exact_high, rel_exact_low, rel_exact_high). rel_exact is NaN for a feature
     without effect at any checkpoint.
+
+    Example:
+        >>> import numpy as np
+        >>> import crosstime as ct
+        >>> from crosstime.attribution.features import long_table
+        >>> ie, exact = np.array([[0.1, 0.2, 0.4]]), np.array([[0.2, 0.1, 0.5]])
+        >>> columns = {"ie": ie, "exact": exact, "rel_exact": ct.relative(exact)}
+        >>> ct.Exact(long_table("agreement", ["step64"], np.array([3, 7, 8]), columns)).correlations[0]["ie"]
+        0.5
     """
 
     @property
@@ -122,6 +131,20 @@ def exact_effects(
 
     Raises:
         InputError: Models or effects aren't this crosscoder's, or the effects are of another task.
+
+    Example:
+        >>> import torch
+        >>> import crosstime as ct
+        >>> from crosstime import demo
+        >>> suite = ct.Suite.from_folder(demo.SUITE, ["step64", "step3786"])
+        >>> models = [suite.load(name, layer=1) for name in suite.names]
+        >>> prompts = ct.BlimpPairs("distractor").load().take(4).prompts(suite.tokenizer)
+        >>> random = ct.Crosscoder(ct.CrosscoderConfig(tuple(suite.names), layer=1, width=suite.width, features=16))
+        >>> _ = torch.nn.init.normal_(random.W_enc), torch.nn.init.normal_(random.W_dec)
+        >>> effects = ct.attribute(random, models, prompts, ct.AttributionConfig(method="released", threshold=0.0))
+        >>> exact = ct.exact_effects(random, models, prompts, effects, ct.AblationConfig(exact=1))
+        >>> exact.tasks, exact.checkpoints
+        (['distractor'], ['step64', 'step3786'])
     """
     config = config or AblationConfig()
     check_effects(crosscoder, models, prompts, effects)
@@ -183,6 +206,16 @@ def validate(
 
     Raises:
         InputError: The exact effects are of other checkpoints.
+
+    Example:
+        >>> import numpy as np
+        >>> import crosstime as ct
+        >>> from crosstime.attribution.features import long_table
+        >>> names, values = ["step64", "step3786"], np.array([[0.1, 0.2, 0.4], [0.3, 0.2, 0.1]])
+        >>> exact = ct.Exact(long_table("agreement", names, np.arange(3), {"ie": values, "exact": 2 * values}))
+        >>> crosscoder = ct.Crosscoder(ct.CrosscoderConfig(tuple(names), layer=1, width=8, features=3))
+        >>> ct.validate(exact, crosscoder, top_k=[2])["rel_ie"].to_pylist()
+        [1.0, 1.0, 1.0]
     """
     config = config or AblationConfig()
     names = list(crosscoder.config.checkpoints)

@@ -95,6 +95,16 @@ class FeatureTable(CheckpointTable):
     `relative.lifecycle`) and frequency (share of held-out tokens on which the feature fires), which are repeated for
     each checkpoint; ie, rel_ie and their bounds (ie_low, ie_high, rel_ie_low, rel_ie_high); sign_consistency (share of
     the prompts with an effect whose effect has the sign of ie); decoder_norm and rel_dec.
+
+    Example:
+        >>> import numpy as np
+        >>> import crosstime as ct
+        >>> columns = {"ie": np.array([[0.1, 0.0], [0.3, 0.5]]), "class": ["shared:step64+step3786", "other"]}
+        >>> table = ct.FeatureTable(long_table("agreement", ["step64", "step3786"], np.array([3, 7]), columns))
+        >>> table.array("agreement", "ie")[1].tolist(), table.column("agreement", "class")[1]
+        ([0.3, 0.5], 'other')
+        >>> table.table.slice(0, 1).to_pylist()[0]["checkpoint"]
+        'step64'
     """
 
     @classmethod

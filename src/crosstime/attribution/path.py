@@ -82,7 +82,13 @@ PATH_RULES.add(PathRule("left", lambda steps: (np.arange(steps) / steps, np.full
 
 @dataclass(frozen=True, eq=False)
 class IntegrationPath:
-    """Points on the line from a residual stream (0) to its baseline (1), and their weights in a mean gradient."""
+    """Points on the line from a residual stream (0) to its baseline (1), and their weights in a mean gradient.
+
+    Example:
+        >>> import crosstime as ct
+        >>> ct.IntegrationPath.from_rule("midpoint", 2).nodes.tolist(), ct.IntegrationPath.from_point(1.0).n_gradients
+        ([0.25, 0.75], 1)
+    """
 
     nodes: Float[np.ndarray, " K"]
     weights: Float[np.ndarray, " K"]
