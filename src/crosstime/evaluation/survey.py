@@ -238,15 +238,13 @@ class Survey:
         def array(table: pa.Table, column: str) -> np.ndarray:
             return table[column].to_numpy().reshape(len(summary["checkpoints"]), -1).copy()
 
-        plain: dict[str, Any] = {
-            name: summary[name] for name in ("checkpoints", "tokens", "tasks", "n_pairs", "n_prompts", "layer")
-        }
-        return cls(
-            **plain,
+        values: dict[str, Any] = {
+            **{name: summary[name] for name in ("checkpoints", "tokens", "tasks", "n_pairs", "n_prompts", "layer")},
             **{name: array(accuracy, name) for name in ("sentence_accuracy", "token_accuracy", "logit_difference")},
             **{name: array(similarity, name) for name in ("cosine", "pearson")},
-            perplexity=np.array([np.inf if value is None else value for value in summary["perplexity"]]),
-        )
+        }
+        perplexity = np.array([np.inf if value is None else value for value in summary["perplexity"]])
+        return cls(**values, perplexity=perplexity)
 
     def _accuracy_table(self) -> pa.Table:
         """One row per checkpoint and task."""
