@@ -108,7 +108,7 @@ def main() -> None:
     taken = run.go_on(sizes.steps)
     explained = taken.collection + taken.step
     also = {"peak_memory_gib": round(max(peak(sizes.device), *run.memory) / GIB, 2)}
-    if sizes.project_rows:
+    if sizes.project_tokens:
         also["projected_hours"] = round(taken.whole / tokens * sizes.project_tokens / 3600, 2)
     report(
         case("train_run", sizes),

@@ -39,7 +39,7 @@ def train_state(
     crosscoder.initialise(
         torch.zeros(checkpoints, width),
         torch.ones(checkpoints),
-        decoder_norm=rule.decoder_norm,
+        decoder_norm=rule.initial_decoder_norm,
         tied=True,
         generator=torch.Generator().manual_seed(0),
     )

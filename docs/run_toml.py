@@ -54,6 +54,8 @@ def _sections(name: str, hint: Any) -> list[str]:
             continue
         seen[kind] = name
         for variant, member in kind.variants().items():
+            if not member.__module__.startswith("crosstime."):
+                continue  # of a plugin
             parts += _section(f"[{name}] {kind.variant_key} = {json.dumps(variant)}", member)
     return parts
 

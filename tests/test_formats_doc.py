@@ -79,4 +79,4 @@ def test_the_commands(theirs):
 
 
 def test_every_format_has_a_command_in_it():
-    assert len(COMMANDS) == len(FORMATS) + 1  # one imports a lone file, one exports; ours needs none
+    assert len(COMMANDS) == len(FORMATS.names) + 1  # one imports a lone file, one exports; ours needs none

@@ -37,8 +37,8 @@ def prompts():
 
 def report_of(effects, folder):
     folder.mkdir()
-    run = RunFacts(source="random", layer=1, n_features=40, rows_trained=0, seed=0)
-    data = ReportData("A report", run, effects.checkpoints, tasks=(effects,))
+    run = RunFacts(source="random", layer=1, n_features=40, tokens_trained=0, seed=0)
+    data = ReportData("A report", run, effects.checkpoints, totals=(effects,))
     return build_report(data, folder).read_text(encoding="utf-8")
 
 

@@ -44,7 +44,7 @@ def rows_of(table: pa.Table) -> dict:
 
 def test_it_is_the_papers_correlation_for_each_pair_of_neighbours(crosscoder, values):
     ie, change = values
-    found = rows_of(validate(exact_with(ie, change), crosscoder, AblationConfig(bootstrap=0), top_k=(5, 30)))
+    found = rows_of(validate(exact_with(ie, change), crosscoder, AblationConfig(bootstrap=0), ks=(5, 30)))
     norms = crosscoder.decoder_norms().detach().numpy().T[::2]
     for a, b in ((0, 1), (1, 2)):
         for k in (5, 30):
@@ -66,7 +66,7 @@ def test_it_is_the_papers_correlation_for_each_pair_of_neighbours(crosscoder, va
 def test_means_over_tasks_and_pairs(crosscoder, values):
     ie, change = values
     joined = Exact.join([exact_with(ie, change, "t"), exact_with(ie[::-1], change, "u")])
-    found = rows_of(validate(joined, crosscoder, AblationConfig(bootstrap=30), top_k=[20]))
+    found = rows_of(validate(joined, crosscoder, AblationConfig(bootstrap=30), ks=[20]))
     of_pair = [found[task, "a", "b", 20] for task in ("t", "u")]
     assert found[None, "a", "b", 20]["rel_ie"] == pytest.approx(np.mean([row["rel_ie"] for row in of_pair]))
     assert found[None, "a", "b", 20]["n_features"] == sum(row["n_features"] for row in of_pair)
@@ -82,7 +82,7 @@ def test_means_over_tasks_and_pairs(crosscoder, values):
 
 def test_where_ie_is_the_effect_its_correlation_is_one_and_surely_the_larger(crosscoder, values):
     ie, _ = values
-    row = rows_of(validate(exact_with(ie, 3 * ie), crosscoder, AblationConfig(bootstrap=100), top_k=[100]))[
+    row = rows_of(validate(exact_with(ie, 3 * ie), crosscoder, AblationConfig(bootstrap=100), ks=[100]))[
         "t", "a", "b", 100
     ]
     assert row["n_features"] == 60

@@ -95,5 +95,5 @@ def test_a_budget_makes_nothing_stale(tmp_path):
         (tmp_path / name).mkdir()
         (tmp_path / name / "run.toml").write_text(content)
         (one,) = config.load(tmp_path / name)
-        found.append(config.toml.settings(one, "compute"))
+        found.append(config.toml.flatten(one.compute, "compute"))
     assert found[0] == found[1] == {"compute.dtype": "float32"}

@@ -110,7 +110,7 @@ def test_a_dry_run_looks_at_it(inputs, tmp_path, capfd):
     assert "set crosscoder.layer = 3" in capfd.readouterr().err
     edit(inputs, 'from = "ours"', 'from = "text ü.txt"')
     assert cli.main(["run", str(inputs), "--dry-run"]) == 2
-    assert "holds no crosscoder of a known format" in capfd.readouterr().err
+    assert "holds no crosscoder in a known format" in capfd.readouterr().err
     edit(inputs, 'from = "text ü.txt"', 'from = "owner/name"')
     assert cli.main(["run", str(inputs), "--dry-run"]) == 0
     assert "that of owner/name, on the hub, not looked at; after" in capfd.readouterr().out
@@ -118,7 +118,7 @@ def test_a_dry_run_looks_at_it(inputs, tmp_path, capfd):
 
 def test_mistakes_of_the_commands_are_one_line(foreign, tmp_path, capfd):
     assert cli.main(["import", str(foreign), str(tmp_path / "ours")]) == 2
-    assert "its files do not say which checkpoints it reads" in capfd.readouterr().err
+    assert "the files lack `checkpoints` (3 values, one per checkpoint): pass it" in capfd.readouterr().err
     (tmp_path / "a run").mkdir()
     (tmp_path / "a run" / "run.toml").write_text("")
     assert cli.main(["import", str(foreign), str(tmp_path / "a run"), *STATED]) == 2

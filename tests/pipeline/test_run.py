@@ -97,7 +97,7 @@ def test_a_task_without_the_second_prefixes_that_effects_need_is_found_before_an
     mine = jsonl("mine", pairs("p.jsonl", "cat", "dog"))
     make(mine).shared._check_tasks()
     with pytest.raises(ValueError, match="task mine has no second prefixes"):
-        make(mine, effects={"baseline": "patch"}).shared._check_tasks()
+        make(mine, attribution={"baseline": "patch"}).shared._check_tasks()
 
 
 def test_a_tokenizer_beside_the_checkpoints_is_that_of_all_and_decides(make, tiny_suite, tmp_path):

@@ -186,7 +186,7 @@ def test_an_interrupted_training_goes_on_to_the_same_weights(finished, interrupt
 def test_an_unfinished_training_takes_no_other_in_and_goes_on_with_fewer(finished, interrupted, capfd):
     edit(interrupted, FEW, AGAIN + FEW)
     assert cli.main(["run", str(interrupted), "--until", "train"]) == cli.BAD_INPUT
-    assert "was begun without again: leave that out until it is finished" in capfd.readouterr().err
+    assert "again: finish it first and train that afterwards" in capfd.readouterr().err
     edit(interrupted, AGAIN, "")
     edit(interrupted, "k = 6", "k = 5")
     assert cli.main(["run", str(interrupted), "--until", "train"]) == cli.BAD_INPUT

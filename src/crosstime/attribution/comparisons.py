@@ -21,7 +21,7 @@ class Evolution:
 
     Example:
         >>> import numpy as np
-        >>> Evolution(7, ("largest at last",), np.array([0.0, 1.5])).ie.max()
+        >>> float(Evolution(7, ("largest at last",), np.array([0.0, 1.5])).ie.max())
         1.5
     """
 
@@ -107,7 +107,7 @@ def overlap(ie: Mapping[str, Float[np.ndarray, "M F"]], checkpoints: Sequence[st
         >>> import crosstime as ct
         >>> ie = {"number": np.array([[3.0, 2, 0, 1]]), "gender": np.array([[1.0, 5, 2, 0]])}
         >>> found = ct.overlap(ie, ["step1000"], k=2)
-        >>> found.shared[0, 0, 1], found.expected[0, 0, 1]
+        >>> int(found.shared[0, 0, 1]), float(found.expected[0, 0, 1])
         (1, 1.0)
     """
     check_at_least(1, k=k)

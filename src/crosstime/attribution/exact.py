@@ -182,7 +182,7 @@ _SCHEMA = pa.schema(
 
 
 def validate(
-    exact: Exact, crosscoder: Crosscoder, config: AblationConfig | None = None, *, top_k: Sequence[int] = TOP_K
+    exact: Exact, crosscoder: Crosscoder, config: AblationConfig | None = None, *, ks: Sequence[int] = TOP_K
 ) -> pa.Table:
     """Correlate RelIE and RelDec with the ratio of ablation effects, over features, for neighbouring checkpoints.
 
@@ -196,7 +196,7 @@ def validate(
         crosscoder: The crosscoder of these features.
         config: Settings; the defaults if None. `bootstrap` is the number of resamples of the features for the
             intervals. Numbers of top features beyond `exact` are skipped.
-        top_k: Numbers of top features of each of the two checkpoints; features without effect are left out.
+        ks: Numbers of top features of each of the two checkpoints; features without effect are left out.
 
     Returns:
         One row per task, pair and k: task, first, second (checkpoints), top_k, n_features, and, each with its _low and
@@ -214,7 +214,7 @@ def validate(
         >>> names, values = ["step64", "step3786"], np.array([[0.1, 0.2, 0.4], [0.3, 0.2, 0.1]])
         >>> exact = ct.Exact(long_table("agreement", names, np.arange(3), {"ie": values, "exact": 2 * values}))
         >>> crosscoder = ct.Crosscoder(ct.CrosscoderConfig(tuple(names), layer=1, width=8, features=3))
-        >>> ct.validate(exact, crosscoder, top_k=[2])["rel_ie"].to_pylist()
+        >>> ct.validate(exact, crosscoder, ks=[2])["rel_ie"].to_pylist()
         [1.0, 1.0, 1.0]
     """
     config = config or AblationConfig()
@@ -226,7 +226,7 @@ def validate(
     norms = crosscoder.decoder_norms().detach().cpu().numpy()
     rng = np.random.default_rng(config.seed)
     rows = []
-    for k in (k for k in top_k if k <= config.exact):
+    for k in (k for k in ks if k <= config.exact):
         groups: dict[tuple[str, int], _Correlations] = {}
         for task in exact.tasks:
             features, ie, change = exact.features(task), exact.array(task, "ie"), exact.array(task, "exact")

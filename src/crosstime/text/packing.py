@@ -112,7 +112,7 @@ class Packed(Packing):
         >>> texts = ["The keys are on the table.", "A dog barked."]
         >>> corpus = ct.Corpus.from_strings(texts, tokenizer, context=6, packing=ct.Packed())
         >>> tokenizer.decode(corpus.blocks[1])
-        '<|endoftext|> table.<|endoftext|>A dog'
+        '<|endoftext|> the table.<|endoftext|>A'
     """
 
     def min_document(self, layout: BlockLayout) -> int:  # noqa: ARG002
@@ -145,7 +145,7 @@ class DocumentStart(Packing):
         >>> texts = ["The keys are on the table.", "A dog.", "The children play in the garden."]
         >>> corpus = ct.Corpus.from_strings(texts, tokenizer, context=6, packing=ct.DocumentStart())
         >>> [tokenizer.decode(block) for block in corpus.blocks]
-        ['<|endoftext|>The keys are on the', '<|endoftext|>The children play in the']
+        ['<|endoftext|>The keys are on', '<|endoftext|>The children play in the']
     """
 
     def min_document(self, layout: BlockLayout) -> int:
