@@ -30,7 +30,7 @@ def main() -> None:
     ours = train_state(sizes.checkpoints, sizes.width, sizes.features, sizes.batch, rule, sizes.device)
     x = torch.randn(sizes.batch, columns, device=sizes.device)
     for _ in range(3):
-        ours.learn(x)
+        ours.train_step(x)
     taken = peak(sizes.device) - before
     weights = sum(parameter.numel() for parameter in ours.crosscoder.parameters())
     must = 16 * weights + 4 * x.numel() + 2 * 2 * sizes.batch * sizes.features

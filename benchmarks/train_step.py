@@ -92,7 +92,7 @@ def main() -> None:
     for name in sizes.rule:
         rule = RULES[name](sizes.k)
         ours = train_state(sizes.checkpoints, sizes.width, sizes.features, sizes.batch, rule, sizes.device)
-        cases[f"{name} ours"] = lambda ours=ours: ours.learn(x.flatten(1))
+        cases[f"{name} ours"] = lambda ours=ours: ours.train_step(x.flatten(1))
         if not sizes.alone:
             cases |= {f"{name} {peer}": step for peer, step in _peers(sizes, name, x).items()}
     taken = seconds(cases, repeats=sizes.repeats, device=sizes.device)

@@ -125,7 +125,7 @@ def test_mistakes_of_the_commands_are_one_line(foreign, tmp_path, capfd):
     assert "is a run folder: choose another one" in capfd.readouterr().err
     assert [path.name for path in (tmp_path / "a run").iterdir()] == ["run.toml"]
     assert cli.main(["import", str(tmp_path / "nothing"), str(tmp_path / "ours")]) == 2
-    assert "is neither a file or folder nor a place on the hub" in capfd.readouterr().err
+    assert "is neither a local path nor a repository on the hub" in capfd.readouterr().err
     assert not (tmp_path / "ours").exists()
     assert cli.main(["import", str(foreign), str(tmp_path / "ours"), *STATED, "--bos", "False"]) == 0
     assert Crosscoder.from_pretrained(tmp_path / "ours").config.positions == Positions(bos=False)

@@ -182,7 +182,7 @@ _SCHEMA = pa.schema(
 
 
 def validate(
-    exact: Exact, crosscoder: Crosscoder, config: AblationConfig | None = None, *, ks: Sequence[int] = TOP_K
+    measured: Exact, crosscoder: Crosscoder, config: AblationConfig | None = None, *, ks: Sequence[int] = TOP_K
 ) -> pa.Table:
     """Correlate RelIE and RelDec with the ratio of ablation effects, over features, for neighbouring checkpoints.
 
@@ -192,7 +192,7 @@ def validate(
     (|D_A| + |D_B|) is ranked instead of the ratio: it rises with the ratio and is bounded.
 
     Args:
-        exact: Exact effects on one or several tasks.
+        measured: Exact effects on one or several tasks.
         crosscoder: The crosscoder of these features.
         config: Settings; the defaults if None. `bootstrap` is the number of resamples of the features for the
             intervals. Numbers of top features beyond `exact` are skipped.
@@ -219,17 +219,19 @@ def validate(
     """
     config = config or AblationConfig()
     names = list(crosscoder.config.checkpoints)
-    if not exact.tasks:
+    if not measured.tasks:
         return _SCHEMA.empty_table()
-    if exact.checkpoints != names:
-        raise InputError(f"the exact effects are of {exact.checkpoints}, the crosscoder of {names}: measure them again")
+    if measured.checkpoints != names:
+        raise InputError(
+            f"the exact effects are of {measured.checkpoints}, the crosscoder of {names}: measure them again"
+        )
     norms = crosscoder.decoder_norms().detach().cpu().numpy()
     rng = np.random.default_rng(config.seed)
     rows = []
     for k in (k for k in ks if k <= config.exact):
         groups: dict[tuple[str, int], _Correlations] = {}
-        for task in exact.tasks:
-            features, ie, change = exact.features(task), exact.array(task, "ie"), exact.array(task, "exact")
+        for task in measured.tasks:
+            features, ie, change = measured.features(task), measured.array(task, "ie"), measured.array(task, "exact")
             for m in range(len(names) - 1):
                 pair = slice(m, m + 2)
                 top = sorted(set().union(*(strongest(row, k) for row in ie[pair])))
@@ -238,7 +240,7 @@ def validate(
                 groups[task, m] = _Correlations.from_measures(rel_ie, rel_dec, ablated, config.bootstrap, rng)
         rows += [group.row(task, names[m : m + 2], k) for (task, m), group in groups.items()]
         for m in range(len(names) - 1):
-            mean = _Correlations.mean([groups[task, m] for task in exact.tasks])
+            mean = _Correlations.mean([groups[task, m] for task in measured.tasks])
             rows.append(mean.row(None, names[m : m + 2], k))
         rows.append(_Correlations.mean(list(groups.values())).row(None, [None, None], k))
     return pa.Table.from_pylist(rows, _SCHEMA)
