@@ -84,7 +84,6 @@ def run(
     run_dir: RunDir,
     until: Annotated[str | None, tyro.conf.arg(metavar="STAGE")] = None,
     settings: Settings = (),
-    dry_run: Flag = False,
 ) -> None:
     """Compute every stage that is missing or stale, and print the headline metrics.
 
@@ -92,30 +91,25 @@ def run(
         run_dir: A folder with a run.toml.
         until: Stop after this stage; only the stages that it depends on are computed.
         settings: Use a value in place of run.toml's, which stays as it is; may be repeated.
-        dry_run: Check everything that can be checked without weights, print what the run would do, and write nothing.
     """
-    if dry_run:
-        from crosstime.pipeline.dry_run import dry_run as check
-
-        print(check(_open(run_dir, settings)))
-        return
     from crosstime.pipeline.execute import run as execute
 
     silence_libraries()
     print(_summary(_headlines(execute(run_dir, until, _parse(settings)))))
 
 
-def plan(run_dir: RunDir, settings: Settings = (), json: Flag = False) -> None:
-    """Predict time, memory and disk of a run on this machine, and name the bottleneck; takes about 10 seconds.
+def plan(run_dir: RunDir, settings: Settings = (), no_measure: Flag = False, json: Flag = False) -> None:
+    """Check a run without weights, and predict its time, memory and disk; takes about half a minute.
 
     Args:
         run_dir: A folder with a run.toml.
         settings: Use a value in place of run.toml's; may be repeated.
+        no_measure: Don't time the stages on this machine: check the run, and estimate from its settings alone.
         json: Print one JSON object.
     """
     from crosstime.pipeline import plan as planning
 
-    found = planning.plan(_open(run_dir, settings))
+    found = planning.plan(_open(run_dir, settings), timed=not no_measure)
     print(_json(found.to_json()) if json else found.screen())
 
 

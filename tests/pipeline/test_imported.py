@@ -100,19 +100,19 @@ def test_a_run_without_a_crosscoder_has_nothing_to_export(inputs, tmp_path, capf
     assert f"{inputs} has no crosscoder yet: `crosstime run {inputs} --until train` trains it" in capfd.readouterr().err
 
 
-def test_a_dry_run_looks_at_it(inputs, tmp_path, capfd):
+def test_a_plan_looks_at_it(inputs, tmp_path, capfd):
     _ours(tmp_path / "ours")
     edit(inputs, "features = 64", 'from = "ours"')
-    assert cli.main(["run", str(inputs), "--dry-run"]) == 0
+    assert cli.main(["plan", str(inputs), "--no-measure"]) == 0
     assert "that of ours, 40 features; after block 2" in capfd.readouterr().out
     _ours(tmp_path / "ours", layer=3)
-    assert cli.main(["run", str(inputs), "--dry-run"]) == 2
+    assert cli.main(["plan", str(inputs), "--no-measure"]) == 2
     assert "set crosscoder.layer = 3" in capfd.readouterr().err
     edit(inputs, 'from = "ours"', 'from = "text ü.txt"')
-    assert cli.main(["run", str(inputs), "--dry-run"]) == 2
+    assert cli.main(["plan", str(inputs), "--no-measure"]) == 2
     assert "holds no crosscoder in a known format" in capfd.readouterr().err
     edit(inputs, 'from = "text ü.txt"', 'from = "owner/name"')
-    assert cli.main(["run", str(inputs), "--dry-run"]) == 0
+    assert cli.main(["plan", str(inputs), "--no-measure"]) == 0
     assert "that of owner/name, on the hub, not looked at; after" in capfd.readouterr().out
 
 

@@ -110,7 +110,7 @@ def test_the_list_is_aligned_and_complete():
             "400M",
             "59",
             "min",
-            "16.0",
+            "20.8",
             "GiB",
             "5.7",
             "GiB",

@@ -61,7 +61,7 @@ def test_a_preset_runs_from_its_name_to_its_report(tmp_path, capfd, rule):
         edit(folder, old, new)
     if rule == "batchtopk":
         edit(folder, "k = 200 ", "k = 8 ")
-    assert cli.main(["run", str(folder), "--dry-run"]) == cli.OK
+    assert cli.main(["plan", str(folder), "--no-measure"]) == cli.OK
     assert {path.name for path in folder.iterdir()} == {"run.toml"}
     assert cli.main(["run", str(folder)]) == cli.OK
     capfd.readouterr()
@@ -74,7 +74,7 @@ def test_a_preset_runs_from_its_name_to_its_report(tmp_path, capfd, rule):
     assert Survey.load(folder / "survey").checkpoints == list(STEPS)
     tasks = json.loads((folder / "effects" / "tasks.json").read_text())
     assert [task["task"] for task in tasks] == ["subject-verb agreement"]
-    assert cli.main(["run", str(folder), "--dry-run"]) == cli.OK
+    assert cli.main(["plan", str(folder), "--no-measure"]) == cli.OK
     screen = capfd.readouterr().out
     assert "stages to do  none" in screen
     assert "download      0 MiB of weights" in screen

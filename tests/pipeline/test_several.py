@@ -226,12 +226,12 @@ def test_commands_on_one_crosscoder_want_its_name(copy, tmp_path, capfd):
     assert "is a part of a run, whose stages are done together" in capfd.readouterr().err
 
 
-def test_a_dry_run_tells_of_all(copy, capfd):
+def test_a_plan_lists_all(copy, capfd):
     edit(copy, FEW, AGAIN + FEW)
-    assert cli.main(["run", str(copy), "--dry-run"]) == 0
+    assert cli.main(["plan", str(copy), "--no-measure"]) == 0
     out = capfd.readouterr().out
     told = [line.split(maxsplit=1)[1] for line in out.splitlines() if line.startswith("crosscoder ")]
     assert [line.split(":")[0] for line in told] == ["l1", "again", "few"]
-    assert "again: 64 features, 0.0M weights, l1, start values of seed 7" in told[1]
+    assert "again: 64 features, 0.0M weights, l1, initialised with seed 7" in told[1]
     assert "stages to do  train, evaluate," in out
     assert not (copy / "again").exists()

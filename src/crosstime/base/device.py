@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Literal
 
 import torch
@@ -122,11 +123,14 @@ def best_seconds(work: Callable[[], object], device: torch.device, limit: float)
     return best
 
 
+@cache
 @torch.no_grad()
 def peak_matmul_flops(
     rows: int, inputs: int, features: int, dtype: torch.dtype, device: torch.device, limit: float = 0.5
 ) -> float:
     """Measure the FLOP/s that a device reaches in the five matrix products of an autoencoder's training step.
+
+    Each set of arguments is measured once per process.
 
     Args:
         rows: Rows of a batch, B.

@@ -71,7 +71,7 @@ class Workload(Generic[W]):
     loads: Callable[[W], int] = lambda _: 0
     """Number of checkpoints that the stage loads first."""
     memory: Callable[..., Any] | None = None
-    """Memory that it holds: an `estimate.Memory` from the configurations, the model's shape and the device's type."""
+    """What it holds in memory: an `estimate.Memory`, from the configurations and the shape of the checkpoints."""
 
 
 @dataclass(frozen=True)

@@ -1,318 +1,312 @@
-"""What a run will take on this machine: time, memory and disk of each stage, and what limits it."""
+"""Predict what a run takes: check it without weights, estimate its cost, and time its stages on this machine."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
+import torch
+from huggingface_hub import constants
+
+from crosstime.base.errors import OutOfMemory
 from crosstime.base.memory import total_bytes
 from crosstime.base.units import align_columns, format_bytes, format_duration, format_tokens
-from crosstime.evaluation.survey import SIMILARITY_TOKENS
-from crosstime.evaluation.task_scores import TaskReader
-from crosstime.pipeline import cost
+from crosstime.models.metadata import HUB_THREADS, CheckpointFiles
+from crosstime.models.shape import ModelShape
+from crosstime.pipeline.engine import Stage, states
+from crosstime.pipeline.estimate import H100, Estimate, Memory, estimate, free_bytes
+from crosstime.pipeline.imported import check_fit
+from crosstime.pipeline.measure import Timing, compared_checkpoints, measure
 from crosstime.pipeline.run import Run, Shared
-from crosstime.pipeline.speed import SECONDS, Speeds, measure
+from crosstime.pipeline.stages import stages
+from crosstime.tasks.prompts import Prompts
 from crosstime.text.tokenise import check_texts
 
-DISK = 1e9
-"""Bytes a second that are read or written: assumed."""
-DISTINCT, FIRING = 0.7, 0.45
-"""Of the strongest features of all checkpoints, how many differ, and on which share of the prompts one fires. In the
-demo 0.7 and 0.45; what ablation costs is proportional to both, and known only when the effects are."""
-_SHORTER = {
-    "survey": "a smaller survey.max_pairs or survey.blocks",
-    "evaluate": "fewer evaluation.blocks",
-    "diagnose": "fewer diagnostics.blocks",
-    "attribute": "fewer attribution.steps or a task's max_pairs",
-    "ablate": "a smaller ablation.exact",
-    "contexts": "fewer contexts.blocks",
-}
-"""What makes a stage shorter."""
+_WIDTH = 100
+"""Characters of a line, without its label."""
 
 
 @dataclass(frozen=True)
 class StagePlan:
-    """What a stage is predicted to take."""
+    """Prediction for one stage."""
 
     name: str
-    what: str
-    """How much there is to do, for people."""
-    seconds: float
-    memory: int
-    """Bytes that are held at most, on the device."""
+    status: str
+    """"up to date", "measured", "not measured", or "not predicted" for a stage without a workload."""
+    work: str = ""
+    """How much work it is, for people."""
+    seconds: float | None = None
+    """Wall time on this machine."""
+    cpu_seconds: float | None = None
+    """CPU time on this machine, all threads together."""
+    memory: int | None = None
+    """Peak bytes on the device."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run is predicted to take."""
+    """Prediction for a run."""
 
-    device: str
+    facts: dict[str, str | list[str]]
+    """What the run does and needs, for people: a sentence or several by label."""
+    estimate: Estimate
+    """Cost from the settings alone; its time is that on `reference`."""
+    reference: str
+    """A device, and the speeds assumed of it."""
     stages: list[StagePlan]
-    collection_seconds: float
-    """Of training."""
-    fixed_seconds: float
-    """Of training, in Adam and clipping."""
-    product_seconds: float
-    """Of training, in what grows with the rows."""
-    peak: float
-    """FLOP/s of this machine in matrix products alone."""
-    peak_share: float
-    """Of it, that the steps of training reach."""
+    device: str
     memory: int
-    """Bytes that are held at most, on the device."""
+    """Peak bytes on this machine's device."""
     memory_limit: int
     """compute.memory, or what the device has."""
-    disk: int
-    """Bytes that the run folder holds at most."""
     disk_free: int
-    one_more: float
-    """Seconds that one more crosscoder on the same activations would add to training."""
+    download: int
+    """Bytes of weights that aren't on this machine yet."""
+    advice: str
+    """What limits the run and which setting would help most; empty if nothing was measured and all fits."""
 
     @property
-    def seconds(self) -> float:
-        """Of all stages that are predicted."""
-        return sum(stage.seconds for stage in self.stages)
-
-    @property
-    def limit(self) -> str:
-        """What limits the run, and which setting would help most: a sentence."""
-        greedy = max(self.stages, key=lambda stage: stage.memory)
-        if greedy.memory > self.memory_limit:
-            what = "training.buffer_tokens, training.batch_size" if greedy.name == "train" else "text.context"
-            return (
-                f"memory: {greedy.name} takes {format_bytes(greedy.memory)} of {format_bytes(self.memory_limit)}; "
-                f"lower {what} or crosscoder.features"
-            )
-        if self.disk > self.disk_free:
-            return "disk: lower training.buffer_tokens or crosscoder.features, of which a state to resume from is made"
-        longest = max(self.stages, key=lambda stage: stage.seconds)
-        if longest.name != "train":
-            share = longest.seconds / self.seconds
-            return f"the stage {longest.name}, {share:.0%} of the time; {_SHORTER[longest.name]} would shorten it"
-        return self._limit_of_training(longest.seconds)
-
-    def _limit_of_training(self, seconds: float) -> str:
-        collection, fixed, products = (
-            part / seconds for part in (self.collection_seconds, self.fixed_seconds, self.product_seconds)
-        )
-        if collection >= max(fixed, products):
-            return (
-                f"collecting activations, {collection:.0%} of training; fewer training.tokens would shorten it; "
-                f"another [[crosscoder]] on them costs only {self.one_more / seconds:.0%} more"
-            )
-        if fixed > products:
-            return (
-                f"Adam and clipping, which read and write all weights in every step, {fixed:.0%} of training; a larger "
-                "training.batch_size takes fewer steps"
-            )
-        return (
-            f"the crosscoder's products, {products:.0%} of training; fewer crosscoder.features or training.tokens "
-            "would shorten it"
-        )
+    def seconds(self) -> float | None:
+        """Wall time of the stages that were measured; None if none was."""
+        times = [stage.seconds for stage in self.stages if stage.seconds is not None]
+        return sum(times) if times else None
 
     def to_json(self) -> dict[str, Any]:
-        """All of it, ready for JSON."""
-        return {**asdict(self), "seconds": self.seconds, "limit": self.limit}
+        """Return everything as values that JSON can hold."""
+        return {**asdict(self), "seconds": self.seconds}
 
     def screen(self) -> str:
-        """All of it, for a terminal."""
-        head = ("stage", "", "time", "memory")
-        rows = [(s.name, s.what, format_duration(s.seconds), format_bytes(s.memory)) for s in self.stages]
-        total = ("all of these", "", format_duration(self.seconds), format_bytes(self.memory))
-        facts = [
-            ("memory", f"{format_bytes(self.memory)} at most, of {format_bytes(self.memory_limit)} on {self.device}"),
-            ("disk", f"{format_bytes(self.disk)} at most, of {format_bytes(self.disk_free)} that are free"),
-            ("products", f"{self.peak / 1e12:.3g} TFLOP/s alone; the steps reach {self.peak_share:.0%} of that"),
-            ("limited by", self.limit),
+        """Return everything as text for a terminal."""
+        sentences = [
+            (label, sentence)
+            for label, fact in self.facts.items()
+            for sentence in ([fact] if isinstance(fact, str) else fact)
         ]
-        return f"{align_columns([head, *rows, total], right=(2, 3))}\n\n{align_columns(facts)}"
+        facts = [
+            (label if n == 0 else "", line)
+            for label, sentence in sentences
+            for n, line in enumerate(wrap(sentence, _WIDTH, break_on_hyphens=False))
+        ]
+        table = [self._table()] if self.seconds is not None else []
+        advice = [f"Limited by {self.advice}."] if self.advice else []
+        return "\n\n".join([align_columns(facts), *table, *advice])
+
+    def _table(self) -> str:
+        cpu = sum(stage.cpu_seconds or 0.0 for stage in self.stages)
+        total = StagePlan("all measured", "measured", "", self.seconds, cpu, self.memory)
+        rows = [["stage", "work", "time", "CPU time", "memory"]]
+        for stage in [*self.stages, total]:
+            work = stage.work if stage.status == "measured" else stage.status
+            times = ["" if value is None else format_duration(value) for value in (stage.seconds, stage.cpu_seconds)]
+            rows.append([stage.name, work, *times, "" if stage.memory is None else format_bytes(stage.memory)])
+        return align_columns(rows, right=(2, 3, 4))
 
 
-def plan(runs: Sequence[Run], seconds: float = SECONDS) -> Plan:
-    """Predicts the crosscoders of a run from measurements on this machine, in about ten seconds.
+def plan(runs: Sequence[Run], *, timed: bool = True) -> Plan:
+    """Check a run as far as possible without weights, and predict its cost.
 
-    Weights are neither needed nor downloaded, and nothing is written into the run folder. Left out are the stages that
-    take no time to speak of, and reading the text, which may come over a network.
+    Only configurations and tokenizers are downloaded, and nothing is written into the run folder. Warns if the run
+    needs more than this machine has.
 
     Args:
-        runs: each crosscoder of the run.
-        seconds: about how long to measure.
+        runs: Each crosscoder of the run.
+        timed: If the checkpoints are on this machine, also run the stages on little work, for about half a minute, to
+            predict their time.
 
     Raises:
-        InputError: something in run.toml, or what it names, is wrong.
+        InputError: Something in run.toml, or what it names, is wrong.
     """
-    shared = runs[0].shared
+    run, shared = runs[0], runs[0].shared
     shared.check_inputs()
-    check_texts(shared.config.text, shared.folder, shared.tokenizer, shared.config.positions)
-    begin = time.perf_counter()
-    reader = TaskReader(
-        shared.sets,
-        shared.tokenizer,
-        shared.config.positions,
-        batch_tokens=shared.batches.survey,
-        sample=SIMILARITY_TOKENS,
+    check_texts(run.config.text, run.folder, shared.tokenizer, run.config.positions)
+    if run.config.crosscoder.from_ and isinstance(run.foreign_place, Path):
+        check_fit(run.foreign.config, run.config, shared.layer, shared.shape.width)
+    configs, todo = [run.config for run in runs], stages(run.config)
+    status = [states(run, todo) for run in runs]
+    done = [stage.name for stage in todo if all(state[stage.name].status == "done" for state in status)]
+    held = {
+        stage.name: stage.workload.memory(configs, shared.shape)
+        for stage in todo
+        if stage.workload and stage.workload.memory and stage.name not in done
+    }
+    peaks = {
+        name: shared.budget.in_use + memory.peak(shared.device.type, shared.budget.fit(memory))
+        for name, memory in held.items()
+    }
+    peak, limit = max(peaks.values(), default=0), run.config.compute.memory_bytes or total_bytes(shared.device)
+    estimated = estimate(configs, shared.shape)
+    download = _bytes_to_download(shared.metadata.checkpoints, shared.shape)
+    facts = {
+        **_facts(runs, estimated),
+        "stages to do": ", ".join(stage.name for stage in todo if stage.name not in done) or "none",
+        "time": f"{format_duration(estimated.seconds)} to train on {H100}",
+        "memory": f"{format_bytes(peak)} at most; {_device(shared.device, peak)}",
+        "download": _space(download, Path(constants.HF_HUB_CACHE), "of weights"),
+        "disk": _space(estimated.disk, run.folder, "at most"),
+    }
+    timings: dict[str, Timing] = {}
+    if timed:
+        timings, facts["time here"] = _timings(runs, todo, done)
+    return Plan(
+        facts=facts,
+        estimate=estimated,
+        reference=str(H100),
+        stages=[_stage_plan(runs, stage, done, timings.get(stage.name), peaks.get(stage.name)) for stage in todo],
+        device=str(shared.device),
+        memory=peak,
+        memory_limit=limit,
+        disk_free=free_bytes(run.folder),
+        download=download,
+        advice=_advice(shared, held, peaks, limit, estimated.disk, timings),
     )
-    texts = sum(batch.tokens.numel() for batch in reader.batches)
-    reading = time.perf_counter() - begin
-    return _Planner(shared, measure(shared, seconds)).plan(texts, reading)
 
 
-class _Planner:
-    """Puts the pieces together."""
+def _timings(runs: Sequence[Run], todo: Sequence[Stage[Run]], done: Sequence[str]) -> tuple[dict[str, Timing], str]:
+    """Time the stages if that's possible; and tell how, or why not."""
+    if not any(stage.workload for stage in todo if stage.name not in done):
+        return {}, "nothing to measure"
+    if any(files.bytes_to_download() != 0 for files in compared_checkpoints(runs[0].shared)):
+        return {}, "not measured: the checkpoints aren't on this machine yet"
+    try:
+        timings = measure(runs, todo, done)
+    except OutOfMemory as error:
+        return {}, f"not measured: {error}"
+    load, count = os.getloadavg()[0], os.cpu_count() or 1
+    busy = "; it is busy, and an idle one may be much faster" if load > 1.5 * count else ""
+    return timings, f"measured on little work, under a load of {load:.1f} on {count} CPUs{busy}"
 
-    def __init__(self, shared: Shared, speeds: Speeds) -> None:
-        self.shared, self.speeds, self.config = shared, speeds, shared.config
-        self.configs = [shared.config, *shared.beside]
-        self.before = shared.budget.before
-        """Bytes that are held in any case."""
-        self.held = self.before + sum(cost.analysis_parts(self.configs, shared.shape).values())
-        """Bytes that every analysis holds."""
-        self.largest = cost.largest(self.configs)
-        self.checkpoints = self.config.selection.size
-        self.prompts = shared.prompts
 
-    def plan(self, texts: int, reading: float) -> Plan:
-        """The whole.
+def _stage_plan(
+    runs: Sequence[Run], stage: Stage[Run], done: Sequence[str], timing: Timing | None, memory: int | None
+) -> StagePlan:
+    if stage.name in done:
+        return StagePlan(stage.name, "up to date")
+    if stage.workload is None:
+        return StagePlan(stage.name, "not predicted")
+    own = len({run.folder_of(stage.folder) for run in runs}) > 1 and not stage.together
+    each = f" for each of {len(runs)} crosscoders" if own else ""
+    work = f"{format_tokens(round(stage.workload.units(runs[0])))} {stage.workload.unit}{each}"
+    if timing is None:
+        return StagePlan(stage.name, "not measured", work, memory=memory)
+    return StagePlan(stage.name, "measured", work, timing.seconds, timing.cpu_seconds, memory)
 
-        Args:
-            texts: tokens of the tasks that the survey reads.
-            reading: seconds that it took to make them ready.
-        """
-        shape, shared = self.shared.shape, self.shared
-        trained = not self.config.crosscoder.from_
-        stages = [self._survey(texts, reading)]
-        stages += [self._train()] if trained else []
-        stages += [self._evaluate(), self._diagnose(), self._attribute(), self._ablate(), self._search()]
-        memory = max(stage.memory for stage in stages)
-        limit = self.config.compute.memory_bytes or total_bytes(shared.device)
-        disk = cost.estimate(self.config, shape, beside=self.configs[1:]).run_bytes
-        steps = sum(step.seconds for step in self.speeds.steps)
-        return Plan(
-            device=str(shared.device),
-            stages=stages,
-            collection_seconds=self._collection_seconds if trained else 0.0,
-            fixed_seconds=self._steps * sum(step.fixed for step in self.speeds.steps) if trained else 0.0,
-            product_seconds=self._steps * sum(step.rows for step in self.speeds.steps) if trained else 0.0,
-            peak=self.speeds.peak,
-            peak_share=sum(step.flop for step in self.speeds.steps) / steps / self.speeds.peak,
-            memory=memory,
-            memory_limit=limit,
-            disk=disk,
-            disk_free=cost.free_bytes(shared.folder),
-            one_more=self._steps * steps / len(self.configs) if trained else 0.0,
+
+def _advice(
+    shared: Shared,
+    held: Mapping[str, Memory],
+    peaks: Mapping[str, int],
+    limit: int,
+    disk: int,
+    timings: Mapping[str, Timing],
+) -> str:
+    """What limits the run, and which setting would help most."""
+    name = max(peaks, key=peaks.__getitem__, default="")
+    if name and peaks[name] > limit:
+        parts = held[name].held(shared.device.type)
+        most = max(parts, key=parts.__getitem__)
+        return f"memory: {name} takes {format_bytes(peaks[name])} of {format_bytes(limit)}, most of it for the {most}"
+    if disk > free_bytes(shared.folder):
+        return "disk: lower training.buffer_tokens or crosscoder.features, which make up the saved state of training"
+    if not timings:
+        return ""
+    name = max(timings, key=lambda name: timings[name].seconds)
+    share = timings[name].seconds / sum(timing.seconds for timing in timings.values())
+    return f"the stage {name}, {share:.0%} of the time; it gets shorter with {timings[name].advice}"
+
+
+# -------------------------------------------------------------------------------------------------------------- facts
+
+
+def _facts(runs: Sequence[Run], estimated: Estimate) -> dict[str, str | list[str]]:
+    """What the run does."""
+    shared, selection = runs[0].shared, runs[0].config.selection
+    metadata, shape = shared.metadata, shared.shape
+    names = ", ".join(f"{files.name} ({format_tokens(files.tokens)})" for files in metadata.checkpoints)
+    return {
+        "checkpoints": f"{names}, by tokens seen, of {shared.config.suite.source}",
+        "model": f"{metadata.config.model_type} of {format_tokens(shape.parameters)} parameters, {shape.layers} blocks "
+        f"of width {shape.width}; a tokenizer of {len(shared.tokenizer):,} tokens",
+        "selected": ", ".join(selection.checkpoints) or f"{selection.number}, chosen by the survey",
+        "crosscoder": [_crosscoder(run) for run in runs],
+        "training": _training(runs[0], estimated),
+        "text": _text(shared),
+        "task": [_task(shared, prompts) for prompts in shared.prompts],
+    }
+
+
+def _crosscoder(run: Run) -> str:
+    config, shared = run.config, run.shared
+    where = f"after block {shared.layer} of 0 to {shared.metadata.n_layers - 1}"
+    if config.crosscoder.from_:
+        place = run.foreign_place
+        what = f"{run.foreign.config.features:,} features" if isinstance(place, Path) else "on the hub, not looked at"
+        return f"that of {config.crosscoder.from_}, {what}; {where}"
+    name = f"{run.name}: " if run.name else ""
+    seed = "" if config.crosscoder.seed is None else f", initialised with seed {config.crosscoder.seed}"
+    weights = estimate([config], shared.shape).weights
+    return (
+        f"{name}{config.crosscoder.features:,} features, {weights / 1e6:,.1f}M weights, {config.sparsity.rule}{seed}; "
+        f"{where}"
+    )
+
+
+def _training(run: Run, estimated: Estimate) -> str:
+    training = run.config.training
+    if not estimated.tokens:
+        return "none"
+    return (
+        f"{estimated.tokens:,} tokens in {training.steps:,} steps, out of {format_tokens(estimated.tokens_read)} read "
+        f"in blocks of {run.config.text.context}; seed {training.seed}"
+    )
+
+
+def _text(shared: Shared) -> str:
+    config = shared.config.text
+    names = [path.name for path in config.train_files(shared.folder)]
+    for text in config.hub:
+        share = f"{text.share:.0%}" if text.share else None
+        names.append(" ".join(filter(None, (share, text.repo, text.config))))
+    limit = f"; at most {format_tokens(config.limit_tokens)} tokens" if config.limit_tokens else ""
+    return f"{', '.join(names)}; {config.packing}{limit}"
+
+
+def _task(shared: Shared, prompts: Prompts) -> str:
+    pairs = len(shared.tasks[prompts.task])
+    skipped = ", ".join(f"{count:,} {reason}" for reason, count in prompts.skipped.items())
+    left_out = f" (skipped: {skipped})" if skipped else ""
+    return f"{prompts.task}: {len(prompts):,} prompts from {pairs:,} pairs{left_out}"
+
+
+def _bytes_to_download(checkpoints: Sequence[CheckpointFiles], shape: ModelShape) -> int:
+    """Bytes of weights that aren't here yet; from the model's shape if the hub doesn't list them."""
+    with ThreadPoolExecutor(HUB_THREADS) as pool:
+        sizes = list(pool.map(CheckpointFiles.bytes_to_download, checkpoints))
+    if missing := [files.name for files, size in zip(checkpoints, sizes, strict=True) if size is None]:
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        warnings.warn(f"{checkpoints[0].source} lists no weights of {', '.join(missing[:3])}{more}", stacklevel=1)
+    return sum(2 * shape.parameters if size is None else size for size in sizes)
+
+
+def _device(device: torch.device, needed: int) -> str:
+    """What the device has; warns if that isn't enough."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"this machine ({device.type})"
+    total = total_bytes(device)
+    if needed > total:
+        warnings.warn(f"the run needs about {format_bytes(needed)}, {name} has {format_bytes(total)}", stacklevel=1)
+    return f"{name} has {format_bytes(total)}"
+
+
+def _space(needed: int, folder: Path, what: str) -> str:
+    """What goes into a folder, and the space there; warns if that isn't enough."""
+    free = free_bytes(folder)
+    if needed > free:
+        warnings.warn(
+            f"{format_bytes(needed)} {what} are needed in {folder}, where {format_bytes(free)} are free", stacklevel=1
         )
-
-    # ---------------------------------------------------------------------------------------------------- each stage
-
-    @property
-    def _load(self) -> float:
-        """Seconds to read a checkpoint, hash it, and make it ready."""
-        return self.speeds.load + 2 * 4 * self.shared.shape.parameters / DISK
-
-    def _survey(self, texts: int, reading: float) -> StagePlan:
-        count, shape = len(self.shared.metadata.checkpoints), self.shared.shape
-        text = self._heldout(self.config.survey.blocks) * self.config.text.context
-        a_pass = cost.pass_bytes(self.config, shape, self.config.compute.dtype) / self.config.text.context
-        memory = shape.parameters * cost.BYTES[self.config.compute.dtype] + cost.logit_bytes(self.config, shape)
-        return StagePlan(
-            "survey",
-            f"{format_tokens(texts + text)} tokens at each of {count} checkpoints",
-            reading + count * (self._load + texts * self.speeds.asked + text * self.speeds.read),
-            self.before + memory + int(a_pass * self.shared.batches.survey),
-        )
-
-    @property
-    def _steps(self) -> int:
-        return self.config.training.steps
-
-    @property
-    def _blocks(self) -> int:
-        """Blocks read from the text: for calibration, and to fill and refill the activation buffer."""
-        training, batch = self.config.training, self.config.training.batch_size
-        tokens_per_block = self.config.text.context - self.config.positions.first_trained
-        refill, buffer = training.model_batch_blocks * tokens_per_block, training.buffer_size(tokens_per_block)
-        return training.calibration_blocks + training.model_batch_blocks * (
-            (buffer + (self._steps - 1) * batch) // refill
-        )
-
-    @property
-    def _collection_seconds(self) -> float:
-        return self._blocks * self.config.text.context * self.speeds.collection
-
-    def _train(self) -> StagePlan:
-        config, shape = self.config, self.shared.shape
-        rows = self._steps * config.training.batch_size
-        learning = self._steps * sum(step.seconds for step in self.speeds.steps)
-        mixing = rows * self.speeds.mixing
-        whole = self._collection_seconds + learning + mixing
-        state = cost.buffer_bytes(config, shape) + 12 * sum(cost.crosscoder_weights(c, shape) for c in self.configs)
-        saving = whole / max(config.training.save_seconds, 1) * state / DISK
-        parts = sum(cost.training_parts(self.configs, shape).values())
-        at_once = self.shared.batches.collection * cost.collection_bytes(config, shape)
-        if self.shared.device.type == "cpu":
-            at_once = max(at_once, cost.buffer_bytes(config, shape))  # which is copied to be saved
-        return StagePlan(
-            "train",
-            f"{format_tokens(rows)} tokens: collection {self._collection_seconds / whole:.0%}, "
-            f"steps {learning / whole:.0%}",
-            whole + saving + self.checkpoints * self._load,
-            self.before + parts + at_once,
-        )
-
-    def _analysis(self, name: str, blocks: int, at_once: int, each: float, codes: int, extra: int = 0) -> StagePlan:
-        """A stage that reads held-out text, once for each crosscoder."""
-        context = self.config.text.context
-        blocks = self._heldout(blocks)
-        memory = at_once * cost.analysis_bytes(self.largest, self.shared.shape, codes) + extra
-        seconds = len(self.configs) * blocks * context * each
-        return StagePlan(name, f"{format_tokens(blocks * context)} tokens", seconds, self.held + memory)
-
-    def _heldout(self, blocks: int) -> int:
-        """Of so many blocks of held-out text, those that there are, if that is known yet."""
-        tokens = self.shared.folder / "tokens" / "heldout.npy"
-        return min(blocks, len(self.shared.heldout_text)) if tokens.exists() else blocks
-
-    def _evaluate(self) -> StagePlan:
-        logits = cost.logit_bytes(self.config, self.shared.shape)
-        at_once = self.shared.batches.evaluation
-        read = self._analysis(
-            "evaluate", self.config.evaluation.blocks, at_once, self.speeds.evaluated, cost.EVALUATED, logits
-        )
-        # The checkpoints are loaded once, for this stage and those after it.
-        return replace(read, seconds=read.seconds + self.checkpoints * self._load)
-
-    def _diagnose(self) -> StagePlan:
-        blocks, at_once = self.config.diagnostics.blocks, self.shared.batches.diagnosis
-        return self._analysis("diagnose", blocks, at_once, self.speeds.diagnosed, cost.DIAGNOSED)
-
-    def _search(self) -> StagePlan:
-        blocks, at_once = self.config.contexts.blocks, self.shared.batches.contexts
-        return self._analysis("contexts", blocks, at_once, self.speeds.searched, cost.EVALUATED)
-
-    def _attribute(self) -> StagePlan:
-        count, config = sum(map(len, self.prompts)), self.config.attribution
-        points = config.n_gradients
-        seconds = len(self.prompts) * self.speeds.task + count * self.speeds.prompt
-        at_once = self.shared.batches.effects * cost.gradient_bytes(self.config, self.shared.shape)
-        return StagePlan(
-            "attribute",
-            f"{count:,} prompts of {len(self.prompts)} tasks, {points} points each",
-            len(self.configs) * seconds,
-            self.held + at_once,
-        )
-
-    def _ablate(self) -> StagePlan:
-        config = self.config.ablation
-        features = 2 * config.top_k + config.exact
-        each = DISTINCT * self.checkpoints * features * FIRING * self.checkpoints
-        count = sum(map(len, self.prompts))
-        length = max(len(tokens) for prompts in self.prompts for tokens in prompts.tokens)
-        codes = 4 * config.batch_size * length * cost.EVALUATED * self.largest.crosscoder.features
-        return StagePlan(
-            "ablate",
-            f"{count:,} prompts, about {each:.0f} ablations each",
-            len(self.configs) * count * each * self.speeds.ablated,
-            self.held + codes,
-        )
+    return f"{format_bytes(needed)} {what}, into {folder}, where {format_bytes(free)} are free"

@@ -19,7 +19,7 @@ from crosstime.crosscoder.sparsity.rules import Sparsity
 from crosstime.models.shape import ModelShape
 from crosstime.pipeline import toml
 from crosstime.pipeline.config import RunConfig
-from crosstime.pipeline.cost import H100, estimate
+from crosstime.pipeline.estimate import H100, estimate
 
 SEED = 124
 """The seed by which the paper interprets its crosscoders; 153 and 6582 are its others."""
@@ -183,20 +183,20 @@ _NOTES = f"""\
 Tokens are those that every checkpoint reads. GPU time is an estimate for the training alone, with no wait for text, on
 {H100}.
 `crosstime new PRESET RUN_DIR --rule RULE --seed N` writes a run.toml (without options: the first rule, seed {SEED});
-`crosstime run RUN_DIR --dry-run` checks it, and says what it needs of this machine."""
+`crosstime plan RUN_DIR` checks it and predicts what it takes on this machine."""
 
 
 def _row(name: str) -> tuple[str, ...]:
     preset, config = PRESETS[name], settings(name)
-    costs = estimate(config, preset.shape)
+    costs = estimate([config], preset.shape)
     return (
         name,
         str(config.selection.size),
         str(preset.layer),
         f"{config.crosscoder.features:,}",
-        format_tokens(costs.tokens),
+        format_tokens(costs.tokens_read),
         format_duration(costs.seconds),
-        format_bytes(costs.gpu_bytes),
+        format_bytes(costs.memory),
         format_bytes(preset.download) if preset.download else "none",
         ", ".join(preset.rules),
     )

@@ -23,9 +23,9 @@ from crosstime.models.metadata import SuiteMetadata
 from crosstime.models.shape import ModelShape
 from crosstime.models.split import SplitLM
 from crosstime.models.suite import Suite
-from crosstime.pipeline.budget import Batches, Budget
 from crosstime.pipeline.config import RunConfig
 from crosstime.pipeline.engine import STAGES, Workspace
+from crosstime.pipeline.estimate import MEMORY, Budget
 from crosstime.pipeline.imported import fitted
 from crosstime.tasks.prompts import Prompts
 from crosstime.tasks.task import Task
@@ -105,19 +105,15 @@ class Shared:
     @cached_property
     def budget(self) -> Budget:
         """Memory that may be held; asked for before anything large is loaded, and on CUDA enforced from then on."""
-        return Budget.of(self.device, self.config.compute.memory_bytes)
+        return Budget.start(self.device, self.config.compute.memory_bytes)
 
-    @cached_property
-    def batches(self) -> Batches:
-        """How much is worked on at a time.
+    def batch_size(self, stage: str) -> int:
+        """Return the largest batch that a stage has memory for, up to the one configured.
 
         Raises:
-            InputError: what must be held exceeds `compute.memory`.
+            InputError: What must be held exceeds `compute.memory`.
         """
-        configs = [self.config, *self.beside]
-        places = [self.folder / config.crosscoder.name / "crosscoder" for config in configs]
-        are_there = all(artifact.read_manifest(place) is not None for place in places)
-        return Batches.of(configs, self.shape, self.budget, train=not (self.config.crosscoder.from_ or are_there))
+        return self.budget.fit(MEMORY[stage]([self.config, *self.beside], self.shape))
 
     @cached_property
     def models(self) -> list[SplitLM]:
@@ -213,7 +209,11 @@ class Shared:
             raise InputError(f"text.context is {self.config.text.context}: the models have {most} positions")
         available_device(self.device)
         self.config.text.check_files(self.folder)
-        _ = self.batches
+        crosscoders = [self.folder / config.crosscoder.name / "crosscoder" for config in (self.config, *self.beside)]
+        trained = self.config.crosscoder.from_ or None not in map(artifact.read_manifest, crosscoders)
+        for stage in MEMORY:
+            if stage != "train" or not trained:
+                self.batch_size(stage)
         self._check_tasks()
 
     def _check_tasks(self) -> None:

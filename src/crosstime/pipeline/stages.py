@@ -22,6 +22,7 @@ from crosstime.attribution.exact import Exact, exact_effects, validate
 from crosstime.attribution.features import FeatureTable
 from crosstime.base import artifact
 from crosstime.base.units import jsonable
+from crosstime.crosscoder.sparsity.rules import L1, BatchTopK
 from crosstime.evaluation.contexts import contexts, load_contexts, save_contexts
 from crosstime.evaluation.diagnostics import Diagnostics, diagnose
 from crosstime.evaluation.quality import Quality, evaluate
@@ -30,7 +31,9 @@ from crosstime.models.tokenizer import fingerprint
 from crosstime.pipeline.annotations import FOLDER as ANNOTATIONS
 from crosstime.pipeline.annotations import annotations_hash, read_annotations
 from crosstime.pipeline.config import ERROR_LOG, FILE, RESOLVED, RunConfig
-from crosstime.pipeline.engine import STAGES, Stage, stages_for
+from crosstime.pipeline.engine import STAGES, Stage, Workload, stages_for
+from crosstime.pipeline.estimate import MEMORY, collected_tokens, estimate
+from crosstime.pipeline.measure import FIRING
 from crosstime.pipeline.run import Run
 from crosstime.pipeline.summary import seconds
 from crosstime.report.build import build_report
@@ -42,6 +45,8 @@ from crosstime.training.train import train_several
 
 TRAINING_STATE = "training/state"
 TRAINING_LOG = "training/log.jsonl"
+TOKENS_PER_PAIR = 24
+"""Of both sentences, assumed."""
 RESERVED = (FILE, RESOLVED, ERROR_LOG, ANNOTATIONS)
 """Names in a run folder that no stage owns."""
 
@@ -67,7 +72,7 @@ def write_survey(run: Run, draft: Path) -> None:
         run.shared.suite,
         run.shared.sets,
         run.shared.heldout_text,
-        replace(run.config.survey, batch_tokens=run.shared.batches.survey),
+        replace(run.config.survey, batch_tokens=run.shared.batch_size("survey") * run.config.text.context),
         layer=run.shared.layer,
         positions=run.config.positions,
         dtype=run.shared.dtype,
@@ -108,7 +113,7 @@ def write_crosscoders(runs: Sequence[Run], drafts: Sequence[Path]) -> None:
         device=shared.device,
         state_folder=shared.folder / TRAINING_STATE,
         log_path=shared.folder / TRAINING_LOG,
-        max_batch_blocks=shared.batches.collection,
+        max_batch_blocks=shared.batch_size("train"),
     )
     for run, draft in zip(runs, drafts, strict=True):
         trained[run.name].save_pretrained(draft)
@@ -139,19 +144,19 @@ def _training_log(run: Run) -> list[Record]:
 
 def write_evaluation(run: Run, draft: Path) -> None:
     """The crosscoder on held-out text."""
-    config = replace(run.config.evaluation, batch_blocks=run.shared.batches.evaluation)
+    config = replace(run.config.evaluation, batch_blocks=run.shared.batch_size("evaluate"))
     evaluate(run.crosscoder, run.shared.models, run.shared.heldout_text, config).save(draft)
 
 
 def write_diagnostics(run: Run, draft: Path) -> None:
     """What the data say of every feature's decoder."""
-    config = replace(run.config.diagnostics, batch_blocks=run.shared.batches.diagnosis)
+    config = replace(run.config.diagnostics, batch_blocks=run.shared.batch_size("diagnose"))
     diagnose(run.crosscoder, run.shared.models, run.shared.heldout_text, config).save(draft)
 
 
 def write_effects(run: Run, draft: Path) -> None:
     """features.parquet and tasks.json for people; task-N/ for the stages that follow."""
-    config = replace(run.config.attribution, max_positions=run.shared.batches.effects)
+    config = replace(run.config.attribution, max_positions=run.shared.batch_size("attribute"))
     text = run.shared.heldout_text if BASELINES[config.baseline].needs_text else None
     found = []
     for n, prompts in enumerate(run.shared.prompts, 1):
@@ -166,7 +171,7 @@ def write_effects(run: Run, draft: Path) -> None:
 
 def write_ablation(run: Run, draft: Path) -> None:
     """The strongest features set to zero, beside random ones; exact effects of more, and what they validate."""
-    config = run.config.ablation
+    config = replace(run.config.ablation, batch_size=run.shared.batch_size("ablate"))
     frequency = Quality.load(run.folder_of("evaluation")).frequency
     ablations, exacts = [], []
     for n, prompts in enumerate(run.shared.prompts, 1):
@@ -183,7 +188,7 @@ def write_ablation(run: Run, draft: Path) -> None:
 
 def write_contexts(run: Run, draft: Path) -> None:
     """Where the strongest features fire, and which tokens they promote."""
-    config = replace(run.config.contexts, batch_blocks=run.shared.batches.contexts)
+    config = replace(run.config.contexts, batch_blocks=run.shared.batch_size("contexts"))
     features: set[int] = set()
     for n in range(1, len(run.shared.prompts) + 1):
         effects = Effects.load(run.folder_of("effects") / f"task-{n}")
@@ -302,6 +307,7 @@ def _train_variant(stage: Stage[Run], config: RunConfig) -> Stage[Run]:
         work=write_imported_crosscoder,
         together=None,
         seconds_before=lambda _: 0.0,
+        workload=None,
     )
 
 
@@ -310,6 +316,98 @@ def _attribute_variant(stage: Stage[Run], config: RunConfig) -> Stage[Run]:
     if not BASELINES[config.attribution.baseline].needs_text:
         return stage
     return replace(stage, inputs=(*stage.inputs, "tokens/heldout.npy"))
+
+
+# ---- How much work the stages are, for `crosstime plan`.
+
+
+def _survey_tokens(run: Run) -> float:
+    """Tokens that the survey reads, about."""
+    pairs = sum(map(len, run.shared.sets))
+    text = _heldout_blocks(run, run.config.survey.blocks) * run.config.text.context
+    return float(len(run.shared.metadata.checkpoints) * (pairs * TOKENS_PER_PAIR + text))
+
+
+def _shrink_survey(run: Run, size: int) -> RunConfig:
+    survey = run.config.survey
+    blocks = max(1, round(survey.blocks * size / max(map(len, run.shared.sets))))
+    return replace(run.config, survey=replace(survey, max_pairs=size, blocks=blocks))
+
+
+def _training_tokens(run: Run) -> float:
+    """Tokens trained on, and those that are only collected, by what collecting takes of the FLOP."""
+    estimated = estimate([run.config, *run.shared.beside], run.shared.shape)
+    share = estimated.forward_flop / (estimated.forward_flop + estimated.matmul_flop)
+    return estimated.tokens + share * (collected_tokens(run.config) - estimated.tokens)
+
+
+def _shrink_training(run: Run, size: int) -> RunConfig:
+    """A few steps after a short calibration and with a small buffer, as sparse from the beginning as later on.
+
+    With L1, and for the first steps with BatchTopK, most features fire at first. A CPU then takes several times as long
+    for a step: it multiplies sparse matrices where it can.
+    """
+    training, rule = run.config.training, run.config.sparsity
+    if isinstance(rule, BatchTopK):
+        rule = replace(rule, k_start=rule.k)
+    elif isinstance(rule, L1):
+        k = max(1, round(FIRING * run.config.crosscoder.features))
+        rule = BatchTopK(k, k_start=k)
+    tokens = size * training.batch_size
+    training = replace(
+        training,
+        tokens=tokens,
+        buffer_tokens=training.batch_size,
+        model_batch_blocks=min(training.model_batch_blocks, max(1, tokens // run.config.text.context)),
+        calibration_blocks=1,
+        loggers=(),
+    )
+    return replace(run.config, training=training, sparsity=rule)
+
+
+def _training_advice(run: Run) -> str:
+    share = read_log(run.folder / TRAINING_LOG)[-1]["collection_share"]
+    if share >= 0.5:
+        more = (1 - share) / (1 + len(run.shared.beside))
+        return (
+            f"fewer training.tokens: collecting activations is {share:.0%} of it; another [[crosscoder]] on the same "
+            f"activations would add only {more:.0%}"
+        )
+    return f"fewer crosscoder.features or training.tokens: the crosscoder's steps are {1 - share:.0%} of it"
+
+
+def _heldout_blocks(run: Run, blocks: int) -> int:
+    """So many held-out blocks, or all there are if that's known yet."""
+    tokens = run.folder / "tokens" / "heldout.npy"
+    return min(blocks, len(run.shared.heldout_text)) if tokens.exists() else blocks
+
+
+def _reads_blocks(stage: str, section: str, *, loads: bool = False) -> Workload[Run]:
+    """The workload of a stage that reads held-out blocks, as many as the key `blocks` of its section says."""
+
+    def shrink(run: Run, size: int) -> RunConfig:
+        return replace(run.config, **{section: replace(getattr(run.config, section), blocks=size)})
+
+    return Workload(
+        "blocks",
+        units=lambda run: _heldout_blocks(run, getattr(run.config, section).blocks),
+        shrink=shrink,
+        advice=lambda _: f"fewer {section}.blocks",
+        loads=lambda run: loads * run.config.selection.size,
+        memory=MEMORY[stage],
+    )
+
+
+def _reads_prompts(stage: str, advice: str) -> Workload[Run]:
+    """The workload of a stage that reads the prompts of the attributed tasks."""
+
+    def units(run: Run) -> float:
+        return float(sum(map(len, run.shared.prompts)))
+
+    def shrink(run: Run, size: int) -> RunConfig:
+        return replace(run.config, task=tuple(replace(task, max_pairs=size) for task in run.config.task))
+
+    return Workload("prompts", units, shrink, advice=lambda _: advice, memory=MEMORY[stage])
 
 
 _MODELS = ("compute.dtype", "positions", "crosscoder.layer")
@@ -349,6 +447,14 @@ _STAGES: tuple[Stage[Run], ...] = (
         facts=_surveyed,
         work=write_survey,
         shared=True,
+        workload=Workload(
+            "tokens",
+            units=_survey_tokens,
+            shrink=_shrink_survey,
+            advice=lambda _: "a smaller survey.max_pairs or survey.blocks",
+            loads=lambda run: len(run.shared.metadata.checkpoints),
+            memory=MEMORY["survey"],
+        ),
     ),
     Stage(
         "select",
@@ -372,6 +478,14 @@ _STAGES: tuple[Stage[Run], ...] = (
         seconds_before=unfinished_seconds,
         variant=_train_variant,
         scratch=("training",),
+        workload=Workload(
+            "tokens",
+            units=_training_tokens,
+            shrink=_shrink_training,
+            advice=_training_advice,
+            loads=lambda run: run.config.selection.size,
+            memory=MEMORY["train"],
+        ),
     ),
     Stage(
         "evaluate",
@@ -380,6 +494,7 @@ _STAGES: tuple[Stage[Run], ...] = (
         settings=(*_MODELS, "evaluation"),
         inputs=("selection/checkpoints.json", "tokens/heldout.npy", "crosscoder"),
         work=write_evaluation,
+        workload=_reads_blocks("evaluate", "evaluation", loads=True),
     ),
     Stage(
         "diagnose",
@@ -388,6 +503,7 @@ _STAGES: tuple[Stage[Run], ...] = (
         settings=(*_MODELS, "diagnostics"),
         inputs=("selection/checkpoints.json", "tokens/heldout.npy", "crosscoder"),
         work=write_diagnostics,
+        workload=_reads_blocks("diagnose", "diagnostics"),
     ),
     Stage(
         "attribute",
@@ -398,6 +514,7 @@ _STAGES: tuple[Stage[Run], ...] = (
         facts=_tasks,
         work=write_effects,
         variant=_attribute_variant,
+        workload=_reads_prompts("attribute", "fewer attribution.steps or a task's max_pairs"),
     ),
     Stage(
         "ablate",
@@ -407,6 +524,7 @@ _STAGES: tuple[Stage[Run], ...] = (
         inputs=("selection/checkpoints.json", "crosscoder", "evaluation/frequency.parquet", "effects"),
         facts=_tasks,
         work=write_ablation,
+        workload=_reads_prompts("ablate", "a smaller ablation.exact or a task's max_pairs"),
     ),
     Stage(
         "contexts",
@@ -415,6 +533,7 @@ _STAGES: tuple[Stage[Run], ...] = (
         settings=(*_MODELS, "contexts"),
         inputs=("selection/checkpoints.json", "tokens/heldout.npy", "crosscoder", "effects"),
         work=write_contexts,
+        workload=_reads_blocks("contexts", "contexts"),
     ),
     Stage(
         "report",
