@@ -190,7 +190,7 @@ def test_more_features_asked_for_than_there_are(tmp_path, capfd, error):
     folder = new(tmp_path / "run", THREE_WAY, "--rule", "batchtopk")
     capfd.readouterr()
     edit(folder, "features = 16_384", "features = 100")
-    assert "sparsity.k is 200: a dictionary of 100 features has not so many" in error(folder)
+    assert "sparsity.k (200) exceeds the number of features (100)" in error(folder)
 
 
 def test_without_a_network(three_way, server, error, monkeypatch):
