@@ -135,7 +135,7 @@ def test_the_facts_of_the_papers_three_way_crosscoder(server, three_way, check):
     assert facts["text"] == "monology/pile-uncopyrighted; document-start; at most 428M tokens"
     assert facts["stages to do"].split(", ")[0] == "suite"
     assert facts["time"].startswith("59 min to train on one H100")
-    assert facts["memory"].startswith("22.")
+    assert 21 < float(facts["memory"].split()[0]) < 25  # what the process itself holds counts too
     assert facts["download"].startswith("5.7 GiB of weights, into")
     assert facts["time here"] == "not measured: the checkpoints aren't on this machine yet"
     assert [line for line in err.splitlines() if "no weights of step512, step2000, main" in line]
